@@ -1,0 +1,259 @@
+//! A task: one flow of control in an address space, and the state that its system calls work on.
+
+use std::{ffi::CString, os::fd::OwnedFd, sync::Arc};
+
+use process_vm_exec::{
+    AddressSpace, Arch, Context, Engine, Errno, Exit, Rewriting, SignalSet, Syscall, WaitStatus,
+};
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::{
+    abi::failure,
+    dispatch,
+    files::FileTable,
+    limits::Limits,
+    loader::{self, LoadError},
+    memory::Heap,
+    program::{Program, ProgramError},
+    signals::Signals,
+    stats::Stats,
+    time::Timers,
+    trace::Tracer,
+};
+
+/// Why a program could not be started, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program's files are missing or no good.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// It could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The address space failed.
+    #[error(transparent)]
+    Space(#[from] process_vm_exec::Error),
+    /// The supervisor's own surroundings failed.
+    #[error("{what}: {errno}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// How it failed.
+        errno: Errno,
+    },
+}
+
+/// How to make address spaces for programs.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// The engine; the best one there is if `None`.
+    pub engine: Option<Engine>,
+    /// Whether call sites may be rewritten.
+    pub rewriting: Rewriting,
+    /// Prints every system call, if there is one.
+    pub tracer: Option<Tracer>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { engine: None, rewriting: Rewriting::On, tracer: None }
+    }
+}
+
+impl Config {
+    fn create_space(&self) -> process_vm_exec::Result<AddressSpace> {
+        let builder = AddressSpace::builder().rewriting(self.rewriting);
+        match self.engine {
+            Some(engine) => builder.engine(engine),
+            None => builder,
+        }
+        .create()
+    }
+}
+
+/// What a task does after an exit has been dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It goes on behind the system call, with the answer.
+    Continue,
+    /// Its registers have been set: it goes on wherever they say (`execve`, `rt_sigreturn`).
+    Jump,
+    /// It is over.
+    End(WaitStatus),
+}
+
+/// One flow of control and everything that belongs to it.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use appkernel::{Config, Program, Task};
+/// let program = Program::open(c"/bin/true", vec![c"true".to_owned()], Vec::new())?;
+/// let mut task = Task::start(program, Config::default())?;
+/// let status = task.run()?;
+/// # let _ = status;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Task {
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) context: Context,
+    pub(crate) config: Config,
+    pub(crate) next: Next,
+    pub(crate) files: FileTable,
+    /// The current directory (`O_PATH`).
+    pub(crate) directory: OwnedFd,
+    /// Permissions that new files do not get.
+    pub(crate) umask: u32,
+    pub(crate) identity: Identity,
+    pub(crate) heap: Heap,
+    pub(crate) signals: Signals,
+    pub(crate) timers: Timers,
+    pub(crate) limits: Limits,
+    pub(crate) stats: Stats,
+    /// Through which all data of reads and writes passes.
+    pub(crate) buffer: Vec<u8>,
+}
+
+/// What a process says about itself in `/proc/self`.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) pid: i32,
+    /// The executable's path, without links.
+    pub(crate) exe: Vec<u8>,
+    /// The thread's name, 15 bytes at most (`PR_SET_NAME`).
+    pub(crate) comm: Vec<u8>,
+    pub(crate) cmdline: Vec<u8>,
+    pub(crate) environ: Vec<u8>,
+    pub(crate) auxv: Vec<u8>,
+}
+
+impl Identity {
+    fn new(pid: i32, program: &Program, auxv: Vec<u8>) -> Self {
+        let base = program.execfn.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let joined = |strings: &[CString]| {
+            strings.iter().flat_map(|string| string.as_bytes_with_nul()).copied().collect()
+        };
+        Self {
+            pid,
+            exe: program.exe.clone(),
+            comm: base[..base.len().min(15)].to_vec(),
+            cmdline: joined(&program.args),
+            environ: joined(&program.env),
+            auxv,
+        }
+    }
+}
+
+impl Task {
+    /// Loads `program` into a new address space. It inherits this process's descriptors 0, 1 and 2, its current
+    /// directory and its umask; the latter becomes 0 in this process, since it would apply a second time.
+    ///
+    /// # Errors
+    /// No engine, no memory, or arguments that do not fit.
+    pub fn start(program: Program, config: Config) -> Result<Self, Error> {
+        let space = config.create_space()?;
+        let loaded = loader::load(&space, &program)?;
+        let directory = rustix::fs::openat(CWD, c".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::Host { what: "the current directory cannot be opened", errno })?;
+        let files = FileTable::inherit()
+            .map_err(|errno| Error::Host { what: "the standard descriptors cannot be duplicated", errno })?;
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        Ok(Self {
+            space: Arc::new(space),
+            context: Context::new(loaded.entry, loaded.stack_pointer),
+            config,
+            next: Next::Continue,
+            files,
+            directory,
+            umask: rustix::process::umask(Mode::empty()).as_raw_mode(),
+            identity: Identity::new(pid, &program, loaded.auxv),
+            heap: Heap::new(loaded.heap),
+            signals: Signals::default(),
+            timers: Timers::default(),
+            limits: Limits::default(),
+            stats: Stats::default(),
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Runs the task to its end.
+    ///
+    /// # Errors
+    /// When the address space fails; the program's own failures are a [`WaitStatus`].
+    pub fn run(&mut self) -> Result<WaitStatus, Error> {
+        let status = loop {
+            match self.space.run(&mut self.context, &SignalSet::all())? {
+                Exit::Syscall(call) => self.answer(&call),
+                Exit::Fault(fault) => {
+                    self.stats.faults += 1;
+                    self.raise_fault(&fault);
+                }
+                Exit::Signal(info) => {
+                    self.stats.signals += 1;
+                    self.signals.post(info);
+                }
+                Exit::Interrupted => self.stats.interruptions += 1,
+                Exit::Died(status) => break status,
+            }
+            if self.wants_attention() {
+                self.deliver_signals();
+            }
+            if let Next::End(status) = self.next {
+                break status;
+            }
+        };
+        if let Some(tracer) = &mut self.config.tracer {
+            tracer.end(status);
+        }
+        Ok(status)
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    fn answer(&mut self, call: &Syscall) {
+        self.next = Next::Continue;
+        self.stats.count(call);
+        let handler = match call.arch {
+            Arch::X86_64 => dispatch::handler(call.nr),
+            Arch::I386 => None,
+        };
+        let tracing = self.config.tracer.is_some();
+        if tracing {
+            self.trace_entry(call);
+        }
+        let answer = match handler {
+            Some(handler) => handler(self, call.args),
+            None => Err(Errno::NOSYS),
+        };
+        if self.next == Next::Continue {
+            self.context.set_return(answer.unwrap_or_else(failure));
+        }
+        if tracing {
+            self.trace_exit(call, answer);
+        }
+        self.signals.note_answer(answer);
+    }
+
+    /// Replaces the program (execve(2)). Until the new one is loaded completely, the old one is untouched.
+    pub(crate) fn replace_program(&mut self, program: &Program) -> Result<(), Errno> {
+        let load_errno = |error| match error {
+            LoadError::Space(error) => error.errno(),
+            LoadError::TooManyArguments { .. } => Errno::TOOBIG,
+        };
+        let space = self.config.create_space().map_err(|error| error.errno())?;
+        let loaded = loader::load(&space, program).map_err(load_errno)?;
+        self.space = Arc::new(space);
+        self.context = Context::new(loaded.entry, loaded.stack_pointer);
+        self.files.close_on_exec();
+        self.identity = Identity::new(self.identity.pid, program, loaded.auxv);
+        self.heap = Heap::new(loaded.heap);
+        self.signals.reset_handlers();
+        self.next = Next::Jump;
+        Ok(())
+    }
+}

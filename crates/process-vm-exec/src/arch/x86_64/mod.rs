@@ -1,0 +1,99 @@
+//! The x86-64 processor: its registers, and what it can do.
+
+pub(crate) mod xstate;
+
+use crate::error::{Error, Result};
+
+/// The registers of one flow of control.
+///
+/// The order is the mailbox's: first what the answer to a system call needs, then the five words that `iretq`
+/// takes, then the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the fields are the processor's registers, by their own names")]
+pub struct Registers {
+    pub rax: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub r10: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub rbx: u64,
+    pub rbp: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rcx: u64,
+    pub r11: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+}
+
+impl Default for Registers {
+    fn default() -> Self {
+        Self {
+            rax: 0,
+            rdi: 0,
+            rsi: 0,
+            rdx: 0,
+            r10: 0,
+            r8: 0,
+            r9: 0,
+            rip: 0,
+            cs: USER_CS,
+            rflags: RFLAGS_ALWAYS_SET,
+            rsp: 0,
+            ss: USER_SS,
+            rbx: 0,
+            rbp: 0,
+            r12: 0,
+            r13: 0,
+            r14: 0,
+            r15: 0,
+            rcx: 0,
+            r11: 0,
+            fs_base: 0,
+            gs_base: 0,
+        }
+    }
+}
+
+/// The 64-bit user code segment (`__USER_CS`, arch/x86/include/asm/segment.h).
+pub(crate) const USER_CS: u64 = 0x33;
+/// The user data segment (`__USER_DS`).
+pub(crate) const USER_SS: u64 = 0x2b;
+/// Bit 1 of RFLAGS reads as one always.
+const RFLAGS_ALWAYS_SET: u64 = 1 << 1;
+
+/// The 32-bit user code segment (`__USER32_CS`).
+const USER32_CS: u64 = 0x23;
+/// What user space may change: CF PF AF ZF SF TF DF OF NT AC ID (Intel SDM, volume 1, 3.4.3), as ptrace(2) lets it.
+const RFLAGS_USER: u64 = 0x24_4dd5;
+/// IF: interrupts are on in user space.
+const RFLAGS_IF: u64 = 1 << 9;
+/// TF: the processor stops after each instruction.
+pub(crate) const RFLAGS_TF: u64 = 1 << 8;
+/// User addresses are below this (`TASK_SIZE_MAX` with four levels).
+pub(crate) const USER_END: u64 = 0x7fff_ffff_f000;
+
+/// Makes `registers` what the processor accepts in user space, or says why that cannot be.
+pub(crate) fn validate(registers: &mut Registers) -> Result<()> {
+    if registers.rip >= USER_END {
+        return Err(Error::Context("RIP is not a user address"));
+    }
+    if registers.fs_base >= USER_END || registers.gs_base >= USER_END {
+        return Err(Error::Context("a segment base is not a user address"));
+    }
+    if ![USER_CS, USER32_CS].contains(&registers.cs) || registers.ss != USER_SS {
+        return Err(Error::Context("CS or SS is not a user segment (0x33 or 0x23, and 0x2b)"));
+    }
+    registers.rflags = registers.rflags & RFLAGS_USER | RFLAGS_ALWAYS_SET | RFLAGS_IF;
+    Ok(())
+}

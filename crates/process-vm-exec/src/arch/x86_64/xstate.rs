@@ -1,0 +1,107 @@
+//! Extended state: x87, SSE, AVX, AVX-512, whatever XSAVE covers (Intel SDM, volume 1, chapter 13).
+
+use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+
+/// The AMX components. A process must ask for them (`ARCH_REQ_XCOMP_PERM`); no space does.
+const AMX: u64 = 1 << 17 | 1 << 18;
+/// Bytes of the legacy area and the header.
+const MINIMUM: usize = 576;
+const MXCSR: usize = 24;
+const MXCSR_MASK: usize = 28;
+/// Legacy bytes that XSAVE leaves to software (FXSAVE too): signal frames have their magic there.
+const SOFTWARE: Range<usize> = 464..512;
+const XSTATE_BV: Range<usize> = 512..520;
+const HEADER: Range<usize> = 512..576;
+const INITIAL_MXCSR: u32 = 0x1f80;
+
+struct Layout {
+    mask: u64,
+    size: usize,
+}
+
+fn layout() -> &'static Layout {
+    static LAYOUT: OnceLock<Layout> = OnceLock::new();
+    LAYOUT.get_or_init(|| {
+        let mask = xcr0() & !AMX;
+        // Leaf 0xd: sub-leaf n tells size and offset of component n in the standard format.
+        let size = (2..63)
+            .filter(|component| mask >> component & 1 != 0)
+            .map(|component| {
+                let leaf = __cpuid_count(0xd, component);
+                (leaf.eax + leaf.ebx) as usize
+            })
+            .fold(MINIMUM, usize::max);
+        Layout { mask, size }
+    })
+}
+
+fn xcr0() -> u64 {
+    if !std::arch::is_x86_feature_detected!("xsave") {
+        return 0;
+    }
+    #[target_feature(enable = "xsave")]
+    fn read() -> u64 {
+        // SAFETY: XGETBV of register 0 exists where XSAVE does, which the caller saw.
+        unsafe { _xgetbv(0) }
+    }
+    // SAFETY: the feature has just been detected; std's detection includes OSXSAVE.
+    unsafe { read() }
+}
+
+/// The components that contexts carry, as in XCR0.
+pub(crate) fn mask() -> u64 {
+    layout().mask
+}
+
+/// Length in bytes of a context's extended state, in XSAVE's standard format.
+pub fn size() -> usize {
+    layout().size.next_multiple_of(64)
+}
+
+/// The state of a processor that has just been initialised.
+pub(crate) fn initial() -> Vec<u8> {
+    let mut area = vec![0; size()];
+    area[..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    area[MXCSR..MXCSR + 4].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
+    area
+}
+
+/// Makes what XSAVE wrote self-contained: no bytes that only signal frames have.
+pub(crate) fn tidy(area: &mut [u8]) {
+    area[SOFTWARE].fill(0);
+}
+
+/// XRSTOR faults on anything that this refuses.
+pub(crate) fn validate(area: &[u8]) -> Result<()> {
+    if area.len() != size() {
+        return Err(Error::Context("its extended state has not the size that xstate() returns"));
+    }
+    let components = u64::from_le_bytes(area[XSTATE_BV].try_into().expect("8 bytes"));
+    if components & !mask() != 0 || area[HEADER][8..].iter().any(|&byte| byte != 0) {
+        return Err(Error::Context("its XSAVE header has components or bits that this processor has not"));
+    }
+    let mxcsr = u32::from_le_bytes(area[MXCSR..MXCSR + 4].try_into().expect("4 bytes"));
+    if mxcsr & !mxcsr_mask() != 0 {
+        return Err(Error::Context("its MXCSR has reserved bits set"));
+    }
+    Ok(())
+}
+
+fn mxcsr_mask() -> u32 {
+    #[repr(align(16))]
+    struct Area([u8; 512]);
+    static MASK: OnceLock<u32> = OnceLock::new();
+    *MASK.get_or_init(|| {
+        let mut area = Area([0; 512]);
+        // SAFETY: FXSAVE writes the 512 aligned bytes it is given; every x86-64 processor has it.
+        unsafe { std::arch::x86_64::_fxsave64(area.0.as_mut_ptr()) };
+        match u32::from_le_bytes(area.0[MXCSR_MASK..MXCSR_MASK + 4].try_into().expect("4 bytes")) {
+            0 => 0xffbf,
+            mask => mask,
+        }
+    })
+}

@@ -1,0 +1,265 @@
+//! The state of one flow of control: registers, segment bases, extended state.
+
+use std::cell::OnceCell;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::arch::x86_64::{self, Registers, xstate};
+use crate::engine::{Enter, Seat};
+use crate::error::Result;
+use crate::space::Inner;
+
+/// Registers, segment bases and extended state of one flow of control in an address space.
+///
+/// After a run, what is not asked for stays where the guest left it: nobody pays for copying the extended state, or
+/// even most registers, of a guest that only makes system calls. Therefore a context belongs to a task inside the
+/// space in which it last ran, and gives it back when it is dropped or runs in another space.
+///
+/// ```
+/// use process_vm_exec::Context;
+/// let mut ctx = Context::new(0x1000, 0x8000);
+/// ctx.registers_mut().rdi = 1;
+/// assert_eq!(ctx.registers().rip, 0x1000);
+/// ```
+#[derive(Debug)]
+pub struct Context {
+    /// Empty while only the seat knows them.
+    registers: OnceCell<Registers>,
+    /// `rax`, always; the exit told it.
+    rax: u64,
+    /// The registers have been changed: the seat's are out of date, but for `rax`.
+    changed: bool,
+    xstate: Xstate,
+    seat: Option<Seated>,
+    interrupts: Arc<Mutex<Interrupts>>,
+}
+
+/// Where the valid extended state is.
+#[derive(Debug)]
+enum Xstate {
+    /// Nowhere: that of a processor just initialised.
+    Initial,
+    /// In the seat.
+    Seated,
+    /// In the seat, and here is a copy.
+    Copied(Vec<u8>),
+    /// Here; the seat's is out of date.
+    Set(Vec<u8>),
+}
+
+/// A seat, and the space it is in.
+#[derive(Debug)]
+struct Seated {
+    space: Arc<Inner>,
+    seat: Arc<dyn Seat>,
+}
+
+/// Whom an [`Interrupter`] is to interrupt.
+#[derive(Debug, Default)]
+struct Interrupts {
+    seat: Option<Arc<dyn Seat>>,
+    /// An interrupt that came while there was no seat.
+    pending: bool,
+}
+
+impl Context {
+    /// A context that starts at `entry` with `stack_top` in RSP, zeroes in all other general registers and the
+    /// extended state of a processor just initialised.
+    pub fn new(entry: u64, stack_top: u64) -> Self {
+        Self::with_registers(Registers { rip: entry, rsp: stack_top, ..Registers::default() })
+    }
+
+    /// A context that starts with these registers.
+    pub fn with_registers(registers: Registers) -> Self {
+        Self {
+            registers: OnceCell::from(registers),
+            rax: registers.rax,
+            changed: true,
+            xstate: Xstate::Initial,
+            seat: None,
+            interrupts: Arc::default(),
+        }
+    }
+
+    /// The registers as they are now.
+    pub fn registers(&self) -> &Registers {
+        self.registers.get_or_init(|| {
+            let seated = self.seat.as_ref().expect("registers are here or in the seat");
+            Registers { rax: self.rax, ..seated.seat.registers() }
+        })
+    }
+
+    /// The registers, to change them.
+    ///
+    /// `cs` and `ss` must be user segments, and RIP an address that user space can have: [`run`] refuses others.
+    /// Of RFLAGS, the bits that only the kernel may change are ignored.
+    ///
+    /// [`run`]: crate::AddressSpace::run
+    pub fn registers_mut(&mut self) -> &mut Registers {
+        self.registers();
+        self.changed = true;
+        self.registers.get_mut().expect("just read")
+    }
+
+    /// Sets `rax`: the answer to a system call, `-errno` for an error. Costs less than
+    /// [`registers_mut`](Self::registers_mut).
+    #[inline]
+    pub fn set_return(&mut self, value: u64) {
+        self.rax = value;
+        if let Some(registers) = self.registers.get_mut() {
+            registers.rax = value;
+        }
+    }
+
+    /// The extended state as an XSAVE area in standard format (Intel SDM, volume 1, chapter 13): x87 and SSE in the
+    /// first 512 bytes, then 64 bytes of header, then what the processor has. [`xstate_size`](crate::xstate_size)
+    /// bytes.
+    ///
+    /// # Errors
+    /// [`Error::Dead`](crate::Error::Dead) if the space that has it is gone.
+    pub fn xstate(&mut self) -> Result<&[u8]> {
+        match self.xstate {
+            Xstate::Initial => self.xstate = Xstate::Set(xstate::initial()),
+            Xstate::Seated => {
+                let seated = self.seat.as_ref().expect("the state is in the seat");
+                self.xstate = Xstate::Copied(seated.seat.xstate()?);
+            }
+            Xstate::Copied(_) | Xstate::Set(_) => {}
+        }
+        match &self.xstate {
+            Xstate::Copied(area) | Xstate::Set(area) => Ok(area),
+            Xstate::Initial | Xstate::Seated => unreachable!("just copied"),
+        }
+    }
+
+    /// Replaces the extended state, with what [`xstate`](Self::xstate) returned or something of its form.
+    ///
+    /// # Errors
+    /// [`Error::Context`](crate::Error::Context) for a wrong size, or bits that this processor does not know; the
+    /// context is unchanged then.
+    pub fn set_xstate(&mut self, area: &[u8]) -> Result<()> {
+        xstate::validate(area)?;
+        self.xstate = Xstate::Set(area.to_vec());
+        Ok(())
+    }
+
+    /// A handle that ends this context's runs, from any thread.
+    pub fn interrupter(&self) -> Interrupter {
+        Interrupter(Arc::clone(&self.interrupts))
+    }
+
+    /// A context with the same state, which can run elsewhere: in a fork of the space, for example.
+    ///
+    /// # Errors
+    /// [`Error::Dead`](crate::Error::Dead) if the space that has the extended state is gone.
+    pub fn try_clone(&mut self) -> Result<Self> {
+        let area = self.xstate()?.to_vec();
+        let mut clone = Self::with_registers(*self.registers());
+        clone.xstate = Xstate::Set(area);
+        Ok(clone)
+    }
+
+    /// Makes `space` the one in which the context runs.
+    pub(crate) fn sit(&mut self, space: &Arc<Inner>) -> Result<Arc<dyn Seat>> {
+        if let Some(seated) = &self.seat
+            && Arc::ptr_eq(&seated.space, space)
+            && seated.seat.is_usable()
+        {
+            return Ok(Arc::clone(&seated.seat));
+        }
+        self.leave()?;
+        let seat = space.seat()?;
+        let mut interrupts = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut interrupts.pending) {
+            seat.interrupt();
+        }
+        interrupts.seat = Some(Arc::clone(&seat));
+        drop(interrupts);
+        self.seat = Some(Seated { space: Arc::clone(space), seat: Arc::clone(&seat) });
+        if matches!(self.xstate, Xstate::Initial) && seat.has_initial_xstate() {
+            self.xstate = Xstate::Seated;
+        }
+        Ok(seat)
+    }
+
+    /// Takes everything out of the seat and gives it back.
+    fn leave(&mut self) -> Result<()> {
+        if self.seat.is_some() {
+            self.registers();
+            self.changed = true;
+            self.xstate()?;
+        }
+        if let Xstate::Copied(area) = &mut self.xstate {
+            self.xstate = Xstate::Set(std::mem::take(area));
+        }
+        self.give_back_seat();
+        Ok(())
+    }
+
+    fn give_back_seat(&mut self) {
+        if let Some(Seated { space, seat }) = self.seat.take() {
+            let mut interrupts = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
+            interrupts.seat = None;
+            interrupts.pending |= seat.take_interrupt();
+            drop(interrupts);
+            space.give_back(seat);
+        }
+    }
+
+    /// What the seat has to load before it goes to the guest.
+    #[inline]
+    pub(crate) fn enter(&mut self, seat: &dyn Seat) -> Result<Enter<'_>> {
+        if !matches!(self.xstate, Xstate::Seated) {
+            self.enter_xstate(seat)?;
+        }
+        if self.changed {
+            let registers = self.registers.get_mut().expect("changed registers are here");
+            x86_64::validate(registers)?;
+            return Ok(Enter::Load(registers));
+        }
+        Ok(Enter::Answer(self.rax))
+    }
+
+    #[cold]
+    fn enter_xstate(&mut self, seat: &dyn Seat) -> Result<()> {
+        match &self.xstate {
+            Xstate::Initial => seat.set_xstate(&xstate::initial())?,
+            Xstate::Set(area) => seat.set_xstate(area)?,
+            Xstate::Copied(_) | Xstate::Seated => {}
+        }
+        self.xstate = Xstate::Seated;
+        Ok(())
+    }
+
+    /// The guest has run: the seat has its state now.
+    #[inline]
+    pub(crate) fn left(&mut self, rax: u64) {
+        self.rax = rax;
+        self.registers.take();
+        self.changed = false;
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.give_back_seat();
+    }
+}
+
+/// Ends the runs of one [`Context`], from any thread.
+///
+/// An interrupt is never lost: if the context is not running, its next run ends at once. Several before the run
+/// comes back count as one.
+#[derive(Clone, Debug)]
+pub struct Interrupter(Arc<Mutex<Interrupts>>);
+
+impl Interrupter {
+    /// Makes the run that goes on, or else the next one, return [`Exit::Interrupted`](crate::Exit::Interrupted). A
+    /// run that is just coming back for another reason says that, and the next one is interrupted.
+    pub fn interrupt(&self) {
+        let mut interrupts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &interrupts.seat {
+            Some(seat) => seat.interrupt(),
+            None => interrupts.pending = true,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The `trap` engine, and what `rewrite` adds to it on the way back: contexts run by executors.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Called, Enter, Event, Seat};
+use crate::arch::x86_64::Registers;
+use crate::error::Result;
+use crate::executor::code;
+use crate::executor::task::{Executor, Report, Trap};
+use crate::exit::{Access, Arch, Fault};
+use crate::signal::SigInfo;
+
+/// A seat on an executor.
+#[derive(Debug)]
+pub(crate) struct ExecutorSeat {
+    executor: Executor,
+    /// GS is the trampoline's, as long as the guest does not set it.
+    owns_gs: bool,
+    used: AtomicBool,
+}
+
+impl ExecutorSeat {
+    pub(crate) fn new(executor: Executor, owns_gs: bool) -> Self {
+        Self { executor, owns_gs, used: AtomicBool::new(false) }
+    }
+
+    /// What a guest that has not set GS sees as its base: 0, though the trampoline keeps its mailbox there.
+    fn guest_gs(&self, base: u64) -> u64 {
+        if self.owns_gs && base == self.executor.gs_base() { 0 } else { base }
+    }
+
+    fn host_gs(&self, base: u64) -> u64 {
+        if self.owns_gs && base == 0 { self.executor.gs_base() } else { base }
+    }
+}
+
+impl Seat for ExecutorSeat {
+    #[inline]
+    fn enter(&self, entry: Enter<'_>) -> Event {
+        match entry {
+            Enter::Answer(rax) => self.event(self.executor.answer(rax)),
+            Enter::Load(registers) => self.load(registers),
+        }
+    }
+
+    fn registers(&self) -> Registers {
+        let registers = self.executor.registers();
+        Registers { gs_base: self.guest_gs(registers.gs_base), ..registers }
+    }
+
+    fn xstate(&self) -> Result<Vec<u8>> {
+        self.executor.save_xstate()
+    }
+
+    fn set_xstate(&self, area: &[u8]) -> Result<()> {
+        self.executor.load_xstate(area)
+    }
+
+    fn has_initial_xstate(&self) -> bool {
+        !self.used.load(Ordering::Relaxed)
+    }
+
+    fn is_usable(&self) -> bool {
+        true
+    }
+
+    fn interrupt(&self) {
+        self.executor.interrupt();
+    }
+
+    fn take_interrupt(&self) -> bool {
+        self.executor.take_interrupt()
+    }
+}
+
+impl ExecutorSeat {
+    fn load(&self, registers: &Registers) -> Event {
+        self.used.store(true, Ordering::Relaxed);
+        let registers = Registers { gs_base: self.host_gs(registers.gs_base), ..*registers };
+        self.event(self.executor.load(&registers))
+    }
+
+    #[inline]
+    fn event(&self, report: Report) -> Event {
+        match report {
+            Report::Call { rewritten: true } => {
+                Event::Call { registers: self.executor.call(), arch: Arch::X86_64, how: Called::Rewritten }
+            }
+            Report::Call { rewritten: false } => self.trapped_call(),
+            Report::Signal => self.signal(),
+            Report::Interrupted => {
+                self.executor.take_interrupt();
+                Event::Interrupted { rax: self.executor.call()[0] }
+            }
+            Report::Done | Report::Dead => Event::Died,
+        }
+    }
+
+    fn trapped_call(&self) -> Event {
+        let arch = self.executor.call_arch();
+        let registers = match arch {
+            Arch::X86_64 => self.executor.call(),
+            Arch::I386 => {
+                let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp, .. } = self.executor.registers();
+                [rax, rbx, rcx, rdx, rsi, rdi, rbp]
+            }
+        };
+        Event::Call { registers, arch, how: Called::Trapped }
+    }
+
+    fn signal(&self) -> Event {
+        let (rax, info) = (self.executor.call()[0], self.executor.siginfo());
+        if code::is_synchronous(info.signal()) && info.code() > 0 {
+            Event::Fault { rax, fault: fault(&info, self.executor.trap()) }
+        } else {
+            Event::Signal { rax, info }
+        }
+    }
+}
+
+/// The page fault's vector, and the bits of its error code (arch/x86/include/asm/trap_pf.h).
+const PAGE_FAULT: u64 = 14;
+const ERROR_WRITE: u64 = 1 << 1;
+const ERROR_FETCH: u64 = 1 << 4;
+
+fn fault(info: &SigInfo, trap: Trap) -> Fault {
+    let access = match trap.trapno {
+        PAGE_FAULT if trap.error_code & ERROR_FETCH != 0 => Access::Execute,
+        PAGE_FAULT if trap.error_code & ERROR_WRITE != 0 => Access::Write,
+        PAGE_FAULT => Access::Read,
+        _ => Access::Execute,
+    };
+    Fault {
+        signal: info.signal(),
+        code: info.code(),
+        addr: if trap.trapno == PAGE_FAULT { trap.cr2 } else { info.addr() },
+        access,
+        trapno: u32::try_from(trap.trapno).unwrap_or(u32::MAX),
+    }
+}

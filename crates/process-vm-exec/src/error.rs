@@ -1,0 +1,74 @@
+//! What can go wrong.
+
+use rustix::io::Errno;
+
+use crate::engine::Engine;
+
+/// A result of this library.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call of this library failed. [`Error::errno`] gives the number that a system call would.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call of the host failed.
+    #[error("{call}: {errno}")]
+    Host {
+        /// What was called, and for what.
+        call: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// A system call executed in the address space failed.
+    #[error("{call} in the address space: {errno}")]
+    Space {
+        /// Which one.
+        call: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// An address range overlaps the executor's pages, which guests may not change.
+    #[error("{addr:#x}+{len:#x} overlaps pages that the executor needs; choose another address")]
+    Reserved {
+        /// Start of the range asked for.
+        addr: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// A context cannot be loaded into a processor.
+    #[error("the context cannot run: {0}")]
+    Context(&'static str),
+    /// The engine asked for does not work on this machine.
+    #[error("engine `{engine}` does not work here: {why}")]
+    Engine {
+        /// The engine.
+        engine: Engine,
+        /// What it lacks, and what to do about it.
+        why: String,
+    },
+    /// `PROCESS_VM_EXEC_ENGINE` names no engine.
+    #[error("PROCESS_VM_EXEC_ENGINE={0:?} is no engine; use ptrace, trap or rewrite")]
+    UnknownEngine(String),
+    /// The address space's task is gone.
+    #[error("the address space is gone: its task died")]
+    Dead,
+    /// As many tasks or spaces as this library manages are alive already.
+    #[error("too many {0}; drop some first")]
+    TooMany(&'static str),
+}
+
+impl Error {
+    pub(crate) fn host(call: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Host { call, errno }
+    }
+
+    /// The errno that says best what happened.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Host { errno, .. } | Self::Space { errno, .. } => *errno,
+            Self::Reserved { .. } | Self::Context(_) | Self::UnknownEngine(_) => Errno::INVAL,
+            Self::Engine { .. } => Errno::NOSYS,
+            Self::Dead => Errno::SRCH,
+            Self::TooMany(_) => Errno::AGAIN,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The memory file behind all control pages and mailboxes, cut into slots of one space each.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::layout;
+use crate::error::{Error, Result};
+
+/// As many slots as the file has, hence spaces that can be alive at once.
+const SLOTS: u64 = 16384;
+
+/// The memory file.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    file: OwnedFd,
+    free: Mutex<FreeList>,
+}
+
+#[derive(Debug, Default)]
+struct FreeList {
+    returned: Vec<u64>,
+    /// Slots from this one on have never been used.
+    fresh: u64,
+}
+
+impl Arena {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let file = rustix::fs::memfd_create("process_vm_exec", MemfdFlags::CLOEXEC)
+            .map_err(Error::host("memfd_create for the mailboxes"))?;
+        rustix::fs::ftruncate(&file, SLOTS * layout::SIZE)
+            .map_err(Error::host("ftruncate of the mailboxes (is RLIMIT_FSIZE below 1 TiB?)"))?;
+        Ok(Arc::new(Self { file, free: Mutex::default() }))
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A slot full of zeroes.
+    pub(crate) fn slot(self: &Arc<Self>) -> Result<Slot> {
+        let index = {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            match free.returned.pop() {
+                Some(index) => index,
+                None if free.fresh < SLOTS => {
+                    free.fresh += 1;
+                    free.fresh - 1
+                }
+                None => return Err(Error::TooMany("address spaces")),
+            }
+        };
+        let offset = index * layout::SIZE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let mapped = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                layout::SIZE as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &self.file,
+                offset,
+            )
+        };
+        let base = mapped.map_err(|errno| {
+            self.put_back(index);
+            Error::Host { call: "mmap of a mailbox slot", errno }
+        })?;
+        // SAFETY: the range is the mapping just made. A child of the supervisor has no use for it.
+        unsafe { rustix::mm::madvise(base, layout::SIZE as usize, Advice::LinuxDontFork) }
+            .map_err(Error::host("madvise of a mailbox slot"))?;
+        Ok(Slot { arena: Arc::clone(self), index, base: NonNull::new(base.cast()).expect("mmap never returns null") })
+    }
+
+    fn put_back(&self, index: u64) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).returned.push(index);
+    }
+}
+
+/// One space's control pages and mailboxes, mapped in the supervisor. Offsets are those of [`layout`].
+///
+/// All access is atomic, or volatile and by copy: guests write here too, at any time.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    arena: Arc<Arena>,
+    index: u64,
+    base: NonNull<u8>,
+}
+
+// SAFETY: the mapping is shared memory that is accessed atomically or by volatile copies only.
+unsafe impl Send for Slot {}
+// SAFETY: as above.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    /// Where the slot begins in the memory file.
+    pub(crate) fn file_offset(&self) -> u64 {
+        self.index * layout::SIZE
+    }
+
+    fn at<T>(&self, offset: u64) -> *mut T {
+        let offset = usize::try_from(offset).expect("64-bit");
+        assert!(offset + size_of::<T>() <= layout::SIZE as usize && offset.is_multiple_of(align_of::<T>()));
+        // SAFETY: the sum stays within the mapping.
+        unsafe { self.base.as_ptr().add(offset).cast() }
+    }
+
+    pub(crate) fn u32(&self, offset: u64) -> &AtomicU32 {
+        // SAFETY: `at` gives an aligned address inside the mapping, which lives as long as `self` and is
+        // accessed atomically only.
+        unsafe { AtomicU32::from_ptr(self.at(offset)) }
+    }
+
+    pub(crate) fn u64(&self, offset: u64) -> &AtomicU64 {
+        // SAFETY: as in `u32`.
+        unsafe { AtomicU64::from_ptr(self.at(offset)) }
+    }
+
+    /// A copy of what is there now. `T` is made of integers only: any bytes are a valid value.
+    pub(crate) fn read<T: Plain>(&self, offset: u64) -> T {
+        // SAFETY: inside the mapping, aligned, and any bytes are a valid `T`.
+        unsafe { self.at::<T>(offset).read_volatile() }
+    }
+
+    /// Writes `value` there.
+    pub(crate) fn write<T: Plain>(&self, offset: u64, value: T) {
+        // SAFETY: inside the mapping and aligned.
+        unsafe { self.at::<T>(offset).write_volatile(value) }
+    }
+
+    pub(crate) fn read_bytes(&self, offset: u64, buffer: &mut [u8]) {
+        for (i, word) in buffer.chunks_exact_mut(8).enumerate() {
+            word.copy_from_slice(&self.read::<u64>(offset + 8 * i as u64).to_ne_bytes());
+        }
+    }
+
+    /// Writes `bytes`, whose length is a multiple of 8.
+    pub(crate) fn write_bytes(&self, offset: u64, bytes: &[u8]) {
+        for (i, word) in bytes.chunks_exact(8).enumerate() {
+            let word = u64::from_ne_bytes(word.try_into().expect("chunks of 8"));
+            self.write(offset + 8 * i as u64, word);
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and with `self` the last way to it goes.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), layout::SIZE as usize) };
+        debug_assert!(unmapped.is_ok());
+        let punched = rustix::fs::fallocate(
+            &self.arena.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            self.file_offset(),
+            layout::SIZE,
+        );
+        // A slot that still has its old contents is not used again.
+        if punched.is_ok() {
+            self.arena.put_back(self.index);
+        }
+    }
+}
+
+/// Types of which any bytes are a valid value.
+///
+/// # Safety
+/// The type has no padding and no invalid bit patterns.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: an integer.
+unsafe impl Plain for u32 {}
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
+// SAFETY: integers.
+unsafe impl<const N: usize> Plain for [u64; N] {}
+// SAFETY: `repr(C)` and made of `u64` only.
+unsafe impl Plain for crate::arch::x86_64::Registers {}

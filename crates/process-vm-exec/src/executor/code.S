@@ -1,0 +1,576 @@
+/*
+ * The resident code: what runs in another address space for the supervisor.
+ *
+ * It runs with the rights of the guest (executors) or holds all its state in registers (service tasks), because
+ * guests can write the mailboxes. It uses no vector registers: the guest's extended state stays live in them.
+ * It is linked nowhere: its bytes are copied into an image that is mapped at BASE, so that it may refer to itself
+ * by RIP only, and to the region by absolute addresses.
+ *
+ * While waiting, all tasks here have
+ *   rbx  the half that this task writes (mailbox, or result)
+ *   rbp  the half that the supervisor writes (command, or request)
+ *   r12d the last word seen there
+ */
+
+/* Wait until the word at (rbp) differs from r12d; the new one is left in eax.
+ * First look often, then with pauses, then yield between looks, then sleep: executor::handoff is the same in Rust.
+ * Clobbers rax rcx rdx rsi rdi r8 r10 r11 r13. */
+.macro WAIT
+    mov $100, %ecx
+1:  mov (%rbp), %eax
+    cmp %r12d, %eax
+    jne 9f
+    dec %ecx
+    jnz 1b
+    rdtscp
+    and $0xfff, %ecx
+    shl $32, %rdx
+    or %rdx, %rax
+    mov %rax, %r13
+    movabs ${params}, %r10
+2:  cmp %ecx, {CPU}(%rbx)
+    je 3f
+    mov %ecx, {CPU}(%rbx)
+3:  mov (%rbp), %eax
+    cmp %r12d, %eax
+    jne 9f
+    cmp %ecx, {CPU}(%rbp)
+    je 4f
+    pause
+    rdtsc
+    shl $32, %rdx
+    or %rdx, %rax
+    sub %r13, %rax
+    cmp {BUDGET_TICKS}(%r10), %rax
+    ja 5f
+    cmp {YIELD_TICKS}(%r10), %rax
+    jb 3b
+4:  mov ${SYS_sched_yield}, %eax
+    syscall
+    mov (%rbp), %eax
+    cmp %r12d, %eax
+    jne 9f
+    rdtscp
+    and $0xfff, %ecx
+    shl $32, %rdx
+    or %rdx, %rax
+    sub %r13, %rax
+    cmp {BUDGET_TICKS}(%r10), %rax
+    jbe 2b
+5:  mov $1, %eax
+    xchg %eax, {SLEEPING}(%rbx)
+6:  mov (%rbp), %eax
+    cmp %r12d, %eax
+    jne 7f
+    mov %rbp, %rdi
+    xor %esi, %esi                      /* FUTEX_WAIT */
+    mov %r12d, %edx
+    xor %r10d, %r10d
+    mov ${SYS_futex}, %eax
+    syscall
+    jmp 6b
+7:  movl $0, {SLEEPING}(%rbx)
+9:
+.endm
+
+/* Pass control: write eax to the word at (rbx) and wake the supervisor if it sleeps.
+ * The exchange orders the write before the look. Clobbers rax rcx rdx rsi rdi r11. */
+.macro PUBLISH
+    xchg %eax, (%rbx)
+    cmpl $0, {SLEEPING}(%rbp)
+    je 1f
+    mov %rbx, %rdi
+    mov $1, %esi                        /* FUTEX_WAKE */
+    mov $1, %edx
+    mov ${SYS_futex}, %eax
+    syscall
+1:
+.endm
+
+/* rbp: the command that belongs to the mailbox rbx. */
+.macro COMMAND_OF_MAILBOX
+    mov %ebx, %ebp
+    sub ${MAILBOXES}, %ebp
+    shr ${MAILBOX_TO_COMMAND}, %ebp
+    movabs ${commands}, %rcx
+    add %rcx, %rbp
+.endm
+
+.macro SAVE from, to
+    mov \from(%r8), %rax
+    mov %rax, \to(%rbx)
+.endm
+
+.macro REPORT kind
+    mov %r12d, %eax
+    mov $\kind, %al
+    PUBLISH
+.endm
+
+    .pushsection .rodata.process_vm_exec, "a", @progbits
+    .balign 64
+    .globl process_vm_exec_code
+process_vm_exec_code:
+
+/* ---- the keeper's entry: the first slot is its own ---------------------------------------------------------- */
+    mov $1, %r15d
+    jmp adopt_slot
+
+/* ---- service: executes the supervisor's system calls -------------------------------------------------------- */
+/* A request's entry with a nonzero param is a clone; in the child, param says what to become. */
+adopt_slot:                             /* r15 = offset of the slot in the memory file + 1 */
+    lea {CONTROL}-1(%r15), %r9
+    movabs ${control}, %rdi
+    mov ${CONTROL_LEN}, %esi
+    mov $1, %edx                        /* PROT_READ */
+    mov $0x11, %r10d                    /* MAP_SHARED | MAP_FIXED */
+    mov ${ARENA_FD}, %r8d
+    mov ${SYS_mmap}, %eax
+    syscall
+    mov %rax, %rbp
+    lea {RESULT}-1(%r15), %r9
+    movabs ${result}, %rdi
+    mov ${SIZE}-{RESULT}, %esi
+    mov $3, %edx                        /* PROT_READ | PROT_WRITE */
+    mov $0x11, %r10d
+    mov ${ARENA_FD}, %r8d
+    mov ${SYS_mmap}, %eax
+    syscall
+    mov %rax, %rbx
+    mov $1, %edi                        /* PR_SET_PDEATHSIG */
+    mov $9, %esi                        /* SIGKILL */
+    mov ${SYS_prctl}, %eax
+    syscall
+    mov ${SYS_getppid}, %eax
+    syscall
+    movabs ${params}, %rcx
+    cmp %eax, {PARENT}(%rcx)            /* did the parent die before the prctl? */
+    jne leave
+    mov (%rbp), %r12d
+
+service_reply:
+    mov %r12d, %eax
+    PUBLISH
+    WAIT
+    mov %eax, %r12d
+    mov {COUNT}(%rbp), %r13d
+    lea {ENTRIES}(%rbp), %r14
+service_next:
+    mov 8(%r14), %rdi
+    mov 16(%r14), %rsi
+    mov 24(%r14), %rdx
+    mov 32(%r14), %r10
+    mov 40(%r14), %r8
+    mov 48(%r14), %r9
+    mov 56(%r14), %r15
+    mov (%r14), %rax
+    syscall
+    test %rax, %rax
+    jnz service_store
+    test %r15, %r15
+    jz service_store
+    test $1, %r15b
+    jnz adopt_slot
+    jmp executor_start
+service_store:
+    mov %r14, %rcx
+    sub %rbp, %rcx
+    mov %rax, (%rbx, %rcx)
+    add ${ENTRY}, %r14
+    dec %r13d
+    jnz service_next
+    jmp service_reply
+
+leave:
+    mov ${SYS_exit_group}, %eax
+    xor %edi, %edi
+    syscall
+    ud2
+
+/* ---- executor: runs contexts ---------------------------------------------------------------------------------- */
+/* Until its filter is in place it reads nothing that the guest can write. */
+executor_start:                         /* r15 = its mailbox */
+    mov %r15, %rbx
+    COMMAND_OF_MAILBOX
+    xor %edi, %edi
+    mov $-1, %esi
+    xor %edx, %edx
+    mov ${SYS_close_range}, %eax
+    syscall
+    lea {ALTSTACK}(%rbp), %rdi
+    xor %esi, %esi
+    mov ${SYS_sigaltstack}, %eax
+    syscall
+    movabs ${params}, %r14
+    cmpl $0, {DISPATCH}(%r14)
+    je 2f
+    mov $59, %edi                       /* PR_SET_SYSCALL_USER_DISPATCH */
+    mov $1, %esi                        /* PR_SYS_DISPATCH_ON */
+    movabs ${code}, %rdx
+    mov $(process_vm_exec_code_end - process_vm_exec_code), %r10d
+    xor %r8d, %r8d
+    mov ${SYS_prctl}, %eax
+    syscall
+    test %rax, %rax
+    jnz leave
+2:  mov $1, %edi                        /* SECCOMP_SET_MODE_FILTER */
+    xor %esi, %esi
+    lea {FILTER}(%r14), %rdx
+    mov ${SYS_seccomp}, %eax
+    syscall
+    test %rax, %rax
+    jnz leave
+    lea {STACK_TOP}(%rbx), %rsp
+    mov (%rbp), %r12d
+    call unblock_signals
+    jmp report_done
+
+/* Leaves through here with the guest's registers in the mailbox and its extended state live. */
+report_call:
+    REPORT {CALL}
+    jmp executor_wait
+report_trapped_call:
+    REPORT {TRAPPED_CALL}
+    jmp executor_wait
+report_signal:
+    REPORT {SIGNAL}
+    jmp executor_wait
+report_interrupted:
+    REPORT {INTERRUPTED}
+    jmp executor_wait
+report_broken:
+    REPORT {BROKEN}
+    jmp executor_wait
+report_done:
+    REPORT {DONE}
+executor_wait:
+    WAIT
+    mov %eax, %r12d
+    cmp ${ANSWER}, %al
+    jne 1f
+    mov 8(%rbp), %rax
+    mov %rax, 8(%rbx)
+    jmp resume
+1:  cmp ${LOAD}, %al
+    je load
+    cmp ${SAVE_XSTATE}, %al
+    je save_xstate
+    cmp ${LOAD_XSTATE}, %al
+    je load_xstate
+    jmp report_broken
+
+load:
+    mov ${REGISTERS}, %ecx
+1:  mov (%rbp, %rcx, 8), %rax           /* word 0 is the word, 1 the first register */
+    mov %rax, (%rbx, %rcx, 8)
+    dec %ecx
+    jnz 1b
+    movl $1, {FLAVOUR}(%rbx)
+    jmp resume
+
+save_xstate:
+    movabs ${params}, %rcx
+    mov {XMASK}(%rcx), %eax
+    mov {XMASK}+4(%rcx), %edx
+    xsave64 {XSTATE}(%rbx)
+    jmp report_done
+
+load_xstate:
+    movabs ${params}, %rcx
+    mov {XMASK}(%rcx), %eax
+    mov {XMASK}+4(%rcx), %edx
+    xrstor64 {XSTATE}(%rbx)
+    jmp report_done
+
+/* From here to resume_end nothing changes but registers, and the mailbox has them all: a signal in between sends
+ * the task back to resume, so that an interrupt is seen or the signal finds guest code. */
+    .globl process_vm_exec_resume
+process_vm_exec_resume:
+resume:
+    cmpl $0, {INTERRUPT}(%rbp)
+    jne report_interrupted
+    cmpl $0, {PENDING}(%rbx)
+    jne take_pending
+    testl $0x100, {RFLAGS}(%rbx)        /* TF: iretq sets it as the last thing */
+    jnz resume_full
+    cmpl $0, {FLAVOUR}(%rbx)
+    jne resume_full
+    lea {RFLAGS}(%rbx), %rsp
+    popfq
+    mov {RAX}(%rbx), %rax
+    mov {RDI}(%rbx), %rdi
+    mov {RSI}(%rbx), %rsi
+    mov {RDX}(%rbx), %rdx
+    mov {R10}(%rbx), %r10
+    mov {R8}(%rbx), %r8
+    mov {R9}(%rbx), %r9
+    mov {RIP}(%rbx), %rcx               /* as after the syscall instruction: rcx = rip, r11 = rflags */
+    mov {RFLAGS}(%rbx), %r11
+    mov {RSP}(%rbx), %rsp
+    mov {RBP}(%rbx), %rbp
+    mov {R12}(%rbx), %r12
+    mov {R13}(%rbx), %r13
+    mov {R14}(%rbx), %r14
+    mov {R15}(%rbx), %r15
+    mov {RBX}(%rbx), %rbx
+    jmp *%rcx
+
+resume_full:
+    lea {STACK_TOP}(%rbx), %rsp
+    pushq $2
+    popfq                               /* iretq faults with NT set */
+    mov {FS_BASE}(%rbx), %rax
+    wrfsbase %rax
+    mov {GS_BASE}(%rbx), %rax
+    wrgsbase %rax
+    mov {RAX}(%rbx), %rax
+    mov {RDI}(%rbx), %rdi
+    mov {RSI}(%rbx), %rsi
+    mov {RDX}(%rbx), %rdx
+    mov {R10}(%rbx), %r10
+    mov {R8}(%rbx), %r8
+    mov {R9}(%rbx), %r9
+    mov {RBP}(%rbx), %rbp
+    mov {R12}(%rbx), %r12
+    mov {R13}(%rbx), %r13
+    mov {R14}(%rbx), %r14
+    mov {R15}(%rbx), %r15
+    mov {RCX}(%rbx), %rcx
+    mov {R11}(%rbx), %r11
+    lea {RIP}(%rbx), %rsp
+    mov {RBX}(%rbx), %rbx
+    iretq
+    .globl process_vm_exec_resume_end
+process_vm_exec_resume_end:
+
+take_pending:                           /* report a signal that came while the guest was stopped */
+    mov $15, %ecx
+1:  mov {PENDING_SIGINFO}(%rbx, %rcx, 8), %rax
+    mov %rax, {SIGINFO}(%rbx, %rcx, 8)
+    dec %ecx
+    jns 1b
+    movl $0, {PENDING}(%rbx)
+    lea {STACK_TOP}(%rbx), %rsp
+    call unblock_signals
+    jmp report_signal
+
+unblock_signals:
+    mov $2, %edi                        /* SIG_SETMASK */
+    movabs ${params}+{EMPTY_MASK}, %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    mov ${SYS_rt_sigprocmask}, %eax
+    syscall
+    ret
+
+/* ---- trampoline: rewritten call sites come here ------------------------------------------------------------------ */
+/* in: rax = number, r11 = return address; everything else is the guest's, rcx is free (the kernel clobbers it).
+ * Nothing under the guest's stack pointer is touched, and no flag changes before it is saved. */
+    .globl process_vm_exec_trampoline
+process_vm_exec_trampoline:
+    rdgsbase %rcx                       /* is GS still ours? without touching a flag */
+    rorx ${MAILBOX_REGION_SHIFT}, %rcx, %rcx
+    mov %ecx, %ecx
+    lea -{MAILBOX_REGION}(%rcx), %rcx
+    jrcxz 1f
+    .globl process_vm_exec_foreign_gs
+process_vm_exec_foreign_gs:
+    ud2                                 /* the handler takes over: it knows the mailbox by its stack */
+1:  mov %rsp, %gs:{RSP}
+    rdgsbase %rcx
+    lea {RFLAGS}+8(%rcx), %rsp
+    pushfq
+    mov %rax, {RAX}(%rcx)
+    mov %rdi, {RDI}(%rcx)
+    mov %rsi, {RSI}(%rcx)
+    mov %rdx, {RDX}(%rcx)
+    mov %r10, {R10}(%rcx)
+    mov %r8, {R8}(%rcx)
+    mov %r9, {R9}(%rcx)
+    mov %r11, {RIP}(%rcx)
+    mov %rbx, {RBX}(%rcx)
+    mov %rbp, {RBP}(%rcx)
+    mov %r12, {R12}(%rcx)
+    mov %r13, {R13}(%rcx)
+    mov %r14, {R14}(%rcx)
+    mov %r15, {R15}(%rcx)
+    mov %rcx, %rbx
+    mov %rcx, {GS_BASE}(%rbx)
+    mov %r11, {RCX}(%rbx)
+    rdfsbase %rax
+    mov %rax, {FS_BASE}(%rbx)
+    movq ${USER_CS}, {CS}(%rbx)
+    movq ${USER_SS}, {SS}(%rbx)
+    movl $0, {FLAVOUR}(%rbx)
+    COMMAND_OF_MAILBOX
+    lea {STACK_TOP}(%rbx), %rsp
+    mov (%rbp), %r12d
+    cld
+    jmp report_call
+
+/* ---- signals ----------------------------------------------------------------------------------------------------- */
+/* in: edi = signal, rsi = siginfo, rdx = ucontext, rsp = frame on the alternate stack, inside the mailbox.
+ * Signals that an instruction raised are not returned from: extended state is loaded from the frame, the frame is
+ * left behind (their handlers block nothing). All others are blocked meanwhile and end in rt_sigreturn. */
+    .globl process_vm_exec_handler
+process_vm_exec_handler:
+    lea 8(%rsp), %r15                   /* where rt_sigreturn wants the stack pointer */
+    mov %rsp, %rbx
+    and $-{MAILBOX_STRIDE}, %rbx
+    COMMAND_OF_MAILBOX
+    mov (%rbp), %r12d
+    mov %rdx, %r8
+    mov {UC_RIP}(%r8), %rax
+    movabs ${code}, %rcx
+    sub %rcx, %rax
+    cmp $(process_vm_exec_code_end - process_vm_exec_code), %rax
+    jb signal_in_executor
+
+    xor %r13d, %r13d
+    cmp ${INTERRUPT_SIGNAL}, %edi
+    jne 1f
+    cmpl $0, {INTERRUPT}(%rbp)
+    je sigreturn                        /* that interrupt has been seen already */
+    call save_registers
+    jmp 2f
+1:  call save_registers
+    call save_siginfo
+    inc %r13d
+    movabs ${SYNCHRONOUS}, %rax
+    bt %rdi, %rax
+    jnc 2f
+    cmpl $0, 8(%rsi)                    /* si_code > 0: the kernel raised it */
+    jg leave_frame
+2:  lea after_sigreturn(%rip), %rax     /* came from outside: report from beyond rt_sigreturn */
+    mov %rax, {UC_RIP}(%r8)
+    mov %rbx, {UC_RBX}(%r8)
+    mov %rbp, {UC_RBP}(%r8)
+    mov %r12, {UC_R12}(%r8)
+    mov %r13, {UC_R13}(%r8)
+    lea {STACK_TOP}(%rbx), %rax
+    mov %rax, {UC_RSP}(%r8)
+    movq $0x202, {UC_RFLAGS}(%r8)
+    movw ${USER_CS}, {UC_CS}(%r8)
+    movw ${USER_SS}, {UC_SS}(%r8)
+    jmp sigreturn
+
+leave_frame:
+    movabs ${params}, %rcx
+    mov {XMASK}(%rcx), %eax
+    mov {XMASK}+4(%rcx), %edx
+    mov {UC_FPSTATE}(%r8), %rcx
+    xrstor64 (%rcx)
+    lea {STACK_TOP}(%rbx), %rsp
+    cmp $31, %edi                       /* SIGSYS */
+    je report_trapped_call
+    jmp report_signal
+
+after_sigreturn:
+    test %r13d, %r13d
+    jz report_interrupted
+    jmp report_signal
+
+signal_in_executor:                     /* rax = offset of RIP in the code */
+    cmpl $0, 8(%rsi)
+    jle 1f
+    cmp $5, %edi                        /* SIGTRAP: the guest set TF and came here; carry on without */
+    je step_in_executor
+    cmp $(process_vm_exec_foreign_gs - process_vm_exec_code), %rax
+    je foreign_gs
+    movabs ${SYNCHRONOUS}, %rcx
+    bt %rdi, %rcx
+    jc report_broken
+1:  cmp $(process_vm_exec_resume - process_vm_exec_code), %rax
+    jb 2f
+    cmp $(process_vm_exec_resume_end - process_vm_exec_code), %rax
+    jae 2f
+    lea resume(%rip), %rax
+    mov %rax, {UC_RIP}(%r8)
+    mov %rbx, {UC_RBX}(%r8)
+    mov %rbp, {UC_RBP}(%r8)
+    mov %r12, {UC_R12}(%r8)
+2:  cmp ${INTERRUPT_SIGNAL}, %edi
+    je sigreturn                        /* resume looks at the command */
+    mov $15, %ecx                       /* keep it, and let the kernel keep those that follow */
+3:  mov (%rsi, %rcx, 8), %rax
+    mov %rax, {PENDING_SIGINFO}(%rbx, %rcx, 8)
+    dec %ecx
+    jns 3b
+    movl $1, {PENDING}(%rbx)
+    movabs ${ASYNCHRONOUS}, %rax
+    mov %rax, {UC_SIGMASK}(%r8)
+    jmp sigreturn
+
+step_in_executor:
+    andq $~0x100, {UC_RFLAGS}(%r8)
+    jmp sigreturn
+
+foreign_gs:                             /* a rewritten call while GS is the guest's own */
+    call save_registers
+    mov {R11}(%rbx), %rax
+    mov %rax, {RIP}(%rbx)
+    mov %rax, {RCX}(%rbx)
+    mov {RFLAGS}(%rbx), %rax
+    mov %rax, {R11}(%rbx)
+    mov $31, %edi
+    movl ${AUDIT_ARCH_X86_64}, {SIGINFO}+28(%rbx)
+    jmp leave_frame
+
+    .globl process_vm_exec_sigreturn
+process_vm_exec_sigreturn:
+sigreturn:
+    mov %r15, %rsp
+    mov ${SYS_rt_sigreturn}, %eax
+    syscall
+    ud2
+
+save_registers:                         /* r8 = ucontext, rbx = mailbox; clobbers rax */
+    SAVE {UC_RAX}, {RAX}
+    SAVE {UC_RDI}, {RDI}
+    SAVE {UC_RSI}, {RSI}
+    SAVE {UC_RDX}, {RDX}
+    SAVE {UC_R10}, {R10}
+    SAVE {UC_R8}, {R8}
+    SAVE {UC_R9}, {R9}
+    SAVE {UC_RIP}, {RIP}
+    SAVE {UC_RFLAGS}, {RFLAGS}
+    SAVE {UC_RSP}, {RSP}
+    SAVE {UC_RBX}, {RBX}
+    SAVE {UC_RBP}, {RBP}
+    SAVE {UC_R12}, {R12}
+    SAVE {UC_R13}, {R13}
+    SAVE {UC_R14}, {R14}
+    SAVE {UC_R15}, {R15}
+    SAVE {UC_RCX}, {RCX}
+    SAVE {UC_R11}, {R11}
+    movzwl {UC_CS}(%r8), %eax
+    mov %rax, {CS}(%rbx)
+    movzwl {UC_SS}(%r8), %eax
+    mov %rax, {SS}(%rbx)
+    rdfsbase %rax
+    mov %rax, {FS_BASE}(%rbx)
+    rdgsbase %rax
+    mov %rax, {GS_BASE}(%rbx)
+    movl $1, {FLAVOUR}(%rbx)
+    ret
+
+save_siginfo:                           /* r8 = ucontext, rsi = siginfo, edi = signal; clobbers rax rcx */
+    mov {UC_ERR}(%r8), %rax
+    mov %rax, {TRAP}(%rbx)
+    mov {UC_ERR}+8(%r8), %rax
+    mov %rax, {TRAP}+8(%rbx)
+    mov {UC_CR2}(%r8), %rax
+    mov %rax, {TRAP}+16(%rbx)
+    mov $3, %ecx                        /* SIGSYS fills 32 bytes */
+    cmp $31, %edi
+    je 1f
+    mov $15, %ecx
+1:  mov (%rsi, %rcx, 8), %rax
+    mov %rax, {SIGINFO}(%rbx, %rcx, 8)
+    dec %ecx
+    jns 1b
+    ret
+
+    .globl process_vm_exec_code_end
+process_vm_exec_code_end:
+    .popsection

@@ -1,0 +1,223 @@
+//! The resident code as bytes, and the image of the keeper made of it.
+
+use std::arch::global_asm;
+use std::mem::offset_of;
+use std::ops::Range;
+
+use super::layout::{self, kind, op};
+use crate::arch::x86_64::{Registers, USER_CS, USER_SS};
+
+/// The signal by which an [`Interrupter`](crate::Interrupter) reaches an executor: the last real-time signal.
+pub(crate) const INTERRUPT_SIGNAL: i32 = 64;
+
+/// The signals that an instruction can raise, bit n for signal n.
+const SYNCHRONOUS: u64 = 1 << libc::SIGSYS
+    | 1 << libc::SIGSEGV
+    | 1 << libc::SIGBUS
+    | 1 << libc::SIGFPE
+    | 1 << libc::SIGILL
+    | 1 << libc::SIGTRAP;
+
+/// Can an instruction raise this signal?
+pub(crate) const fn is_synchronous(signal: i32) -> bool {
+    signal < 64 && SYNCHRONOUS >> signal & 1 != 0
+}
+
+/// All other signals, as a `sigset_t`: bit n - 1 for signal n.
+pub(crate) const ASYNCHRONOUS: u64 = !(SYNCHRONOUS >> 1);
+
+/// `AUDIT_ARCH_X86_64` (linux/audit.h).
+pub(crate) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+
+/// Where `ucontext_t` has the n-th word of `struct sigcontext_64` (asm/sigcontext.h, asm/ucontext.h).
+const fn context_offset(word: usize) -> usize {
+    40 + 8 * word
+}
+
+global_asm!(
+    include_str!("code.S"),
+    code = const layout::CODE,
+    params = const layout::BASE + layout::PARAMS,
+    commands = const layout::BASE + layout::COMMANDS,
+    control = const layout::BASE + layout::CONTROL,
+    result = const layout::BASE + layout::RESULT,
+    SIZE = const layout::SIZE,
+    CONTROL = const layout::CONTROL,
+    CONTROL_LEN = const layout::CONTROL_LEN,
+    RESULT = const layout::RESULT,
+    MAILBOXES = const layout::MAILBOXES,
+    MAILBOX_STRIDE = const layout::MAILBOX_STRIDE,
+    MAILBOX_TO_COMMAND = const (layout::MAILBOX_STRIDE / layout::COMMAND_STRIDE).ilog2(),
+    MAILBOX_REGION_SHIFT = const (layout::SIZE - layout::MAILBOXES).ilog2(),
+    MAILBOX_REGION = const (layout::BASE + layout::MAILBOXES) >> (layout::SIZE - layout::MAILBOXES).ilog2(),
+    ARENA_FD = const layout::ARENA_FD,
+    SLEEPING = const layout::SLEEPING,
+    CPU = const layout::CPU,
+    COUNT = const layout::COUNT,
+    ENTRIES = const layout::ENTRIES,
+    ENTRY = const layout::ENTRY,
+    INTERRUPT = const layout::INTERRUPT,
+    ALTSTACK = const layout::ALTSTACK,
+    FLAVOUR = const layout::FLAVOUR,
+    PENDING = const layout::PENDING,
+    TRAP = const layout::TRAP,
+    SIGINFO = const layout::SIGINFO,
+    PENDING_SIGINFO = const layout::PENDING_SIGINFO,
+    STACK_TOP = const layout::STACK_TOP,
+    XSTATE = const layout::XSTATE,
+    BUDGET_TICKS = const layout::BUDGET_TICKS,
+    YIELD_TICKS = const layout::YIELD_TICKS,
+    XMASK = const layout::XMASK,
+    DISPATCH = const layout::DISPATCH,
+    EMPTY_MASK = const layout::EMPTY_MASK,
+    FILTER = const layout::FILTER,
+    PARENT = const layout::PARENT,
+    ANSWER = const op::ANSWER,
+    LOAD = const op::LOAD,
+    SAVE_XSTATE = const op::SAVE_XSTATE,
+    LOAD_XSTATE = const op::LOAD_XSTATE,
+    DONE = const kind::DONE,
+    CALL = const kind::CALL,
+    TRAPPED_CALL = const kind::TRAPPED_CALL,
+    SIGNAL = const kind::SIGNAL,
+    INTERRUPTED = const kind::INTERRUPTED,
+    BROKEN = const kind::BROKEN,
+    INTERRUPT_SIGNAL = const INTERRUPT_SIGNAL,
+    SYNCHRONOUS = const SYNCHRONOUS,
+    ASYNCHRONOUS = const ASYNCHRONOUS,
+    AUDIT_ARCH_X86_64 = const AUDIT_ARCH_X86_64,
+    USER_CS = const USER_CS,
+    USER_SS = const USER_SS,
+    REGISTERS = const size_of::<Registers>() / 8,
+    RAX = const 8 + offset_of!(Registers, rax),
+    RDI = const 8 + offset_of!(Registers, rdi),
+    RSI = const 8 + offset_of!(Registers, rsi),
+    RDX = const 8 + offset_of!(Registers, rdx),
+    R10 = const 8 + offset_of!(Registers, r10),
+    R8 = const 8 + offset_of!(Registers, r8),
+    R9 = const 8 + offset_of!(Registers, r9),
+    RIP = const 8 + offset_of!(Registers, rip),
+    CS = const 8 + offset_of!(Registers, cs),
+    RFLAGS = const 8 + offset_of!(Registers, rflags),
+    RSP = const 8 + offset_of!(Registers, rsp),
+    SS = const 8 + offset_of!(Registers, ss),
+    RBX = const 8 + offset_of!(Registers, rbx),
+    RBP = const 8 + offset_of!(Registers, rbp),
+    R12 = const 8 + offset_of!(Registers, r12),
+    R13 = const 8 + offset_of!(Registers, r13),
+    R14 = const 8 + offset_of!(Registers, r14),
+    R15 = const 8 + offset_of!(Registers, r15),
+    RCX = const 8 + offset_of!(Registers, rcx),
+    R11 = const 8 + offset_of!(Registers, r11),
+    FS_BASE = const 8 + offset_of!(Registers, fs_base),
+    GS_BASE = const 8 + offset_of!(Registers, gs_base),
+    UC_R8 = const context_offset(0),
+    UC_R9 = const context_offset(1),
+    UC_R10 = const context_offset(2),
+    UC_R11 = const context_offset(3),
+    UC_R12 = const context_offset(4),
+    UC_R13 = const context_offset(5),
+    UC_R14 = const context_offset(6),
+    UC_R15 = const context_offset(7),
+    UC_RDI = const context_offset(8),
+    UC_RSI = const context_offset(9),
+    UC_RBP = const context_offset(10),
+    UC_RBX = const context_offset(11),
+    UC_RDX = const context_offset(12),
+    UC_RAX = const context_offset(13),
+    UC_RCX = const context_offset(14),
+    UC_RSP = const context_offset(15),
+    UC_RIP = const context_offset(16),
+    UC_RFLAGS = const context_offset(17),
+    UC_CS = const context_offset(18),
+    UC_SS = const context_offset(18) + 6,
+    UC_ERR = const context_offset(19),
+    UC_CR2 = const context_offset(22),
+    UC_FPSTATE = const context_offset(23),
+    UC_SIGMASK = const context_offset(32),
+    SYS_mmap = const libc::SYS_mmap,
+    SYS_prctl = const libc::SYS_prctl,
+    SYS_getppid = const libc::SYS_getppid,
+    SYS_exit_group = const libc::SYS_exit_group,
+    SYS_close_range = const libc::SYS_close_range,
+    SYS_sigaltstack = const libc::SYS_sigaltstack,
+    SYS_seccomp = const libc::SYS_seccomp,
+    SYS_sched_yield = const libc::SYS_sched_yield,
+    SYS_futex = const libc::SYS_futex,
+    SYS_rt_sigprocmask = const libc::SYS_rt_sigprocmask,
+    SYS_rt_sigreturn = const libc::SYS_rt_sigreturn,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static process_vm_exec_code: u8;
+    static process_vm_exec_code_end: u8;
+    static process_vm_exec_handler: u8;
+    static process_vm_exec_sigreturn: u8;
+    static process_vm_exec_trampoline: u8;
+}
+
+/// The resident code.
+fn bytes() -> &'static [u8] {
+    let (start, end) = (&raw const process_vm_exec_code, &raw const process_vm_exec_code_end);
+    // SAFETY: code.S defines both labels, in this order, in one section of constant bytes.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+}
+
+/// The address that a label of the code has in a guest.
+fn address_of(label: *const u8) -> u64 {
+    layout::CODE + (label as u64 - &raw const process_vm_exec_code as u64)
+}
+
+/// Where the code is in a guest.
+pub(crate) fn range() -> Range<u64> {
+    layout::CODE..address_of(&raw const process_vm_exec_code_end)
+}
+
+/// The signal handler of executors.
+pub(crate) fn handler() -> u64 {
+    address_of(&raw const process_vm_exec_handler)
+}
+
+/// Their `sa_restorer`.
+pub(crate) fn restorer() -> u64 {
+    address_of(&raw const process_vm_exec_sigreturn)
+}
+
+/// Where rewritten call sites go.
+pub(crate) fn trampoline() -> u64 {
+    address_of(&raw const process_vm_exec_trampoline)
+}
+
+/// An executable (elf(5)) with nothing but the code, mapped at [`layout::BASE`], entered at its first byte.
+pub(crate) fn image() -> Vec<u8> {
+    let code = bytes();
+    let header_len = layout::CODE - layout::BASE;
+    let len = header_len + code.len() as u64;
+    let mut image = Vec::new();
+    // Elf64_Ehdr: class 64, little endian, ET_EXEC, x86-64, program headers behind it.
+    image.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    image.extend(2u16.to_le_bytes());
+    image.extend(62u16.to_le_bytes());
+    image.extend(1u32.to_le_bytes());
+    image.extend(layout::CODE.to_le_bytes());
+    image.extend(64u64.to_le_bytes());
+    image.extend(0u64.to_le_bytes());
+    image.extend(0u32.to_le_bytes());
+    for half in [64u16, 56, 2, 64, 0, 0] {
+        image.extend(half.to_le_bytes());
+    }
+    // Elf64_Phdr: PT_LOAD r-x of the whole file, and PT_GNU_STACK rw-.
+    for (kind, flags, addr, size, align) in
+        [(1u32, 5u32, layout::BASE, len, 0x1000), (0x6474_e551, 6, 0, 0, 16)]
+    {
+        image.extend(kind.to_le_bytes());
+        image.extend(flags.to_le_bytes());
+        for word in [0, addr, addr, size, size, align] {
+            image.extend(u64::to_le_bytes(word));
+        }
+    }
+    image.resize(usize::try_from(header_len).expect("a page"), 0);
+    image.extend_from_slice(code);
+    image
+}

@@ -1,0 +1,147 @@
+//! Where the executor's pages lie in a guest, and what lies where in them.
+//!
+//! Every space has the same layout at the same place, in a region of [`SIZE`] bytes that nothing else may use.
+//! All of it but the code is a slot of one memory file, which the supervisor maps too:
+//!
+//! | part      | guest may | written by             |
+//! |-----------|-----------|------------------------|
+//! | code      | r-x       | nobody                 |
+//! | control   | r--       | the supervisor         |
+//! | result    | rw-       | the service task       |
+//! | mailboxes | rw-       | one executor each      |
+
+/// Start of the region: far below where Linux places stacks and libraries, far above heaps and executables.
+pub(crate) const BASE: u64 = 0x7000_0000_0000;
+/// Length of the region, and of a slot of the memory file.
+pub(crate) const SIZE: u64 = 64 << 20;
+
+/// The executor's image: an ELF header page, then the code.
+pub(crate) const CODE: u64 = BASE + 0x1000;
+
+/// Offset of the control pages.
+pub(crate) const CONTROL: u64 = 1 << 20;
+/// Length of the control pages.
+pub(crate) const CONTROL_LEN: u64 = 1 << 20;
+/// Offset of the parameters.
+pub(crate) const PARAMS: u64 = CONTROL + 0x4000;
+/// Offset of the commands to executors, [`COMMAND_STRIDE`] bytes each.
+pub(crate) const COMMANDS: u64 = CONTROL + 0x8_0000;
+/// Length of one executor's commands. `MAILBOX_STRIDE / COMMAND_STRIDE` is a power of two: the executor's
+/// code computes the address of one from the other.
+pub(crate) const COMMAND_STRIDE: u64 = 512;
+
+/// Offset of the service task's results; everything from here on is writable in the guest.
+pub(crate) const RESULT: u64 = 2 << 20;
+/// Offset of memory that calls in the service task may use for their buffers.
+pub(crate) const SCRATCH: u64 = RESULT + 0x1_0000;
+/// Length of the scratch memory.
+pub(crate) const SCRATCH_LEN: u64 = 0x1_0000;
+
+/// Offset of the mailboxes, [`MAILBOX_STRIDE`] bytes each.
+pub(crate) const MAILBOXES: u64 = 32 << 20;
+/// Length of one mailbox.
+pub(crate) const MAILBOX_STRIDE: u64 = 64 << 10;
+/// As many executors as one space can have.
+pub(crate) const MAX_EXECUTORS: u64 = (SIZE - MAILBOXES) / MAILBOX_STRIDE;
+
+/// In command and mailbox, request and result alike: the word that passes control.
+pub(crate) const WORD: u64 = 0;
+/// Set while the writer of this half sleeps in a futex.
+pub(crate) const SLEEPING: u64 = 0x100;
+/// The processor that the writer of this half last waited on.
+pub(crate) const CPU: u64 = 0x104;
+
+/// In a request: how many entries follow.
+pub(crate) const COUNT: u64 = 4;
+/// In a request the entries (number, six arguments, `param`), in a result their results, 64 bytes apart.
+pub(crate) const ENTRIES: u64 = 0x200;
+/// Length of an entry.
+pub(crate) const ENTRY: u64 = 64;
+/// As many entries as one request can have.
+pub(crate) const MAX_ENTRIES: usize = 128;
+
+/// In a command: not zero ends the run.
+pub(crate) const INTERRUPT: u64 = 0x140;
+/// In a command: the executor's `stack_t`.
+pub(crate) const ALTSTACK: u64 = 0x180;
+
+/// In a mailbox: how the executor came out of the guest, hence how it goes back: 0 by the trampoline, 1 by a signal.
+pub(crate) const FLAVOUR: u64 = 0x108;
+/// In a mailbox: not zero when [`PENDING_SIGINFO`] holds a signal that arrived outside guest code.
+pub(crate) const PENDING: u64 = 0x10c;
+/// In a mailbox: error code, trap number and fault address of the last signal (`struct sigcontext_64`).
+pub(crate) const TRAP: u64 = 0x180;
+/// In a mailbox: the `siginfo_t` of the last signal.
+pub(crate) const SIGINFO: u64 = 0x200;
+/// In a mailbox: the `siginfo_t` of a pending signal.
+pub(crate) const PENDING_SIGINFO: u64 = 0x300;
+/// In a mailbox: end of the stack that the executor uses outside signal handlers.
+pub(crate) const STACK_TOP: u64 = 0x1000;
+/// In a mailbox: room for extended state on its way from or to the supervisor.
+pub(crate) const XSTATE: u64 = 0x1000;
+/// Length of that room.
+pub(crate) const XSTATE_LEN: u64 = 0x4000;
+/// In a mailbox: the alternate signal stack.
+pub(crate) const SIGSTACK: u64 = 0x5000;
+/// Its length.
+pub(crate) const SIGSTACK_LEN: u64 = MAILBOX_STRIDE - SIGSTACK;
+
+/// In the parameters: spin this many ticks of the TSC before sleeping.
+pub(crate) const BUDGET_TICKS: u64 = 0;
+/// In the parameters: after this many ticks, yield between looks.
+pub(crate) const YIELD_TICKS: u64 = 8;
+/// In the parameters: the state components that XSAVE and XRSTOR take.
+pub(crate) const XMASK: u64 = 16;
+/// In the parameters: not zero where Syscall User Dispatch is to be used.
+pub(crate) const DISPATCH: u64 = 24;
+/// In the parameters: an empty signal mask.
+pub(crate) const EMPTY_MASK: u64 = 32;
+/// In the parameters: the `sock_fprog` of the guest's filter.
+pub(crate) const FILTER: u64 = 40;
+/// In the parameters: the pid that the task's parent must have.
+pub(crate) const PARENT: u64 = 56;
+/// In the parameters: the filter's instructions.
+pub(crate) const FILTER_CODE: u64 = 64;
+
+/// Descriptor of the memory file in the keeper, the template and service tasks. Guests have none.
+pub(crate) const ARENA_FD: i32 = 3;
+/// Descriptor of the socket on which service tasks receive the files to map.
+pub(crate) const FILES_FD: i32 = 4;
+
+/// What the supervisor asks an executor for; the low byte of a command's word.
+pub(crate) mod op {
+    /// Nothing: the initial word.
+    pub(crate) const NONE: u32 = 0;
+    /// Go back to the guest with this `rax`, all else as it was.
+    pub(crate) const ANSWER: u32 = 1;
+    /// Go to the guest with these registers.
+    pub(crate) const LOAD: u32 = 2;
+    /// Save the extended state into the mailbox.
+    pub(crate) const SAVE_XSTATE: u32 = 3;
+    /// Load the extended state from the mailbox.
+    pub(crate) const LOAD_XSTATE: u32 = 4;
+}
+
+/// What an executor reports; the low byte of a mailbox's word.
+pub(crate) mod kind {
+    /// The command is done, or the executor has just started.
+    pub(crate) const DONE: u32 = 1;
+    /// The guest called through a rewritten site.
+    pub(crate) const CALL: u32 = 2;
+    /// The guest's system call raised `SIGSYS`.
+    pub(crate) const TRAPPED_CALL: u32 = 3;
+    /// A signal arrived in guest code, or while the guest was stopped.
+    pub(crate) const SIGNAL: u32 = 4;
+    /// The run was interrupted.
+    pub(crate) const INTERRUPTED: u32 = 5;
+    /// The executor's own code faulted: the guest tampered with it.
+    pub(crate) const BROKEN: u32 = 6;
+}
+
+/// The word of a half whose task is dead. Its sequence number is never used.
+pub(crate) const DEAD: u32 = !0;
+
+/// Does `addr..addr + len` touch the region?
+pub(crate) fn overlaps_region(addr: u64, len: u64) -> bool {
+    addr < BASE + SIZE && addr.saturating_add(len.max(1)) > BASE
+}

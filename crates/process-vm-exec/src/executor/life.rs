@@ -1,0 +1,93 @@
+//! Whether the process of a space is alive, and what its end means to those who wait for it.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::process::Pid;
+
+use super::arena::Slot;
+use super::{layout, machine};
+use crate::exit::WaitStatus;
+
+/// The life of one process and of the slot it writes to.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) slot: Arc<Slot>,
+    /// The process, until it is dead; it is reaped only after that, so that the number is not another's yet.
+    pid: RwLock<Option<Pid>>,
+    ended: (Mutex<bool>, Condvar),
+    /// 0 while alive.
+    end: AtomicU64,
+    /// How many executors have been started, hence whose mailboxes may be waited on.
+    pub(crate) executors: AtomicU32,
+}
+
+const DIED: u64 = 1 << 63;
+const BY_SIGNAL: u64 = 1 << 62;
+
+impl Life {
+    pub(crate) fn new(slot: Arc<Slot>) -> Self {
+        Self { slot, pid: RwLock::new(None), ended: <_>::default(), end: AtomicU64::new(0), executors: AtomicU32::new(0) }
+    }
+
+    /// The process has been created.
+    pub(crate) fn begin(&self, pid: Pid) {
+        *self.pid.write().unwrap_or_else(PoisonError::into_inner) = Some(pid);
+    }
+
+    /// Its pid while it lives, which stays its own as long as the guard is held.
+    pub(crate) fn pid(&self) -> RwLockReadGuard<'_, Option<Pid>> {
+        self.pid.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kills the process, if it still lives.
+    pub(crate) fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    /// Sends it a signal, if it still lives.
+    pub(crate) fn signal(&self, signal: i32) {
+        if let Some(pid) = *self.pid() {
+            // SAFETY: kill only sends a signal. The process may have died meanwhile; that is as good.
+            unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
+        }
+    }
+
+    /// Waits until the process is known to be dead. It has been killed.
+    pub(crate) fn wait_for_end(&self) {
+        let (ended, changed) = &self.ended;
+        let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(changed.wait_while(ended, |ended| !*ended).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn status(&self) -> Option<WaitStatus> {
+        let end = self.end.load(Ordering::SeqCst);
+        let number = i32::try_from(end & 0xffff_ffff).unwrap_or(i32::MAX);
+        match end {
+            0 => None,
+            end if end & BY_SIGNAL != 0 => Some(WaitStatus::Signaled(number)),
+            _ => Some(WaitStatus::Exited(number)),
+        }
+    }
+
+    /// Its process is gone: nobody else writes to the slot any more. Ends every wait.
+    pub(crate) fn die(&self, status: WaitStatus) {
+        let end = match status {
+            WaitStatus::Exited(status) => DIED | u64::from(status.unsigned_abs()),
+            WaitStatus::Signaled(signal) => DIED | BY_SIGNAL | u64::from(signal.unsigned_abs()),
+        };
+        self.end.store(end, Ordering::SeqCst);
+        *self.pid.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let (ended, changed) = &self.ended;
+        *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        changed.notify_all();
+        let executors = u64::from(self.executors.load(Ordering::SeqCst));
+        let mailboxes = (0..executors).map(|index| layout::MAILBOXES + index * layout::MAILBOX_STRIDE);
+        for half in mailboxes.chain([layout::RESULT]) {
+            let word = self.slot.u32(half + layout::WORD);
+            word.store(layout::DEAD, Ordering::SeqCst);
+            machine::wake(word);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The supervisor's machine, as the hand-off sees it: futexes, clocks, processors.
+
+use std::arch::x86_64::{__rdtscp, _rdtsc};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use super::handoff::{Budget, Half, Machine};
+use super::sync::AtomicU32;
+
+/// How long the two sides of a space wait for each other before they sleep, unless told otherwise. About what it
+/// costs to wake a task on another processor of a virtual machine, so that waiting costs at most twice the best.
+pub(crate) const DEFAULT_SPIN_BUDGET_NS: u64 = 50_000;
+
+/// After this long without an answer the other side is likely not running: yield between looks.
+pub(crate) const SPIN_WITHOUT_YIELD_NS: u64 = 3_000;
+
+/// The machine under the supervisor, with one space's budget.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host {
+    budget: Budget,
+}
+
+impl Host {
+    pub(crate) fn new(spin_budget_ns: u64) -> Self {
+        let awake = ticks(spin_budget_ns);
+        Self { budget: Budget { spin: ticks(SPIN_WITHOUT_YIELD_NS).min(awake), awake } }
+    }
+}
+
+impl Machine for Host {
+    fn sleep(&self, word: &AtomicU32, value: u32) {
+        futex(word, libc::FUTEX_WAIT, value);
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        wake(word);
+    }
+
+    fn now(&self) -> (u64, u32) {
+        let mut aux = 0;
+        // SAFETY: every x86-64 processor since 2008 has RDTSCP; Linux keeps the processor's number in TSC_AUX
+        // (arch/x86/include/asm/segment.h, VDSO_CPUNODE_MASK).
+        let ticks = unsafe { __rdtscp(&raw mut aux) };
+        (ticks, aux & 0xfff)
+    }
+
+    fn give_way(&self) {
+        rustix::thread::sched_yield();
+    }
+
+    fn budget(&self) -> Budget {
+        self.budget
+    }
+}
+
+/// Wakes whoever sleeps on `word`, on either side of a shared mapping.
+pub(crate) fn wake(word: &AtomicU32) {
+    futex(word, libc::FUTEX_WAKE, 1);
+}
+
+fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
+    // SAFETY: `word` is valid for the call; the kernel only reads it. Errors mean "look again" (futex(2)).
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, std::ptr::null::<libc::timespec>());
+    }
+}
+
+/// The half at `offset` of a slot.
+#[inline]
+pub(crate) fn half(slot: &super::arena::Slot, offset: u64) -> Half<'_> {
+    Half {
+        word: slot.u32(offset + super::layout::WORD),
+        sleeping: slot.u32(offset + super::layout::SLEEPING),
+        cpu: slot.u32(offset + super::layout::CPU),
+    }
+}
+
+/// `ns` in ticks of the time-stamp counter.
+pub(crate) fn ticks(ns: u64) -> u64 {
+    u64::try_from(u128::from(ns) * u128::from(ticks_per_ms()) / 1_000_000).unwrap_or(u64::MAX)
+}
+
+/// Measured once, against the monotonic clock: no interface tells it on every machine.
+fn ticks_per_ms() -> u64 {
+    static TICKS: OnceLock<u64> = OnceLock::new();
+    *TICKS.get_or_init(|| {
+        let measure = || {
+            let (start, begin) = (Instant::now(), tsc());
+            while start.elapsed() < Duration::from_micros(100) {
+                std::hint::spin_loop();
+            }
+            let (elapsed, end) = (start.elapsed(), tsc());
+            u64::try_from(u128::from(end - begin) * 1_000_000 / elapsed.as_nanos()).unwrap_or(u64::MAX)
+        };
+        let mut samples = [measure(), measure(), measure()];
+        samples.sort_unstable();
+        samples[1]
+    })
+}
+
+fn tsc() -> u64 {
+    // SAFETY: RDTSC is allowed to user space unless PR_TSC_SIGSEGV was asked for, and then nothing here works.
+    unsafe { _rdtsc() }
+}

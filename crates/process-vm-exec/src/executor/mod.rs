@@ -1,0 +1,23 @@
+//! The resident code, the memory through which it talks to the supervisor, and the processes it lives in.
+//!
+//! The processes, from the top:
+//! - the *keeper*, a child of the supervisor that executes a tiny program of nothing but the resident code. It is
+//!   the parent of all others and reaps them, so that guests never disturb the supervisor's own wait(2) or SIGCHLD;
+//! - the *template*, a child of the keeper with an empty address space, ready to be copied;
+//! - one process for each space, a copy of the template (or of another space), with a *service* task that executes
+//!   system calls for the supervisor, and an *executor* task for each context that runs.
+//!
+//! Each dies with its parent (`PR_SET_PDEATHSIG`).
+
+pub(crate) mod arena;
+pub(crate) mod code;
+mod filter;
+pub mod handoff;
+pub(crate) mod keeper;
+pub(crate) mod layout;
+pub(crate) mod life;
+pub(crate) mod machine;
+pub(crate) mod service;
+pub(crate) mod setup;
+mod sync;
+pub(crate) mod task;

@@ -1,0 +1,139 @@
+//! What the keeper and the template do before they are used, and the parameters that spaces get.
+
+use std::ops::Range;
+
+use rustix::io::Errno;
+
+use super::arena::Slot;
+use super::service::{Entry, Service};
+use super::{code, filter, layout, machine};
+use crate::arch::x86_64::xstate;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+
+/// Where in the control pages these set-up calls find what they point to.
+const ARGUMENTS: u64 = layout::CONTROL + 0x6000;
+
+/// What a new space is to be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Params {
+    pub(crate) engine: Engine,
+    pub(crate) spin_budget_ns: u64,
+    /// The pid that the process's parent must have.
+    pub(crate) parent: i32,
+}
+
+impl Params {
+    /// Writes them to where the resident code finds them.
+    pub(crate) fn write(&self, slot: &Slot) {
+        let at = |offset| layout::PARAMS + offset;
+        let budget = machine::ticks(self.spin_budget_ns);
+        slot.write(at(layout::BUDGET_TICKS), budget);
+        slot.write(at(layout::YIELD_TICKS), machine::ticks(machine::SPIN_WITHOUT_YIELD_NS).min(budget));
+        slot.write(at(layout::XMASK), xstate::mask());
+        slot.write(at(layout::DISPATCH), u32::from(self.engine != Engine::Ptrace && dispatch_works()));
+        slot.write(at(layout::EMPTY_MASK), 0u64);
+        slot.write(at(layout::PARENT), self.parent.cast_unsigned());
+        let filter = filter::program();
+        slot.write(at(layout::FILTER), filter.len() as u64);
+        slot.write(at(layout::FILTER) + 8, layout::BASE + at(layout::FILTER_CODE));
+        for (i, instruction) in filter.iter().enumerate() {
+            let [low, high] = instruction.code.to_le_bytes();
+            let [a, b, c, d] = instruction.k.to_le_bytes();
+            let bytes = [low, high, instruction.jt, instruction.jf, a, b, c, d];
+            slot.write(at(layout::FILTER_CODE) + 8 * i as u64, u64::from_le_bytes(bytes));
+        }
+        // A request that has not been made: the service task starts out with this word.
+        slot.write(layout::CONTROL + layout::WORD, super::service::STARTED);
+    }
+}
+
+/// Has this kernel Syscall User Dispatch?
+pub(crate) fn dispatch_works() -> bool {
+    const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
+    // SAFETY: turning off what is off changes nothing (Documentation/admin-guide/syscall-user-dispatch.rst).
+    unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) == 0 }
+}
+
+/// Leaves the keeper with nothing of the supervisor's: no memory but the region and the vDSO, no descriptors but the
+/// two, no capabilities, no terminal, no working directory. `mapped` is what it has mapped besides.
+pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<()> {
+    let slot = &service.life.slot;
+    let mut arguments = Arguments { slot, next: ARGUMENTS };
+    let root = arguments.put(&[u64::from(b'/')]);
+    let name = arguments.put(&[u64::from_le_bytes(*b"pvx-spac"), u64::from(b'e')]);
+    let no_core = arguments.put(&[0, 0]);
+    const CAPABILITY_VERSION_3: u64 = 0x2008_0522;
+    let cap_header = arguments.put(&[CAPABILITY_VERSION_3]);
+    let no_caps = arguments.put(&[0; 3]);
+    let last_fd = u64::from(u32::MAX);
+    let mut calls = vec![
+        (Entry::new(libc::SYS_close_range, [0, 2, 0, 0, 0, 0]), "close_range"),
+        (Entry::new(libc::SYS_close_range, [layout::FILES_FD as u64 + 1, last_fd, 0, 0, 0, 0]), "close_range"),
+        (Entry::new(libc::SYS_setsid, [0; 6]), "setsid"),
+        (Entry::new(libc::SYS_chdir, [root, 0, 0, 0, 0, 0]), "chdir"),
+        (Entry::new(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]), "prctl"),
+        (Entry::new(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]), "prctl"),
+        (Entry::new(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_CORE), no_core, 0, 0, 0]), "prlimit"),
+    ];
+    for range in mapped {
+        calls.push((Entry::new(libc::SYS_munmap, [range.start, range.end - range.start, 0, 0, 0, 0]), "munmap"));
+    }
+    calls.push((Entry::new(libc::SYS_capset, [cap_header, no_caps, 0, 0, 0, 0]), "capset"));
+    run_all(service, &calls)
+}
+
+/// Gives the template the signal handlers of executors; copies inherit them.
+pub(crate) fn install_handlers(service: &Service) -> Result<()> {
+    let slot = &service.life.slot;
+    let mut arguments = Arguments { slot, next: ARGUMENTS };
+    let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | SA_RESTORER).cast_unsigned();
+    let no_defer = libc::SA_NODEFER.cast_unsigned();
+    // struct sigaction of the kernel: handler, flags, restorer, mask (asm/signal.h).
+    let raised = arguments.put(&[code::handler(), u64::from(flags | no_defer), code::restorer(), 0]);
+    let sent = arguments.put(&[code::handler(), u64::from(flags), code::restorer(), !0]);
+    let calls = (1..=64)
+        .filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal))
+        .map(|signal| {
+            let action = if code::is_synchronous(signal) { raised } else { sent };
+            let args = [u64::from(signal.unsigned_abs()), action, 0, 8, 0, 0];
+            (Entry::new(libc::SYS_rt_sigaction, args), "rt_sigaction")
+        })
+        .collect::<Vec<_>>();
+    run_all(service, &calls)
+}
+
+/// Where a service task finds the `struct sigaction` that stands for the default action: zeroes.
+pub(crate) fn default_action(slot: &Slot) -> u64 {
+    Arguments { slot, next: ARGUMENTS }.put(&[0; 4])
+}
+
+/// `SA_RESTORER` (asm/signal.h): the restorer field is valid. x86-64 demands it.
+const SA_RESTORER: libc::c_int = 0x0400_0000;
+
+fn run_all(service: &Service, calls: &[(Entry, &'static str)]) -> Result<()> {
+    let entries: Vec<Entry> = calls.iter().map(|&(entry, _)| entry).collect();
+    let results: Vec<std::result::Result<u64, Errno>> = service.request(&entries)?;
+    for (result, &(_, call)) in results.into_iter().zip(calls) {
+        result.map_err(|errno| Error::Space { call, errno })?;
+    }
+    Ok(())
+}
+
+/// Puts what calls point to into the control pages, where the task reads but nobody there writes.
+struct Arguments<'a> {
+    slot: &'a Slot,
+    next: u64,
+}
+
+impl Arguments<'_> {
+    /// The address in the other space.
+    fn put(&mut self, words: &[u64]) -> u64 {
+        let start = self.next;
+        for &word in words {
+            self.slot.write(self.next, word);
+            self.next += 8;
+        }
+        layout::BASE + start
+    }
+}

@@ -1,0 +1,252 @@
+//! An executor, from the supervisor's side: one task in another address space that runs contexts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::process::Pid;
+
+use super::handoff::{self, Half};
+use super::layout::{self, kind, op};
+use super::life::Life;
+use super::machine::{self, Host};
+use super::service::{Entry, Service};
+use super::{code, setup};
+use crate::arch::x86_64::{Registers, xstate};
+use crate::error::{Error, Result};
+use crate::exit::Arch;
+use crate::signal::SigInfo;
+
+/// One executor.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    pub(crate) life: Arc<Life>,
+    pub(crate) tid: Pid,
+    host: Host,
+    index: u64,
+    /// The word of the last command. Only the one who runs a context here changes it.
+    last: AtomicU32,
+}
+
+/// Why an executor came back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Report {
+    Done,
+    /// A system call; whether by a rewritten site.
+    Call { rewritten: bool },
+    Signal,
+    Interrupted,
+    /// The process is dead, or has just been killed for tampering.
+    Dead,
+}
+
+/// Command words count in steps of this; below is the operation.
+const SEQUENCE: u32 = 1 << 8;
+
+/// What a signal's frame told besides registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trap {
+    pub(crate) error_code: u64,
+    pub(crate) trapno: u64,
+    pub(crate) cr2: u64,
+}
+
+impl Executor {
+    /// Starts one as number `index` of its space.
+    pub(crate) fn start(service: &Service, host: Host, index: u64) -> Result<Self> {
+        if index >= layout::MAX_EXECUTORS {
+            return Err(Error::TooMany("contexts in one address space"));
+        }
+        let life = &service.life;
+        let command = layout::COMMANDS + index * layout::COMMAND_STRIDE;
+        let mailbox = layout::MAILBOXES + index * layout::MAILBOX_STRIDE;
+        // stack_t: address, flags, length.
+        life.slot.write(command + layout::ALTSTACK, [layout::BASE + mailbox + layout::SIGSTACK, 0, layout::SIGSTACK_LEN]);
+        life.slot.write(command + layout::WORD, SEQUENCE);
+        life.executors.fetch_max(u32::try_from(index).expect("bounded above") + 1, Ordering::SeqCst);
+        let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+        let clone = Entry {
+            nr: libc::SYS_clone,
+            args: [u64::from(flags.cast_unsigned()), 0, 0, 0, 0, 0],
+            child: layout::BASE + mailbox,
+        };
+        let tid = service.request_one(clone)?.map_err(|errno| Error::Space { call: "clone", errno })?;
+        let tid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(Error::Dead)?;
+        let executor = Self {
+            life: Arc::clone(life),
+            tid,
+            host,
+            index,
+            last: AtomicU32::new(SEQUENCE),
+        };
+        match executor.wait(0) {
+            Report::Done => Ok(executor),
+            _ => Err(Error::Dead),
+        }
+    }
+
+    fn command(&self) -> u64 {
+        layout::COMMANDS + self.index * layout::COMMAND_STRIDE
+    }
+
+    fn mailbox(&self) -> u64 {
+        layout::MAILBOXES + self.index * layout::MAILBOX_STRIDE
+    }
+
+    /// The mailbox's address in the guest: the GS base of the trampoline.
+    pub(crate) fn gs_base(&self) -> u64 {
+        layout::BASE + self.mailbox()
+    }
+
+    /// Back to the guest, with `rax` as the answer to its call.
+    #[inline]
+    pub(crate) fn answer(&self, rax: u64) -> Report {
+        self.life.slot.write(self.command() + 8, rax);
+        self.perform(op::ANSWER)
+    }
+
+    /// To the guest with these registers.
+    pub(crate) fn load(&self, registers: &Registers) -> Report {
+        self.life.slot.write(self.command() + 8, *registers);
+        self.perform(op::LOAD)
+    }
+
+    /// The registers that the guest had at its exit.
+    pub(crate) fn registers(&self) -> Registers {
+        self.life.slot.read(self.mailbox() + 8)
+    }
+
+    /// `rax` and the six arguments that the guest had at its exit: one cache line.
+    #[inline]
+    pub(crate) fn call(&self) -> [u64; 7] {
+        self.life.slot.read(self.mailbox() + 8)
+    }
+
+    /// The extended state that the guest had at its exit.
+    pub(crate) fn save_xstate(&self) -> Result<Vec<u8>> {
+        match self.perform(op::SAVE_XSTATE) {
+            Report::Done => {
+                let mut area = vec![0; xstate::size()];
+                self.life.slot.read_bytes(self.mailbox() + layout::XSTATE, &mut area);
+                xstate::tidy(&mut area);
+                Ok(area)
+            }
+            _ => Err(Error::Dead),
+        }
+    }
+
+    /// Replaces the extended state. `area` has been validated.
+    pub(crate) fn load_xstate(&self, area: &[u8]) -> Result<()> {
+        self.life.slot.write_bytes(self.mailbox() + layout::XSTATE, area);
+        match self.perform(op::LOAD_XSTATE) {
+            Report::Done => Ok(()),
+            _ => Err(Error::Dead),
+        }
+    }
+
+    /// The ABI of the last trapped call.
+    pub(crate) fn call_arch(&self) -> Arch {
+        match self.life.slot.read::<u32>(self.mailbox() + layout::SIGINFO + 28) {
+            code::AUDIT_ARCH_X86_64 => Arch::X86_64,
+            _ => Arch::I386,
+        }
+    }
+
+    /// The last signal.
+    pub(crate) fn siginfo(&self) -> SigInfo {
+        let mut bytes = [0; 128];
+        self.life.slot.read_bytes(self.mailbox() + layout::SIGINFO, &mut bytes);
+        SigInfo::from_bytes(bytes)
+    }
+
+    /// What the last signal's frame told.
+    pub(crate) fn trap(&self) -> Trap {
+        let [error_code, trapno, cr2] = self.life.slot.read(self.mailbox() + layout::TRAP);
+        Trap { error_code, trapno, cr2 }
+    }
+
+    /// Ends a run that goes on, or the next one.
+    pub(crate) fn interrupt(&self) {
+        self.life.slot.u32(self.command() + layout::INTERRUPT).store(1, Ordering::SeqCst);
+        if let Some(pid) = *self.life.pid() {
+            // SAFETY: tgkill only sends a signal; the thread group is checked by the kernel.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid.as_raw_nonzero(), self.tid.as_raw_nonzero(), code::INTERRUPT_SIGNAL) };
+        }
+    }
+
+    /// Was there an interrupt since the last time?
+    #[inline]
+    pub(crate) fn take_interrupt(&self) -> bool {
+        let flag = self.life.slot.u32(self.command() + layout::INTERRUPT);
+        flag.load(Ordering::Acquire) != 0 && flag.swap(0, Ordering::AcqRel) != 0
+    }
+
+    #[inline]
+    fn perform(&self, operation: u32) -> Report {
+        let previous = self.last.load(Ordering::Relaxed);
+        let seen = self.other().word.load(Ordering::Relaxed);
+        let mut sequence = (previous & !(SEQUENCE - 1)).wrapping_add(SEQUENCE);
+        if sequence == layout::DEAD & !(SEQUENCE - 1) {
+            sequence = SEQUENCE;
+        }
+        let word = sequence | operation;
+        self.last.store(word, Ordering::Relaxed);
+        handoff::pass(&self.host, self.mine(), self.other(), word);
+        self.wait(seen)
+    }
+
+    /// Waits for the report to the last command; `seen` is the mailbox's word from before it.
+    #[inline]
+    fn wait(&self, seen: u32) -> Report {
+        let word = handoff::wait(&self.host, self.mine(), self.other(), seen);
+        let expected = self.last.load(Ordering::Relaxed) & !(SEQUENCE - 1);
+        match word.wrapping_sub(expected) {
+            kind::CALL => Report::Call { rewritten: true },
+            kind::TRAPPED_CALL => Report::Call { rewritten: false },
+            kind::DONE => Report::Done,
+            kind::SIGNAL => Report::Signal,
+            kind::INTERRUPTED => Report::Interrupted,
+            _ => self.end(),
+        }
+    }
+
+    /// The process is dead, or something else than the executor wrote into its mailbox.
+    #[cold]
+    fn end(&self) -> Report {
+        self.life.kill();
+        self.life.wait_for_end();
+        Report::Dead
+    }
+
+    #[inline]
+    fn mine(&self) -> Half<'_> {
+        machine::half(&self.life.slot, self.command())
+    }
+
+    #[inline]
+    fn other(&self) -> Half<'_> {
+        machine::half(&self.life.slot, self.mailbox())
+    }
+}
+
+/// Whether executors can be used at all on this machine: what they lack, if not.
+pub(crate) fn lacks() -> Option<String> {
+    const HWCAP2_FSGSBASE: usize = 1 << 1;
+    let (_, hwcap2) = rustix::param::linux_hwcap();
+    if hwcap2 & HWCAP2_FSGSBASE == 0 {
+        return Some("processor or kernel lacks FSGSBASE (Ivy Bridge or Zen, Linux 5.9)".into());
+    }
+    if xstate::size() as u64 > layout::XSTATE_LEN {
+        return Some("the processor's extended state is larger than a mailbox".into());
+    }
+    if !setup::dispatch_works() && !seccomp_works() {
+        return Some("the kernel has neither Syscall User Dispatch (Linux 5.11) nor seccomp filters".into());
+    }
+    None
+}
+
+fn seccomp_works() -> bool {
+    const SECCOMP_GET_ACTION_AVAIL: libc::c_int = 2;
+    let action = libc::SECCOMP_RET_TRAP;
+    // SAFETY: asks whether the action, read from a valid address, is known (seccomp(2)).
+    unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) == 0 }
+}

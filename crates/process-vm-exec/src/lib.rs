@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+
+pub use rustix::io::Errno;
+pub use syscalls::Sysno;
+
+mod arch;
+mod context;
+mod engine;
+mod error;
+#[doc(hidden)]
+pub mod executor;
+mod exit;
+mod maps;
+mod memory;
+mod signal;
+mod space;
+
+pub use crate::arch::x86_64::Registers;
+pub use crate::arch::x86_64::xstate::size as xstate_size;
+pub use crate::context::{Context, Interrupter};
+pub use crate::engine::{Detection, Engine};
+pub use crate::error::{Error, Result};
+pub use crate::exit::{Access, Arch, Exit, Fault, Syscall, WaitStatus};
+pub use crate::memory::{Mapping, Protection};
+pub use crate::signal::{SigInfo, SignalSet};
+pub use crate::space::{AddressSpace, Builder, Call, Rewriting};

@@ -1,0 +1,76 @@
+//! What to map where: the arguments of [`AddressSpace::map`](crate::AddressSpace::map).
+
+use std::os::fd::BorrowedFd;
+
+bitflags::bitflags! {
+    /// What a guest may do with a page (mmap(2), `PROT_*`).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Protection: u32 {
+        /// Read it.
+        const READ = libc::PROT_READ as u32;
+        /// Write it.
+        const WRITE = libc::PROT_WRITE as u32;
+        /// Execute it.
+        const EXEC = libc::PROT_EXEC as u32;
+    }
+}
+
+/// A mapping to make. Built with [`Mapping::anonymous`] or [`Mapping::file`], then refined:
+///
+/// ```
+/// use process_vm_exec::{Mapping, Protection};
+/// let stack = Mapping::anonymous(64 << 10, Protection::READ | Protection::WRITE).at(0x10_0000);
+/// # let _ = stack;
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping<'fd> {
+    pub(crate) addr: Option<u64>,
+    pub(crate) len: u64,
+    pub(crate) protection: Protection,
+    pub(crate) flags: u32,
+    pub(crate) file: Option<(BorrowedFd<'fd>, u64)>,
+}
+
+impl<'fd> Mapping<'fd> {
+    /// `len` bytes of zeroes, private to the space.
+    pub const fn anonymous(len: u64, protection: Protection) -> Self {
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
+        Self { addr: None, len, protection, flags, file: None }
+    }
+
+    /// `len` bytes of `fd` from byte `offset` on, copied on write. The supervisor keeps the descriptor: the
+    /// guest gets the memory only.
+    pub const fn file(fd: BorrowedFd<'fd>, offset: u64, len: u64, protection: Protection) -> Self {
+        Self { addr: None, len, protection, flags: libc::MAP_PRIVATE as u32, file: Some((fd, offset)) }
+    }
+
+    /// At this address, and nowhere else: replaces what is mapped there (`MAP_FIXED`).
+    #[must_use]
+    pub const fn at(mut self, addr: u64) -> Self {
+        self.addr = Some(addr);
+        self.flags |= libc::MAP_FIXED as u32;
+        self
+    }
+
+    /// Near this address if the kernel finds room there.
+    #[must_use]
+    pub const fn near(mut self, addr: u64) -> Self {
+        self.addr = Some(addr);
+        self
+    }
+
+    /// Writes go to the file, or to every space that shares the mapping (`MAP_SHARED` for `MAP_PRIVATE`).
+    #[must_use]
+    pub const fn shared(mut self) -> Self {
+        self.flags = self.flags & !(libc::MAP_PRIVATE as u32) | libc::MAP_SHARED as u32;
+        self
+    }
+
+    /// Further `MAP_*` flags of mmap(2), such as `MAP_NORESERVE`, `MAP_GROWSDOWN` or
+    /// `MAP_FIXED_NOREPLACE`.
+    #[must_use]
+    pub const fn flags(mut self, flags: u32) -> Self {
+        self.flags |= flags;
+        self
+    }
+}

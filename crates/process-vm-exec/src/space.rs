@@ -1,0 +1,538 @@
+//! Address spaces: create, fork, map, read, write, and run in them.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use syscalls::Sysno;
+
+use crate::context::Context;
+use crate::engine::ptrace::Tracees;
+use crate::engine::rewrite::Rewriter;
+use crate::engine::trap::ExecutorSeat;
+use crate::engine::{Called, Engine, Event, Seat};
+use crate::error::{Error, Result};
+use crate::executor::keeper::Keeper;
+use crate::executor::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
+use crate::executor::service::{Entry, Service};
+use crate::executor::task::Executor;
+use crate::executor::{layout, setup};
+use crate::exit::{Exit, Syscall, WaitStatus};
+use crate::memory::{Mapping, Protection};
+use crate::signal::SignalSet;
+
+/// An address space of its own, in which the supervisor runs code.
+///
+/// It starts empty: nothing is mapped but the vDSO and the executor's pages, at `0x7000_0000_0000` to
+/// `0x7000_0400_0000`, which cannot be changed. Code in it can ask the host kernel for nothing; every system call,
+/// fault and signal comes out of [`run`](Self::run).
+///
+/// The space belongs to a process of the host that dies when the value is dropped, or when the supervisor ends in
+/// whatever way.
+///
+/// ```
+/// use process_vm_exec::{AddressSpace, Context, Exit, Mapping, Protection, SignalSet};
+///
+/// # fn main() -> process_vm_exec::Result<()> {
+/// let space = AddressSpace::create()?;
+/// let code = space.map(Mapping::anonymous(4096, Protection::READ | Protection::WRITE))?;
+/// // mov $39, %eax; syscall; hlt
+/// space.write(code, &[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xf4])?;
+/// space.protect(code, 4096, Protection::READ | Protection::EXEC)?;
+///
+/// let mut ctx = Context::new(code, 0);
+/// let Exit::Syscall(call) = space.run(&mut ctx, &SignalSet::all())? else { panic!() };
+/// assert_eq!(call.nr, 39);
+/// ctx.set_return(1);
+/// let Exit::Fault(fault) = space.run(&mut ctx, &SignalSet::all())? else { panic!() };
+/// assert_eq!((fault.signal, ctx.registers().rax), (libc::SIGSEGV, 1));
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct AddressSpace(Arc<Inner>);
+
+/// A space, shared by its owner and the contexts that run in it.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    keeper: Arc<Keeper>,
+    service: Service,
+    settings: Builder,
+    /// Executors that no context uses.
+    free: Mutex<Vec<Arc<dyn Seat>>>,
+    executors: AtomicU64,
+    rewriter: Option<Rewriter>,
+    tracees: Tracees,
+}
+
+/// How a space is to be: see [`AddressSpace::builder`].
+#[derive(Clone, Copy, Debug)]
+pub struct Builder {
+    engine: Option<Engine>,
+    rewriting: Rewriting,
+    spin_budget_ns: u64,
+}
+
+/// Whether the `rewrite` engine may rewrite call sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewriting {
+    /// It may.
+    On,
+    /// It must not: the guest's text stays as it is, and `rewrite` is as `trap`.
+    Off,
+}
+
+/// A system call to execute in a space: see [`AddressSpace::batch`].
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Its number.
+    pub nr: Sysno,
+    /// Its arguments; addresses are the space's.
+    pub args: [u64; 6],
+}
+
+impl Builder {
+    /// Uses this engine instead of the best that works.
+    #[must_use]
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// Whether call sites may be rewritten; on unless told otherwise.
+    #[must_use]
+    pub fn rewriting(mut self, rewriting: Rewriting) -> Self {
+        self.rewriting = rewriting;
+        self
+    }
+
+    /// For how many nanoseconds either side stays awake for the other; then it sleeps and costs nothing. 50,000
+    /// unless told otherwise. 0 sleeps at once, which suits guests that compute much and call little.
+    #[must_use]
+    pub fn spin_budget_ns(mut self, spin_budget_ns: u64) -> Self {
+        self.spin_budget_ns = spin_budget_ns;
+        self
+    }
+
+    /// Creates the space.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] if the engine does not work here, [`Error::Host`] or [`Error::Space`] if the kernel refuses
+    /// what it takes, such as another process.
+    pub fn create(self) -> Result<AddressSpace> {
+        let engine = match self.engine {
+            Some(engine) => engine.require().map(|()| engine)?,
+            None => default_engine()?,
+        };
+        let settings = Self { engine: Some(engine), ..self };
+        let keeper = Keeper::get()?;
+        let service = keeper.create(engine, self.spin_budget_ns)?;
+        let rewriter = settings.rewrites().then(Rewriter::default);
+        Ok(AddressSpace::new(keeper, service, settings, rewriter))
+    }
+
+    fn engine_in_use(&self) -> Engine {
+        self.engine.expect("`create` has chosen one")
+    }
+
+    fn rewrites(&self) -> bool {
+        self.engine == Some(Engine::Rewrite) && self.rewriting == Rewriting::On
+    }
+}
+
+/// What [`Engine::detect`] says, asked once.
+fn default_engine() -> Result<Engine> {
+    static ENGINE: std::sync::OnceLock<Engine> = std::sync::OnceLock::new();
+    match ENGINE.get() {
+        Some(&engine) => Ok(engine),
+        None => Ok(*ENGINE.get_or_init({
+            let best = Engine::detect()?.best;
+            move || best
+        })),
+    }
+}
+
+impl AddressSpace {
+    /// An empty space with the best engine that works here.
+    ///
+    /// # Errors
+    /// As for [`Builder::create`].
+    pub fn create() -> Result<Self> {
+        Self::builder().create()
+    }
+
+    /// To create a space with something else than the defaults.
+    pub fn builder() -> Builder {
+        Builder { engine: None, rewriting: Rewriting::On, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS }
+    }
+
+    fn new(keeper: Arc<Keeper>, service: Service, settings: Builder, rewriter: Option<Rewriter>) -> Self {
+        let free = Mutex::default();
+        let (executors, tracees) = (AtomicU64::new(0), Tracees::default());
+        Self(Arc::new(Inner { keeper, service, settings, free, executors, rewriter, tracees }))
+    }
+
+    /// The engine that runs contexts here.
+    pub fn engine(&self) -> Engine {
+        self.0.settings.engine_in_use()
+    }
+
+    /// The host's process that the space belongs to; 0 once it is dead.
+    pub fn pid(&self) -> i32 {
+        self.0.service.life.pid().map_or(0, |pid| pid.as_raw_nonzero().get())
+    }
+
+    /// Where the kernel's vDSO is mapped (vdso(7)): for `AT_SYSINFO_EHDR`.
+    pub fn vdso(&self) -> Option<Range<u64>> {
+        self.0.keeper.vdso.clone()
+    }
+
+    /// Maps memory and returns its address.
+    ///
+    /// # Errors
+    /// [`Error::Space`] with the errno of mmap(2), [`Error::Reserved`] if the executor's pages would be replaced.
+    pub fn map(&self, mapping: Mapping<'_>) -> Result<u64> {
+        let Mapping { addr, len, protection, flags, file } = mapping;
+        let (fd, offset) = match file {
+            Some((_, offset)) => (u64::from(RECEIVED_FD), offset),
+            None => (u64::MAX, 0),
+        };
+        let (protection, flags) = (u64::from(protection.bits()), u64::from(flags));
+        let args = [addr.unwrap_or(0), len, protection, flags, fd, offset];
+        let call = Call { nr: Sysno::mmap, args };
+        let result = match file {
+            Some((file, _)) => self.0.call_with_file(call, file)?,
+            None => self.0.call(call)?,
+        };
+        result.map_err(|errno| Error::Space { call: "mmap", errno })
+    }
+
+    /// Removes what is mapped in `len` bytes from `addr` on (munmap(2)).
+    ///
+    /// # Errors
+    /// As for [`map`](Self::map).
+    pub fn unmap(&self, addr: u64, len: u64) -> Result<()> {
+        self.syscall_named("munmap", Sysno::munmap, [addr, len, 0, 0, 0, 0]).map(drop)
+    }
+
+    /// Changes what the guest may do with `len` bytes from `addr` on (mprotect(2)).
+    ///
+    /// # Errors
+    /// As for [`map`](Self::map).
+    pub fn protect(&self, addr: u64, len: u64, protection: Protection) -> Result<()> {
+        let args = [addr, len, u64::from(protection.bits()), 0, 0, 0];
+        self.syscall_named("mprotect", Sysno::mprotect, args).map(drop)
+    }
+
+    /// Copies from the space's memory at `addr`, as far as the guest may read there.
+    ///
+    /// # Errors
+    /// [`Error::Space`] with `EFAULT` if it may not read all of it; `buffer`'s contents are unspecified then.
+    pub fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        self.0.transfer("process_vm_readv", addr, local, |pid, local, remote| {
+            // SAFETY: `local` is the rest of `buffer`, which is writable; the remote address needs no guarantee.
+            unsafe { libc::process_vm_readv(pid, local, 1, remote, 1, 0) }
+        })
+    }
+
+    /// Copies `bytes` to the space's memory at `addr`, as far as the guest may write there.
+    ///
+    /// # Errors
+    /// [`Error::Space`] with `EFAULT` if it may not write all of it; what comes before that is written.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
+        let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        self.0.transfer("process_vm_writev", addr, local, |pid, local, remote| {
+            // SAFETY: `local` is the rest of `bytes`, and only read; the remote address needs no guarantee.
+            unsafe { libc::process_vm_writev(pid, local, 1, remote, 1, 0) }
+        })
+    }
+
+    /// A new space with a copy of this one's memory (shared mappings stay shared), engine and settings. Contexts
+    /// stay here: [`Context::try_clone`] makes some to run there.
+    ///
+    /// # Errors
+    /// As for [`Builder::create`].
+    pub fn fork(&self) -> Result<Self> {
+        let Inner { keeper, service, settings, rewriter, .. } = &*self.0;
+        let fork = || keeper.fork(service, settings.engine_in_use(), settings.spin_budget_ns);
+        let (service, rewriter) = match rewriter {
+            Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(copy)))?,
+            None => (fork()?, None),
+        };
+        Ok(Self::new(Arc::clone(keeper), service, *settings, rewriter))
+    }
+
+    /// Executes a system call in the space: system call mode. Addresses in it are the space's; descriptors are those
+    /// of the space's service task, which has none that a guest could use.
+    ///
+    /// # Errors
+    /// [`Error::Space`] with the errno of the call; [`Error::Reserved`] if it would change the executor's pages.
+    pub fn syscall(&self, nr: Sysno, args: [u64; 6]) -> Result<u64> {
+        self.syscall_named(nr.name(), nr, args)
+    }
+
+    fn syscall_named(&self, name: &'static str, nr: Sysno, args: [u64; 6]) -> Result<u64> {
+        self.0.call(Call { nr, args })?.map_err(|errno| Error::Space { call: name, errno })
+    }
+
+    /// Executes several system calls in order with one hand-off, each whatever the results of those before.
+    ///
+    /// # Errors
+    /// As for [`syscall`](Self::syscall), but errnos of calls are among the results. If one call would change the
+    /// executor's pages, none is executed.
+    pub fn batch(&self, calls: &[Call]) -> Result<Vec<std::result::Result<u64, Errno>>> {
+        self.0.calls(calls)
+    }
+
+    /// Runs `ctx` until something happens that the supervisor has to know, and says what.
+    ///
+    /// `signals` are those that end the run and are reported, faults among them; others take their default action
+    /// in the guest's process, as if it had no handler: nothing, or its death.
+    ///
+    /// Several threads may run contexts in one space at the same time, each its own.
+    ///
+    /// # Errors
+    /// [`Error::Context`] if the context cannot be loaded; it is unchanged then. [`Error::TooMany`] or
+    /// [`Error::Space`] if it is new here and no task can be had for it.
+    #[inline]
+    pub fn run(&self, ctx: &mut Context, signals: &SignalSet) -> Result<Exit> {
+        if let Some(status) = self.0.service.life.status() {
+            return Ok(Exit::Died(status));
+        }
+        let seat = match ctx.sit(&self.0) {
+            Err(Error::Dead) => return Ok(Exit::Died(self.0.end())),
+            seat => seat?,
+        };
+        loop {
+            let entry = match ctx.enter(&*seat) {
+                Err(Error::Dead) => return Ok(Exit::Died(self.0.end())),
+                entry => entry?,
+            };
+            match seat.enter(entry) {
+                Event::Call { registers: [rax, args @ ..], arch, how } => {
+                    ctx.left(rax);
+                    if how == Called::Trapped
+                        && let Some(rewriter) = &self.0.rewriter
+                    {
+                        rewriter.after_trap(&self.0, ctx, arch);
+                    }
+                    return Ok(Exit::Syscall(Syscall { nr: rax, args, arch }));
+                }
+                Event::Interrupted { rax } => {
+                    ctx.left(rax);
+                    self.0.settle(ctx);
+                    return Ok(Exit::Interrupted);
+                }
+                Event::Fault { rax, fault } => {
+                    ctx.left(rax);
+                    if let Some(rewriter) = &self.0.rewriter
+                        && rewriter.caused(&self.0, ctx, &fault)
+                    {
+                        continue;
+                    }
+                    self.0.settle(ctx);
+                    if signals.contains(fault.signal) {
+                        return Ok(Exit::Fault(fault));
+                    }
+                    return Ok(Exit::Died(self.0.die_of(fault.signal)));
+                }
+                Event::Signal { rax, info } => {
+                    ctx.left(rax);
+                    self.0.settle(ctx);
+                    if signals.contains(info.signal()) {
+                        return Ok(Exit::Signal(info));
+                    }
+                    if let Some(status) = self.0.default_action(info.signal()) {
+                        return Ok(Exit::Died(status));
+                    }
+                }
+                Event::Died => return Ok(Exit::Died(self.0.end())),
+            }
+        }
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        self.0.service.life.kill();
+    }
+}
+
+/// The number that a received file gets in a service task: the lowest, as it has none below [`layout::ARENA_FD`].
+const RECEIVED_FD: u32 = 0;
+
+impl Inner {
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// A task for a context.
+    pub(crate) fn seat(self: &Arc<Self>) -> Result<Arc<dyn Seat>> {
+        if self.settings.engine_in_use() == Engine::Ptrace {
+            return self.tracees.seat(|| self.start_executor());
+        }
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match free {
+            Some(seat) => Ok(seat),
+            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.settings.rewrites()))),
+        }
+    }
+
+    fn start_executor(&self) -> Result<Executor> {
+        let index = self.executors.fetch_add(1, Ordering::Relaxed);
+        Executor::start(&self.service, Host::new(self.settings.spin_budget_ns), index)
+    }
+
+    /// A context is done with its task.
+    pub(crate) fn give_back(&self, seat: Arc<dyn Seat>) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
+    }
+
+    fn call(&self, call: Call) -> Result<std::result::Result<u64, Errno>> {
+        Ok(self.calls(&[call])?[0])
+    }
+
+    fn calls(&self, calls: &[Call]) -> Result<Vec<std::result::Result<u64, Errno>>> {
+        let entries = self.prepare(calls)?;
+        self.service.request(&entries)
+    }
+
+    /// Sees that no call touches what is ours, and that none finds rewritten text.
+    fn prepare(&self, calls: &[Call]) -> Result<Vec<Entry>> {
+        for range in calls.iter().flat_map(changed_ranges) {
+            let len = range.end - range.start;
+            if layout::overlaps_region(range.start, len) {
+                return Err(Error::Reserved { addr: range.start, len });
+            }
+            if let Some(rewriter) = &self.rewriter {
+                rewriter.before_change(self, range)?;
+            }
+        }
+        Ok(calls.iter().map(|call| Entry::new(i64::from(call.nr.id()), call.args)).collect())
+    }
+
+    /// Executes `call`, in which [`RECEIVED_FD`] stands for `file`.
+    fn call_with_file(&self, call: Call, file: BorrowedFd<'_>) -> Result<std::result::Result<u64, Errno>> {
+        let call = self.prepare(&[call])?[0];
+        // A msghdr with room for one byte and one descriptor (unix(7)); the kernel writes to it.
+        let at = |offset| layout::BASE + layout::SCRATCH + offset;
+        let slot = &self.service.life.slot;
+        slot.write(layout::SCRATCH, [0u64, 0, at(0x40), 1, at(0x80), 24, 0]);
+        slot.write(layout::SCRATCH + 0x40, [at(0x60), 1]);
+        let receive = [layout::FILES_FD as u64, at(0), libc::MSG_DONTWAIT as u64, 0, 0, 0];
+        let received = u64::from(RECEIVED_FD);
+        let entries = [
+            Entry::new(libc::SYS_recvmsg, receive),
+            call,
+            Entry::new(libc::SYS_close, [received, 0, 0, 0, 0, 0]),
+        ];
+        let pair = self.keeper.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ours, theirs) = &*pair;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(&file)));
+        sendmsg(ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty())
+            .map_err(Error::host("sendmsg of a file to map"))?;
+        let results = self.service.request(&entries);
+        if !matches!(&results, Ok(results) if results[0].is_ok()) {
+            // Nobody took it. It must not meet the next request.
+            let mut byte = [0];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let _ = recvmsg(theirs, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::DONTWAIT);
+        }
+        results.map(|results| results[1])
+    }
+
+    /// Copies between `local` and the space's memory at `addr`, all of it.
+    fn transfer(
+        &self,
+        name: &'static str,
+        addr: u64,
+        mut local: libc::iovec,
+        copy: impl Fn(i32, *const libc::iovec, *const libc::iovec) -> isize,
+    ) -> Result<()> {
+        let pid = self.service.life.pid();
+        let pid = pid.ok_or(Error::Dead)?.as_raw_nonzero().get();
+        let mut remote = libc::iovec { iov_base: addr as *mut _, iov_len: local.iov_len };
+        while local.iov_len != 0 {
+            let copied = match usize::try_from(copy(pid, &raw const local, &raw const remote)) {
+                Ok(copied) if copied > 0 => copied,
+                _ => {
+                    let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::FAULT);
+                    return Err(Error::Space { call: name, errno });
+                }
+            };
+            local.iov_base = local.iov_base.wrapping_byte_add(copied);
+            remote.iov_base = remote.iov_base.wrapping_byte_add(copied);
+            local.iov_len -= copied;
+            remote.iov_len -= copied;
+        }
+        Ok(())
+    }
+
+    /// The guest must not be seen in code that rewriting added.
+    fn settle(&self, ctx: &mut Context) {
+        if let Some(rewriter) = &self.rewriter {
+            rewriter.settle(ctx);
+        }
+    }
+
+    /// The process is dead or dying; how it ended.
+    fn end(&self) -> WaitStatus {
+        self.service.life.wait_for_end();
+        self.service.life.status().unwrap_or(WaitStatus::Signaled(libc::SIGKILL))
+    }
+
+    /// What a signal does that nobody catches (signal(7)): the end, or nothing.
+    fn default_action(&self, signal: i32) -> Option<WaitStatus> {
+        match signal {
+            libc::SIGCHLD | libc::SIGCONT | libc::SIGURG | libc::SIGWINCH => None,
+            libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => {
+                self.service.life.signal(libc::SIGSTOP);
+                None
+            }
+            _ => Some(self.die_of(signal)),
+        }
+    }
+
+    /// Has `signal` kill the process.
+    fn die_of(&self, signal: i32) -> WaitStatus {
+        let number = u64::from(signal.unsigned_abs());
+        let default = setup::default_action(&self.service.life.slot);
+        let reset = self.service.call(libc::SYS_rt_sigaction, [number, default, 0, 8, 0, 0]);
+        match reset {
+            Ok(Ok(_)) => self.service.life.signal(signal),
+            _ => self.service.life.kill(),
+        }
+        self.end()
+    }
+}
+
+/// The ranges of memory whose mapping `call` changes.
+fn changed_ranges(call: &Call) -> impl Iterator<Item = Range<u64>> + use<> {
+    let [first, second, third, fourth, fifth, _] = call.args;
+    let is_fixed = |flags: u64| flags & (libc::MAP_FIXED as u64) != 0;
+    let moves = |flags: u64| flags & (libc::MREMAP_FIXED as u64) != 0;
+    let range = |start: u64, len: u64| start..start.saturating_add(len.next_multiple_of(4096).max(len));
+    let (one, other) = match call.nr {
+        Sysno::munmap
+        | Sysno::mprotect
+        | Sysno::pkey_mprotect
+        | Sysno::madvise
+        | Sysno::remap_file_pages
+        | Sysno::mseal => (Some(range(first, second)), None),
+        Sysno::mmap => (is_fixed(fourth).then(|| range(first, second)), None),
+        Sysno::mremap => (Some(range(first, second)), moves(fourth).then(|| range(fifth, third))),
+        Sysno::shmat => ((first != 0).then(|| range(first, 1)), None),
+        _ => (None, None),
+    };
+    one.into_iter().chain(other)
+}

@@ -1,0 +1,265 @@
+//! What all claims share: guests made of a few instructions, a watchdog, and a source of numbers.
+
+use std::{
+    env,
+    process::{self, Command, Stdio},
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use iced_x86::{IcedError, code_asm::CodeAssembler};
+use process_vm_exec::{
+    AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, SignalSet, Syscall,
+};
+
+pub(crate) const PAGE: u64 = 4096;
+/// Guest code: 16 pages, read and execute.
+pub(crate) const CODE: u64 = 0x10_0000;
+pub(crate) const CODE_LEN: u64 = 16 * PAGE;
+/// Guest data: 16 pages, read and write.
+pub(crate) const DATA: u64 = 0x20_0000;
+pub(crate) const DATA_LEN: u64 = 16 * PAGE;
+/// Guest stacks: 64 pages, read and write.
+pub(crate) const STACK: u64 = 0x30_0000;
+pub(crate) const STACK_LEN: u64 = 64 * PAGE;
+pub(crate) const STACK_TOP: u64 = STACK + STACK_LEN;
+/// Nothing is ever mapped here.
+pub(crate) const UNMAPPED: u64 = 0x4000_0000;
+
+pub(crate) const READ: Protection = Protection::READ;
+pub(crate) const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+pub(crate) const READ_EXEC: Protection = Protection::READ.union(Protection::EXEC);
+
+/// A number that no system call of Linux has.
+pub(crate) const NR: u32 = 7777;
+
+/// The time after which a claim counts as hung.
+const WATCHDOG: Duration = Duration::from_secs(240);
+/// Set in a process that runs one claim alone; see [`alone`].
+const ALONE: &str = "PVX_CONFORMANCE_ALONE";
+
+/// Defines claims: functions of an engine, each of which becomes one test per engine.
+macro_rules! claims {
+    ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {
+        $($(#[$meta])* fn $name($engine: process_vm_exec::Engine) $body)+
+
+        mod ptrace {
+            $(#[test] fn $name() {
+                crate::common::check(process_vm_exec::Engine::Ptrace, stringify!($name), super::$name);
+            })+
+        }
+        mod trap {
+            $(#[test] fn $name() {
+                crate::common::check(process_vm_exec::Engine::Trap, stringify!($name), super::$name);
+            })+
+        }
+        mod rewrite {
+            $(#[test] fn $name() {
+                crate::common::check(process_vm_exec::Engine::Rewrite, stringify!($name), super::$name);
+            })+
+        }
+    };
+}
+pub(crate) use claims;
+
+/// Runs a claim with `engine`, watched, if the engine works here.
+pub(crate) fn check(engine: Engine, claim: &'static str, body: fn(Engine)) {
+    let detection = Engine::detect().expect("some engine works");
+    let lack = detection.engines.into_iter().find(|&(known, _)| known == engine).and_then(|(_, lack)| lack);
+    if let Some(lack) = lack {
+        skip(&format!("{claim}: {engine} does not work here: {lack}"));
+        return;
+    }
+    let (_done, watched) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if watched.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("HUNG: {claim} with {engine}: not done after {} s", WATCHDOG.as_secs());
+            process::abort();
+        }
+    });
+    body(engine);
+}
+
+/// Says that something is not tested on this machine.
+pub(crate) fn skip(why: &str) {
+    eprintln!("SKIP: {why}");
+}
+
+/// Runs `body` in a process of its own, which runs nothing but this claim: for claims about the whole process.
+pub(crate) fn alone(engine: Engine, module: &str, claim: &str, body: impl FnOnce()) {
+    if env::var_os(ALONE).is_some() {
+        return body();
+    }
+    let status = this_claim(engine, module, claim).env(ALONE, "1").status().expect("the test runs itself");
+    assert!(status.success(), "in a process of its own: {status}");
+}
+
+/// The command that runs one claim of this very program, and no other.
+pub(crate) fn this_claim(engine: Engine, module: &str, claim: &str) -> Command {
+    let subject = module.split("::").last().expect("a module");
+    let mut command = Command::new(env::current_exe().expect("this program"));
+    command.args(["--exact", &format!("{subject}::{engine}::{claim}"), "--nocapture", "--test-threads=1"]);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// How long storms last.
+pub(crate) fn soak() -> Duration {
+    let seconds = env::var("PVX_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(2))
+}
+
+/// Assembles guest code for [`CODE`].
+pub(crate) fn asm(build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    asm_at(CODE, build)
+}
+
+/// Assembles guest code for `addr`.
+pub(crate) fn asm_at(addr: u64, build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut assembler = CodeAssembler::new(64).expect("64 bits");
+    build(&mut assembler).expect("instructions that exist");
+    assembler.assemble(addr).expect("guest code")
+}
+
+/// A space with code, data and stacks mapped.
+pub(crate) fn space(engine: Engine, code: &[u8]) -> AddressSpace {
+    let space = AddressSpace::builder().engine(engine).create().expect("an address space");
+    space.map(Mapping::anonymous(CODE_LEN, READ_WRITE).at(CODE)).expect("room for code");
+    space.map(Mapping::anonymous(DATA_LEN, READ_WRITE).at(DATA)).expect("room for data");
+    space.map(Mapping::anonymous(STACK_LEN, READ_WRITE).at(STACK)).expect("room for stacks");
+    space.write(CODE, code).expect("code is written");
+    space.protect(CODE, CODE_LEN, READ_EXEC).expect("code is protected");
+    space
+}
+
+/// An address space and one flow of control in it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) ctx: Context,
+}
+
+impl Guest {
+    /// One that starts at the first of these instructions.
+    pub(crate) fn new(
+        engine: Engine,
+        build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    ) -> Self {
+        Self::with_code(engine, &asm(build))
+    }
+
+    pub(crate) fn with_code(engine: Engine, code: &[u8]) -> Self {
+        Self { space: Arc::new(space(engine, code)), ctx: Context::new(CODE, STACK_TOP) }
+    }
+
+    /// Another flow of control in the same space, with a stack of its own.
+    pub(crate) fn another(&self, number: u64) -> Self {
+        let stack_top = STACK_TOP - number * PAGE;
+        assert!(stack_top > STACK);
+        Self { space: Arc::clone(&self.space), ctx: Context::new(CODE, stack_top) }
+    }
+
+    pub(crate) fn regs(&mut self) -> &mut Registers {
+        self.ctx.registers_mut()
+    }
+
+    pub(crate) fn run(&mut self) -> Exit {
+        self.space.run(&mut self.ctx, &SignalSet::all()).expect("the guest runs")
+    }
+
+    /// Runs to a system call.
+    #[track_caller]
+    pub(crate) fn call(&mut self) -> Syscall {
+        match self.run() {
+            Exit::Syscall(call) => call,
+            other => panic!("a system call was expected, not {other:?} at {:#x}", self.ctx.registers().rip),
+        }
+    }
+
+    /// Runs to a fault.
+    #[track_caller]
+    pub(crate) fn fault(&mut self) -> Fault {
+        match self.run() {
+            Exit::Fault(fault) => fault,
+            other => panic!("a fault was expected, not {other:?} at {:#x}", self.ctx.registers().rip),
+        }
+    }
+
+    /// Runs to an interrupt.
+    #[track_caller]
+    pub(crate) fn interrupted(&mut self) {
+        match self.run() {
+            Exit::Interrupted => {}
+            other => panic!("an interrupt was expected, not {other:?} at {:#x}", self.ctx.registers().rip),
+        }
+    }
+
+    /// Runs it for `time` and no longer; it has to do nothing but spin.
+    #[track_caller]
+    pub(crate) fn spin_for(&mut self, time: Duration) {
+        let interrupter = self.ctx.interrupter();
+        let timer = thread::spawn(move || {
+            thread::sleep(time);
+            interrupter.interrupt();
+        });
+        self.interrupted();
+        timer.join().expect("the timer");
+    }
+
+    /// Eight bytes of its memory.
+    #[track_caller]
+    pub(crate) fn peek(&self, addr: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.space.read(addr, &mut bytes).expect("readable memory");
+        u64::from_ne_bytes(bytes)
+    }
+
+    #[track_caller]
+    pub(crate) fn poke(&self, addr: u64, value: u64) {
+        self.space.write(addr, &value.to_ne_bytes()).expect("writable memory");
+    }
+}
+
+/// Numbers that look random and are the same in every run (xorshift64*).
+#[derive(Debug)]
+pub(crate) struct Numbers(u64);
+
+impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[7]
+    }
+}
+
+/// Fills every general register but RSP with another number; RIP, RFLAGS and segments stay.
+pub(crate) fn fill(regs: &mut Registers, numbers: &mut Numbers) {
+    for reg in [
+        &mut regs.rax, &mut regs.rbx, &mut regs.rcx, &mut regs.rdx, &mut regs.rsi, &mut regs.rdi,
+        &mut regs.rbp, &mut regs.r8, &mut regs.r9, &mut regs.r10, &mut regs.r11, &mut regs.r12,
+        &mut regs.r13, &mut regs.r14, &mut regs.r15,
+    ] {
+        *reg = numbers.next();
+    }
+}
+
+/// Sends `signal` to the process `pid`, as kill(2) does.
+pub(crate) fn kill(pid: i32, signal: i32) {
+    // SAFETY: kill(2) takes two integers and touches no memory of this process.
+    let result = unsafe { libc::kill(pid, signal) };
+    assert_eq!(result, 0, "kill({pid}, {signal}): {}", std::io::Error::last_os_error());
+}

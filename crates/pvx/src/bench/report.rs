@@ -1,0 +1,162 @@
+//! The report of round trips: its JSON, and its table.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{
+    case::{Case, Subject},
+    machine::Machine,
+};
+
+/// Machine and lines; this very structure is the JSON.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) machine: Machine,
+    pub(super) cases: Vec<Line>,
+}
+
+/// One line.
+#[derive(Debug, Serialize)]
+pub(super) struct Line {
+    pub(super) case: &'static str,
+    pub(super) engine: &'static str,
+    pub(super) placement: &'static str,
+    pub(super) ns: Spread,
+    /// The best median of `ptrace` in this case (for a baseline: in `syscall`) divided by this median.
+    pub(super) ratio_to_ptrace: Option<f64>,
+}
+
+/// Of the averages of all batches.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Spread {
+    pub(super) min: f64,
+    pub(super) median: f64,
+    pub(super) max: f64,
+}
+
+/// What came out for one subject.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    subject: Subject,
+    ns: Spread,
+}
+
+impl Measured {
+    pub(super) fn of(subject: Subject, ns: Vec<f64>) -> Self {
+        Self { subject, ns: Spread::of(ns) }
+    }
+}
+
+impl Spread {
+    pub(super) fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        Self { min: at(0), median: at(values.len() / 2), max: at(values.len().saturating_sub(1)) }
+    }
+}
+
+impl Report {
+    pub(super) fn new(machine: Machine, measured: Vec<Measured>) -> Self {
+        let ptrace_ns = |case: Case| {
+            let wanted = if case.is_baseline() { Case::Syscall } else { case };
+            let medians = measured
+                .iter()
+                .filter(|one| one.subject.case == wanted && one.subject.engine_name() == "ptrace")
+                .map(|one| one.ns.median);
+            medians.min_by(f64::total_cmp)
+        };
+        let cases = measured
+            .iter()
+            .map(|&Measured { subject, ns }| Line {
+                case: subject.case.name(),
+                engine: subject.engine_name(),
+                placement: subject.placement.name(),
+                ns,
+                ratio_to_ptrace: ptrace_ns(subject.case).map(|ptrace| ptrace / ns.median),
+            })
+            .collect();
+        Self { machine, cases }
+    }
+
+    pub(super) fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string_pretty(self)?);
+            return Ok(());
+        }
+        let heading = ["case", "engine", "placement", "median", "min", "max", "ptrace / this"];
+        let rows = self.cases.iter().map(|line| {
+            vec![
+                line.case.to_owned(),
+                line.engine.to_owned(),
+                line.placement.to_owned(),
+                human_ns(line.ns.median),
+                human_ns(line.ns.min),
+                human_ns(line.ns.max),
+                line.ratio_to_ptrace.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
+            ]
+        });
+        println!("{}, {} CPUs, {}", self.machine.cpu, self.machine.cpus, self.machine.kernel);
+        print!("{}", table(&heading, 3, rows));
+        Ok(())
+    }
+}
+
+/// Nanoseconds with three digits and a unit.
+pub(super) fn human_ns(ns: f64) -> String {
+    let (value, unit) = match ns {
+        _ if ns < 1e3 => (ns, "ns"),
+        _ if ns < 1e6 => (ns / 1e3, "us"),
+        _ if ns < 1e9 => (ns / 1e6, "ms"),
+        _ => (ns / 1e9, "s"),
+    };
+    let decimals = match value {
+        _ if value < 10.0 => 2,
+        _ if value < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$} {unit}")
+}
+
+/// Aligned columns, the first `left` of them to the left and the others to the right.
+pub(super) fn table(heading: &[&str], left: usize, rows: impl Iterator<Item = Vec<String>>) -> String {
+    let heading = heading.iter().map(|&name| name.to_owned()).collect();
+    let rows: Vec<Vec<String>> = [heading].into_iter().chain(rows).collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+            if column < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_with_three_digits() {
+        assert_eq!(human_ns(7.128), "7.13 ns");
+        assert_eq!(human_ns(110.4), "110 ns");
+        assert_eq!(human_ns(59_000.0), "59.0 us");
+        assert_eq!(human_ns(2_900_000.0), "2.90 ms");
+    }
+
+    #[test]
+    fn the_spread_of_batches_is_their_least_middle_and_greatest() {
+        let spread = Spread::of(vec![3.0, 1.0, 9.0, 2.0, 4.0]);
+        assert_eq!((spread.min, spread.median, spread.max), (1.0, 3.0, 9.0));
+    }
+
+    #[test]
+    fn columns_of_a_table_line_up() {
+        let rows = [vec!["a".to_owned(), "1.00 ns".to_owned()]];
+        assert_eq!(table(&["case", "ns"], 1, rows.into_iter()), "case       ns\na     1.00 ns\n");
+    }
+}

@@ -1,0 +1,105 @@
+//! The measurement itself: batches of all subjects in turn, so that noise falls on all of them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{
+    Selection,
+    case::{Case, Placement, Rounds, Subject},
+    cpus::Cpus,
+    machine::Machine,
+    report::{Measured, Report},
+};
+
+/// Batches of each subject; the median of so many is steady.
+const BATCHES: u32 = 15;
+
+/// A subject, what does its rounds, and what came out so far.
+struct Running {
+    subject: Subject,
+    rounds: Rounds,
+    per_batch: u32,
+    ns: Vec<f64>,
+}
+
+/// Measures every selected subject for `budget` in all.
+pub(super) fn measure(selection: &Selection, budget: Duration) -> Result<Report> {
+    let machine = Machine::here();
+    let cpus = Cpus::available()?;
+    let subjects = subjects(selection, &cpus);
+    ensure!(!subjects.is_empty(), "nothing to measure: no such case of those engines on this machine");
+    cpus.pin_supervisor()?;
+    let measured = rounds_of_all(&subjects, &cpus, budget);
+    cpus.unpin()?;
+    Ok(Report::new(machine, measured?))
+}
+
+fn subjects(selection: &Selection, cpus: &Cpus) -> Vec<Subject> {
+    let mut subjects = Vec::new();
+    for &case in &selection.cases {
+        let engines = match case.is_baseline() {
+            true if selection.baseline => vec![None],
+            true => vec![],
+            false => selection.engines.iter().copied().map(Some).collect(),
+        };
+        for placement in Placement::ALL {
+            let possible = cpus.has_two() || placement == Placement::OneCpu;
+            // Two threads on one CPU never pass a cache line, and a plain system call needs one CPU only.
+            let sensible = match case {
+                Case::CacheLine => placement == Placement::TwoCpus,
+                Case::NativeGetppid => placement == Placement::OneCpu,
+                _ => true,
+            };
+            if possible && sensible {
+                subjects.extend(engines.iter().map(|&engine| Subject { case, engine, placement }));
+            }
+        }
+    }
+    subjects
+}
+
+fn rounds_of_all(subjects: &[Subject], cpus: &Cpus, budget: Duration) -> Result<Vec<Measured>> {
+    let steps = u32::try_from(subjects.len())?;
+    let progress = ProgressBar::new(u64::from(steps) * u64::from(BATCHES + 1));
+    progress.set_style(ProgressStyle::with_template("{bar:32} {percent:>3} %  {msg}")?);
+    let slice = budget / (steps * (BATCHES + 1));
+
+    let mut running = Vec::new();
+    for &subject in subjects {
+        progress.set_message(describe(subject));
+        let mut rounds = subject.prepare(cpus).with_context(|| describe(subject))?;
+        let per_batch = rounds_in(slice, &mut rounds).with_context(|| describe(subject))?;
+        running.push(Running { subject, rounds, per_batch, ns: Vec::new() });
+        progress.inc(1);
+    }
+    for _ in 0..BATCHES {
+        for one in &mut running {
+            progress.set_message(describe(one.subject));
+            one.ns.push((one.rounds)(one.per_batch).with_context(|| describe(one.subject))?);
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+    Ok(running.into_iter().map(|one| Measured::of(one.subject, one.ns)).collect())
+}
+
+/// How many rounds fill `slice`; finding out warms the subject up.
+fn rounds_in(slice: Duration, rounds: &mut Rounds) -> Result<u32> {
+    let mut count = 1;
+    loop {
+        let start = Instant::now();
+        rounds(count)?;
+        let elapsed = start.elapsed();
+        if elapsed * 4 >= slice || count >= 1 << 28 {
+            let fitting = slice.as_nanos() * u128::from(count) / elapsed.as_nanos().max(1);
+            return Ok(u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, 1 << 29));
+        }
+        count *= 2;
+    }
+}
+
+fn describe(subject: Subject) -> String {
+    format!("{} {} {}", subject.case.name(), subject.engine_name(), subject.placement.name())
+}

@@ -1,0 +1,132 @@
+//! What `pvx bench` promises to those who read its output.
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+fn bench(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pvx")).arg("bench").args(args).output().expect("pvx starts")
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = bench(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON on standard output, and nothing else")
+}
+
+/// Every line of a report has what the documentation of the format lists.
+fn check_lines(report: &Value) -> Vec<(String, String, String)> {
+    for key in ["cpu", "kernel", "date", "command"] {
+        assert!(report["machine"][key].as_str().is_some_and(|text| !text.is_empty()), "machine.{key}");
+    }
+    assert!(report["machine"]["cpus"].as_u64().is_some_and(|cpus| cpus > 0));
+    let lines = report["cases"].as_array().expect("cases");
+    assert!(!lines.is_empty());
+    let text = |line: &Value, key| line[key].as_str().expect("a string").to_owned();
+    lines
+        .iter()
+        .map(|line| {
+            let [min, median, max] = ["min", "median", "max"].map(|key| line["ns"][key].as_f64().expect("ns"));
+            assert!(0.0 < min && min <= median && median <= max, "{line}");
+            (text(line, "case"), text(line, "engine"), text(line, "placement"))
+        })
+        .collect()
+}
+
+#[test]
+fn baselines_are_measured_without_any_engine() {
+    let report = json(&["--json", "--engine", "baseline", "--seconds", "0.3"]);
+    let lines = check_lines(&report);
+    assert!(lines.iter().all(|(_, engine, _)| engine == "baseline"));
+    assert!(lines.iter().any(|(case, _, placement)| case == "native-getppid" && placement == "one-cpu"));
+    assert!(lines.iter().any(|(case, ..)| case == "spawn"));
+    assert!(report["cases"][0]["ratio_to_ptrace"].is_null(), "without ptrace there is no ratio to it");
+}
+
+#[test]
+fn every_case_is_measured_for_every_engine_that_works_here() {
+    let check = Command::new(env!("CARGO_BIN_EXE_pvx")).args(["check", "--json"]).output().expect("pvx starts");
+    let check: Value = serde_json::from_slice(&check.stdout).expect("JSON");
+    let working = check["engines"].as_array().expect("engines").iter().filter(|line| line["works"] == true);
+    let report = json(&["--json", "--seconds", "1"]);
+    let lines = check_lines(&report);
+    for engine in working.map(|line| line["engine"].as_str().expect("a name")) {
+        for case in ["syscall", "fault", "interrupt", "create"] {
+            let measured = lines.iter().any(|line| line.0 == case && line.1 == engine && line.2 == "one-cpu");
+            assert!(measured, "{case} with {engine} is missing");
+        }
+    }
+}
+
+#[test]
+fn the_best_placement_of_ptrace_is_what_ratios_refer_to() {
+    let report = json(&["--json", "--case", "syscall", "--engine", "ptrace", "--seconds", "0.3"]);
+    let ratios = report["cases"].as_array().expect("cases").iter().map(|line| line["ratio_to_ptrace"].as_f64());
+    let best = ratios.map(|ratio| ratio.expect("a ratio")).fold(0.0, f64::max);
+    assert!((best - 1.0).abs() < 1e-9, "{report}");
+}
+
+#[test]
+fn an_unknown_engine_gives_one_line_that_lists_the_known_ones() {
+    let output = bench(&["--engine", "warp"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert_eq!(message.lines().count(), 1, "{message}");
+    for word in ["warp", "rewrite", "trap", "ptrace", "baseline"] {
+        assert!(message.contains(word), "{message}");
+    }
+}
+
+#[test]
+fn an_unknown_case_gives_one_line_that_lists_the_known_ones() {
+    let output = bench(&["--case", "nap"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.contains("cache-line"), "{message}");
+}
+
+#[test]
+fn a_chart_of_an_unknown_kind_is_refused_before_anything_is_measured() {
+    let output = bench(&["--engine", "baseline", "--seconds", "100", "--plot", "chart.gif"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains(".svg"));
+}
+
+#[test]
+fn a_chart_shows_every_line_of_the_table() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("chart.svg");
+    let path_text = path.to_str().expect("UTF-8");
+    let report = json(&["--json", "--engine", "baseline", "--seconds", "0.3", "--plot", path_text]);
+    let chart = fs::read_to_string(&path).expect("the chart");
+    assert!(chart.starts_with("<svg"));
+    for line in report["cases"].as_array().expect("cases") {
+        assert!(chart.contains(line["case"].as_str().expect("a name")), "{line}");
+    }
+}
+
+#[test]
+fn many_guests_at_once_all_get_their_turn() {
+    let report = json(&["--json", "--guests", "8", "--seconds", "1"]);
+    let engines = report["engines"].as_array().expect("engines");
+    assert!(!engines.is_empty());
+    for line in engines {
+        assert!(line["calls_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{line}");
+        assert!(line["fewest"].as_u64().is_some_and(|calls| calls > 0), "a guest starved: {line}");
+    }
+}
+
+#[test]
+fn idle_spaces_have_a_size() {
+    let report = json(&["--json", "--spaces", "10"]);
+    for line in report["memory"].as_array().expect("memory") {
+        assert_eq!(line["alive"], 10);
+        assert!(line["rss_kib"].as_f64().is_some_and(|kib| kib > 0.0), "{line}");
+    }
+    let create = report["create"].as_array().expect("create");
+    assert!(create.iter().any(|line| line["engine"] == "spawn" && line["supervisor_mib"] == 20));
+}
