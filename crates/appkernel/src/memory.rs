@@ -68,11 +68,8 @@ pub(crate) fn mmap(task: &mut Task, [addr, len, protection, flags, fd, offset]: 
         0 => mapping,
         addr => mapping.near(addr),
     };
-    // MAP_SHARED_VALIDATE is MAP_SHARED and a bit that MAP_PRIVATE has: the latter is set for it alone.
     let mapping = mapping.flags(flags & !SHARING & !fixed);
-    let answer = task.space.map(mapping).map_err(|error| error.errno());
-    // MAP_32BIT, MAP_GROWSDOWN and the like are up to the host kernel.
-    answer
+    task.space.map(mapping).map_err(|error| error.errno())
 }
 
 /// munmap(2)
@@ -137,30 +134,4 @@ fn on_range(task: &Task, call: Sysno, args: Args) -> Answer {
 fn keep_off_executor(addr: u64, len: u64) -> Result<(), Errno> {
     let end = addr.checked_add(len).ok_or(Errno::INVAL)?;
     if addr < EXECUTOR_END && end > ADDRESS_LIMIT { Err(Errno::NOMEM) } else { Ok(()) }
-}
-
-/// A call that writes a record to where the guest wants it and does nothing else; executed in the guest's
-/// space, by a task of the guest's process.
-fn in_space(task: &Task, call: Sysno, args: Args) -> Answer {
-    task.space.syscall(call, args).map_err(|error| error.errno())
-}
-
-/// uname(2)
-pub(crate) fn uname(task: &mut Task, args: Args) -> Answer {
-    in_space(task, Sysno::uname, args)
-}
-
-/// sysinfo(2)
-pub(crate) fn sysinfo(task: &mut Task, args: Args) -> Answer {
-    in_space(task, Sysno::sysinfo, args)
-}
-
-/// times(2)
-pub(crate) fn times(task: &mut Task, args: Args) -> Answer {
-    in_space(task, Sysno::times, args)
-}
-
-/// getrusage(2)
-pub(crate) fn getrusage(task: &mut Task, args: Args) -> Answer {
-    in_space(task, Sysno::getrusage, args)
 }

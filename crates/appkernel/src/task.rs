@@ -236,7 +236,7 @@ impl Task {
         if tracing {
             self.trace_exit(call, answer);
         }
-        self.signals.note_answer(answer);
+        self.signals.note_answer(call, answer);
     }
 
     /// Replaces the program (execve(2)). Until the new one is loaded completely, the old one is untouched.

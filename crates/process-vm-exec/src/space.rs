@@ -362,6 +362,7 @@ impl AddressSpace {
 impl Drop for AddressSpace {
     fn drop(&mut self) {
         self.0.service.life.kill();
+        self.0.tracees.collect();
     }
 }
 
@@ -392,6 +393,9 @@ impl Inner {
 
     /// A context is done with its task.
     pub(crate) fn give_back(&self, seat: Arc<dyn Seat>) {
+        if self.settings.engine_in_use() == Engine::Ptrace {
+            return;
+        }
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
     }
 
@@ -487,6 +491,7 @@ impl Inner {
 
     /// The process is dead or dying; how it ended.
     fn end(&self) -> WaitStatus {
+        self.tracees.collect();
         self.service.life.wait_for_end();
         self.service.life.status().unwrap_or(WaitStatus::Signaled(libc::SIGKILL))
     }
@@ -505,11 +510,9 @@ impl Inner {
 
     /// Has `signal` kill the process.
     fn die_of(&self, signal: i32) -> WaitStatus {
-        let number = u64::from(signal.unsigned_abs());
-        let default = setup::default_action(&self.service.life.slot);
-        let reset = self.service.call(libc::SYS_rt_sigaction, [number, default, 0, 8, 0, 0]);
-        match reset {
-            Ok(Ok(_)) => self.service.life.signal(signal),
+        let calls = setup::default_action(&self.service.life.slot, signal);
+        match self.service.request(&calls).as_deref() {
+            Ok([Ok(_), Ok(_)]) => self.service.life.signal(signal),
             _ => self.service.life.kill(),
         }
         self.end()

@@ -1,10 +1,435 @@
-//! stub
-use std::sync::Arc;
-use super::Seat;
-use crate::error::Result;
+//! The `ptrace` engine: contexts run by tasks that the calling thread traces with `PTRACE_SYSEMU` (ptrace(2)).
+//!
+//! Slow and plain: the reference that the other engines are compared with. The traced tasks are executors that sleep
+//! in their own code; while a context has one, its registers are the guest's. No signal is ever delivered there.
+//!
+//! Only the thread that attached may ask a traced task anything. A context that is run by another thread moves to
+//! another task; so that it can, everything is fetched at each exit.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess};
+use rustix::io::Errno;
+
+use super::{Called, Enter, Event, Seat};
+use crate::arch::x86_64::{Registers, xstate};
+use crate::error::{Error, Result};
+use crate::executor::code;
 use crate::executor::task::Executor;
+use crate::exit::{Access, Arch, Fault};
+use crate::signal::SigInfo;
+
+/// The traced tasks of one space.
 #[derive(Debug, Default)]
-pub(crate) struct Tracees;
+pub(crate) struct Tracees {
+    tracees: Mutex<Vec<Weak<Tracee>>>,
+    /// Executors that no thread traces.
+    untraced: Arc<Mutex<Vec<Executor>>>,
+}
+
 impl Tracees {
-    pub(crate) fn seat(&self, _start: impl FnOnce() -> Result<Executor>) -> Result<Arc<dyn Seat>> { todo!() }
+    /// A task that the calling thread traces.
+    pub(crate) fn seat(&self, start: impl FnOnce() -> Result<Executor>) -> Result<Arc<dyn Seat>> {
+        let untraced = lock(&self.untraced).pop();
+        let executor = untraced.map_or_else(start, Ok)?;
+        let tracee = Arc::new(Tracee::attach(executor, Arc::clone(&self.untraced))?);
+        let mut tracees = lock(&self.tracees);
+        tracees.retain(|tracee| tracee.strong_count() != 0);
+        tracees.push(Arc::downgrade(&tracee));
+        Ok(tracee)
+    }
+
+    /// The process has been killed: collects those of its tasks that the calling thread traces, for the kernel does
+    /// not report a process dead before its last traced task has been waited for.
+    pub(crate) fn collect(&self) {
+        for tracee in lock(&self.tracees).drain(..).filter_map(|tracee| tracee.upgrade()) {
+            tracee.collect();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One traced task.
+#[derive(Debug)]
+struct Tracee {
+    /// Taken when the task is given back.
+    executor: Option<Executor>,
+    tid: libc::pid_t,
+    tracer: libc::pid_t,
+    /// What the executor was doing when it was attached to.
+    asleep: libc::user_regs_struct,
+    guest: Mutex<Guest>,
+    interrupt: AtomicBool,
+    untraced: Arc<Mutex<Vec<Executor>>>,
+}
+
+/// The guest's state at its last exit.
+#[derive(Debug)]
+struct Guest {
+    registers: Registers,
+    xstate: Vec<u8>,
+    has_run: bool,
+}
+
+/// Why a traced task stopped.
+enum Stop {
+    Syscall,
+    Signal(i32),
+    /// An event of ptrace, such as the answer to `PTRACE_INTERRUPT`.
+    Event,
+    Gone,
+}
+
+impl Tracee {
+    fn attach(executor: Executor, untraced: Arc<Mutex<Vec<Executor>>>) -> Result<Self> {
+        let tid = executor.tid.as_raw_nonzero().get();
+        executor.is_in_its_process().then_some(()).ok_or(Error::Dead)?;
+        let options = libc::PTRACE_O_TRACESYSGOOD;
+        request(libc::PTRACE_SEIZE, tid, 0, options as usize)
+            .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
+        let tracer = this_thread();
+        // SAFETY: integers, for which zeroes are a value.
+        let asleep = unsafe { std::mem::zeroed() };
+        let guest = Mutex::new(Guest { registers: Registers::default(), xstate: Vec::new(), has_run: false });
+        let interrupt = AtomicBool::new(false);
+        let executor = Some(executor);
+        let mut tracee = Self { executor, tid, tracer, asleep, guest, interrupt, untraced };
+        request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
+        match wait_for_stop(tid) {
+            Stop::Gone => return Err(Error::Dead),
+            Stop::Event | Stop::Syscall | Stop::Signal(_) => {}
+        }
+        tracee.asleep = get_registers(tid).map_err(Error::host("PTRACE_GETREGS"))?;
+        // The sleep in a futex is not restarted but looks again.
+        tracee.asleep.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+        tracee.asleep.orig_rax = NO_SYSCALL;
+        Ok(tracee)
+    }
+
+    fn collect(&self) {
+        if self.tracer == this_thread() {
+            while !matches!(wait_for_stop(self.tid), Stop::Gone) {}
+        }
+    }
+
+    /// Runs the guest to its next stop.
+    fn resume(&self) -> Event {
+        loop {
+            // SYSEMU stops at the entry to a system call and skips the call.
+            if request(libc::PTRACE_SYSEMU, self.tid, 0, 0).is_err() {
+                return self.died();
+            }
+            let stop = wait_for_stop(self.tid);
+            let event = match stop {
+                Stop::Gone => return Event::Died,
+                Stop::Event => continue,
+                Stop::Syscall => self.fetch().and_then(|()| self.call()),
+                Stop::Signal(code::INTERRUPT_SIGNAL) if !self.interrupt.swap(false, Ordering::SeqCst) => continue,
+                Stop::Signal(code::INTERRUPT_SIGNAL) => {
+                    self.fetch().map(|()| Event::Interrupted { rax: lock(&self.guest).registers.rax })
+                }
+                Stop::Signal(_) => self.fetch().and_then(|()| self.signal()),
+            };
+            return event.unwrap_or_else(|_| self.died());
+        }
+    }
+
+    /// A request failed: the task has been killed.
+    fn died(&self) -> Event {
+        self.collect();
+        Event::Died
+    }
+
+    /// Gets the guest's state, so that any thread can read it.
+    fn fetch(&self) -> rustix::io::Result<()> {
+        let registers = get_registers(self.tid)?;
+        let mut guest = lock(&self.guest);
+        guest.registers = from_user(&registers);
+        guest.xstate.resize(xstate::size(), 0);
+        let mut area = libc::iovec { iov_base: guest.xstate.as_mut_ptr().cast(), iov_len: guest.xstate.len() };
+        request(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, (&raw mut area) as usize)?;
+        xstate::tidy(&mut guest.xstate);
+        Ok(())
+    }
+
+    fn call(&self) -> rustix::io::Result<Event> {
+        // struct ptrace_syscall_info: op, arch, ...
+        let mut info = [0u32; 24];
+        request(PTRACE_GET_SYSCALL_INFO, self.tid, size_of_val(&info), info.as_mut_ptr() as usize)?;
+        Ok(self.call_event(info[1]))
+    }
+
+    fn call_event(&self, arch: u32) -> Event {
+        let Registers { rax, rdi, rsi, rdx, r10, r8, r9, rbx, rcx, rbp, .. } = lock(&self.guest).registers;
+        match arch {
+            code::AUDIT_ARCH_X86_64 => {
+                let registers = [rax, rdi, rsi, rdx, r10, r8, r9];
+                Event::Call { registers, arch: Arch::X86_64, how: Called::Trapped }
+            }
+            _ => {
+                let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp];
+                Event::Call { registers, arch: Arch::I386, how: Called::Trapped }
+            }
+        }
+    }
+
+    fn signal(&self) -> rustix::io::Result<Event> {
+        let mut bytes = [0u8; 128];
+        request(libc::PTRACE_GETSIGINFO, self.tid, 0, bytes.as_mut_ptr() as usize)?;
+        let info = SigInfo::from_bytes(bytes);
+        if info.signal() == libc::SIGSYS && info.code() > 0 {
+            // The filter's: a call through the vsyscall page, which ptrace does not see.
+            return Ok(self.call_event(info.i32_at(28).cast_unsigned()));
+        }
+        let registers = lock(&self.guest).registers;
+        if !code::is_synchronous(info.signal()) || info.code() <= 0 {
+            return Ok(Event::Signal { rax: registers.rax, info });
+        }
+        let trapno = trapno(&info);
+        let access = match trapno {
+            14 => self.access(&registers, info.addr()),
+            _ => Access::Execute,
+        };
+        let fault = Fault { signal: info.signal(), code: info.code(), addr: info.addr(), access, trapno };
+        Ok(Event::Fault { rax: registers.rax, fault })
+    }
+
+    /// What the instruction at RIP tried to do with `addr`: ptrace does not tell the error code.
+    fn access(&self, registers: &Registers, addr: u64) -> Access {
+        let mut code = [0u8; 16];
+        for (i, word) in code.chunks_exact_mut(8).enumerate() {
+            let at = registers.rip + 8 * i as u64;
+            // SAFETY: PEEKTEXT reads the tracee's memory; errors show as -1, which decodes to nothing useful.
+            let peeked = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, self.tid, at as *mut c_void, ptr::null_mut::<c_void>()) };
+            word.copy_from_slice(&peeked.to_ne_bytes());
+        }
+        let instruction = Decoder::with_ip(64, &code, registers.rip, DecoderOptions::NONE).decode();
+        if addr >= registers.rip && addr < registers.rip + 16 && (addr == registers.rip || addr.is_multiple_of(4096)) {
+            return Access::Execute;
+        }
+        let mut factory = InstructionInfoFactory::new();
+        let writes = factory.info(&instruction).used_memory().iter().any(|memory| {
+            matches!(memory.access(), OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite)
+        });
+        if writes { Access::Write } else { Access::Read }
+    }
+}
+
+impl Seat for Tracee {
+    fn enter(&self, entry: Enter<'_>) -> Event {
+        let registers = {
+            let mut guest = lock(&self.guest);
+            match entry {
+                Enter::Answer(rax) => guest.registers.rax = rax,
+                Enter::Load(registers) => guest.registers = *registers,
+            }
+            guest.has_run = true;
+            guest.registers
+        };
+        if self.interrupt.swap(false, Ordering::SeqCst) {
+            return Event::Interrupted { rax: registers.rax };
+        }
+        let user = to_user(&registers);
+        match request(libc::PTRACE_SETREGS, self.tid, 0, (&raw const user) as usize) {
+            Ok(_) => self.resume(),
+            Err(_) => self.died(),
+        }
+    }
+
+    fn registers(&self) -> Registers {
+        lock(&self.guest).registers
+    }
+
+    fn xstate(&self) -> Result<Vec<u8>> {
+        let guest = lock(&self.guest);
+        Ok(if guest.xstate.is_empty() { xstate::initial() } else { guest.xstate.clone() })
+    }
+
+    fn set_xstate(&self, area: &[u8]) -> Result<()> {
+        let local = libc::iovec { iov_base: area.as_ptr().cast_mut().cast(), iov_len: area.len() };
+        match request(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE, (&raw const local) as usize) {
+            Ok(_) => Ok(()),
+            Err(Errno::SRCH) => {
+                self.collect();
+                Err(Error::Dead)
+            }
+            Err(errno) => Err(Error::Host { call: "PTRACE_SETREGSET", errno }),
+        }
+    }
+
+    fn has_initial_xstate(&self) -> bool {
+        !lock(&self.guest).has_run
+    }
+
+    fn is_usable(&self) -> bool {
+        self.tracer == this_thread()
+    }
+
+    fn interrupt(&self) {
+        self.interrupt.store(true, Ordering::SeqCst);
+        if let Some(executor) = &self.executor {
+            executor.send_interrupt_signal();
+        }
+    }
+
+    fn take_interrupt(&self) -> bool {
+        self.interrupt.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Drop for Tracee {
+    /// Lets the executor go on sleeping, for another thread. Where this is not the tracer, the task stays stopped
+    /// until the space ends.
+    fn drop(&mut self) {
+        let Some(executor) = self.executor.take() else { return };
+        if !self.is_usable() {
+            return;
+        }
+        let initial = xstate::initial();
+        let asleep = (&raw const self.asleep) as usize;
+        let released = self.set_xstate(&initial).is_ok()
+            && request(libc::PTRACE_SETREGS, self.tid, 0, asleep).is_ok()
+            && request(libc::PTRACE_DETACH, self.tid, 0, 0).is_ok();
+        if released {
+            lock(&self.untraced).push(executor);
+        }
+    }
+}
+
+const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
+/// In `orig_rax`: the task is not in a system call that could be restarted.
+const NO_SYSCALL: u64 = !0;
+
+fn request(request: libc::c_uint, tid: libc::pid_t, addr: usize, data: usize) -> rustix::io::Result<libc::c_long> {
+    // SAFETY: the callers pass for `data` what the request takes (ptrace(2)): nothing, options, or the address of a
+    // live structure of its type; requests on tasks that are not ours fail.
+    let result = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data as *mut c_void) };
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::SRCH)
+}
+
+fn get_registers(tid: libc::pid_t) -> rustix::io::Result<libc::user_regs_struct> {
+    // SAFETY: integers, for which zeroes are a value.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETREGS, tid, 0, (&raw mut registers) as usize)?;
+    Ok(registers)
+}
+
+fn wait_for_stop(tid: libc::pid_t) -> Stop {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is valid for the call.
+        if unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) } == tid {
+            break;
+        }
+        if last_errno() != Errno::INTR {
+            return Stop::Gone;
+        }
+    }
+    if !libc::WIFSTOPPED(status) {
+        return Stop::Gone;
+    }
+    match libc::WSTOPSIG(status) {
+        _ if status >> 16 != 0 => Stop::Event,
+        SYSCALL_STOP => Stop::Syscall,
+        signal => Stop::Signal(signal),
+    }
+}
+
+/// A system-call stop under `PTRACE_O_TRACESYSGOOD`.
+const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+fn this_thread() -> libc::pid_t {
+    thread_local!(static TID: Cell<libc::pid_t> = Cell::new(rustix::thread::gettid().as_raw_nonzero().get()));
+    TID.get()
+}
+
+/// The exception's vector, from what Linux makes of it (arch/x86/kernel/traps.c).
+fn trapno(info: &SigInfo) -> u32 {
+    const SI_KERNEL: i32 = 0x80;
+    const FPE_INTDIV: i32 = 1;
+    match (info.signal(), info.code()) {
+        (libc::SIGSEGV, SI_KERNEL) => 13,
+        (libc::SIGSEGV, _) => 14,
+        (libc::SIGBUS, libc::BUS_ADRALN) => 17,
+        (libc::SIGBUS, SI_KERNEL) => 12,
+        (libc::SIGBUS, _) => 14,
+        (libc::SIGILL, _) => 6,
+        (libc::SIGTRAP, SI_KERNEL) => 3,
+        (libc::SIGTRAP, _) => 1,
+        (libc::SIGFPE, FPE_INTDIV) => 0,
+        _ => 19,
+    }
+}
+
+fn from_user(user: &libc::user_regs_struct) -> Registers {
+    // At a call the number is in orig_rax, and rax already says ENOSYS.
+    let rax = if user.orig_rax == NO_SYSCALL { user.rax } else { user.orig_rax };
+    Registers {
+        rax,
+        rdi: user.rdi,
+        rsi: user.rsi,
+        rdx: user.rdx,
+        r10: user.r10,
+        r8: user.r8,
+        r9: user.r9,
+        rip: user.rip,
+        cs: user.cs,
+        rflags: user.eflags,
+        rsp: user.rsp,
+        ss: user.ss,
+        rbx: user.rbx,
+        rbp: user.rbp,
+        r12: user.r12,
+        r13: user.r13,
+        r14: user.r14,
+        r15: user.r15,
+        rcx: user.rcx,
+        r11: user.r11,
+        fs_base: user.fs_base,
+        gs_base: user.gs_base,
+    }
+}
+
+fn to_user(registers: &Registers) -> libc::user_regs_struct {
+    libc::user_regs_struct {
+        r15: registers.r15,
+        r14: registers.r14,
+        r13: registers.r13,
+        r12: registers.r12,
+        rbp: registers.rbp,
+        rbx: registers.rbx,
+        r11: registers.r11,
+        r10: registers.r10,
+        r9: registers.r9,
+        r8: registers.r8,
+        rax: registers.rax,
+        rcx: registers.rcx,
+        rdx: registers.rdx,
+        rsi: registers.rsi,
+        rdi: registers.rdi,
+        orig_rax: NO_SYSCALL,
+        rip: registers.rip,
+        cs: registers.cs,
+        eflags: registers.rflags,
+        rsp: registers.rsp,
+        ss: registers.ss,
+        fs_base: registers.fs_base,
+        gs_base: registers.gs_base,
+        ds: 0,
+        es: 0,
+        fs: 0,
+        gs: 0,
+    }
 }

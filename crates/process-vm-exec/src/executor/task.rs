@@ -167,10 +167,24 @@ impl Executor {
     /// Ends a run that goes on, or the next one.
     pub(crate) fn interrupt(&self) {
         self.life.slot.u32(self.command() + layout::INTERRUPT).store(1, Ordering::SeqCst);
+        self.send_interrupt_signal();
+    }
+
+    /// Has the task enter the kernel and look at whatever has been said to it.
+    pub(crate) fn send_interrupt_signal(&self) {
         if let Some(pid) = *self.life.pid() {
-            // SAFETY: tgkill only sends a signal; the thread group is checked by the kernel.
-            unsafe { libc::syscall(libc::SYS_tgkill, pid.as_raw_nonzero(), self.tid.as_raw_nonzero(), code::INTERRUPT_SIGNAL) };
+            let (pid, tid) = (pid.as_raw_nonzero(), self.tid.as_raw_nonzero());
+            // SAFETY: tgkill only sends a signal; the kernel checks that the task is in the process.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, code::INTERRUPT_SIGNAL) };
         }
+    }
+
+    /// Is the number that its task was said to have really in the space's process? A guest could have changed it.
+    pub(crate) fn is_in_its_process(&self) -> bool {
+        self.life.pid().is_some_and(|pid| {
+            let (pid, tid) = (pid.as_raw_nonzero(), self.tid.as_raw_nonzero());
+            std::path::Path::new(&format!("/proc/{pid}/task/{tid}")).exists()
+        })
     }
 
     /// Was there an interrupt since the last time?

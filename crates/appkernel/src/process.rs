@@ -1,0 +1,399 @@
+//! What a process knows about itself, changes about itself, and how it ends.
+
+use process_vm_exec::{Errno, Sysno, WaitStatus};
+use rustix::{
+    process::{Pid, Uid},
+    rand::GetRandomFlags,
+};
+
+use crate::{
+    abi::{Answer, Args, Record, from_int, int, size, uint},
+    files::AT_FDCWD,
+    guest::GuestMemory,
+    program::Program,
+    task::{Next, Task},
+};
+
+/// How much `execve` takes as arguments and environment.
+const ARGUMENTS_MAX: u64 = 2 << 20;
+
+/// exit(2) and exit_group(2): with one task they are the same.
+pub(crate) fn exit(task: &mut Task, [status, ..]: Args) -> Answer {
+    task.next = Next::End(WaitStatus::Exited(int(status) & 0xff));
+    Ok(0)
+}
+
+/// execve(2)
+pub(crate) fn execve(task: &mut Task, [path, args, env, ..]: Args) -> Answer {
+    execveat(task, [from_int(AT_FDCWD), path, args, env, 0, 0])
+}
+
+/// execveat(2)
+pub(crate) fn execveat(task: &mut Task, [dir, path, args, env, flags, _]: Args) -> Answer {
+    if int(flags) & !libc::AT_SYMLINK_NOFOLLOW != 0 {
+        return Err(Errno::INVAL);
+    }
+    let mut budget = ARGUMENTS_MAX;
+    let mut args = task.space.fetch_strings(args, &mut budget)?;
+    let env = task.space.fetch_strings(env, &mut budget)?;
+    let place = task.place(dir, path)?;
+    if args.is_empty() {
+        args.push(c"".to_owned());
+    }
+    let program =
+        Program::open_at(place.dir, &place.path, args, env).map_err(|error| error.errno())?;
+    task.replace_program(&program)?;
+    Ok(0)
+}
+
+/// getpid(2) and gettid(2): this process's own number, so that it is the guest's across `execve`.
+pub(crate) fn getpid(task: &mut Task, _: Args) -> Answer {
+    Ok(from_int(task.identity.pid))
+}
+
+/// getppid(2)
+pub(crate) fn getppid(_: &mut Task, _: Args) -> Answer {
+    Ok(rustix::process::getppid().map_or(0, |pid| from_int(pid.as_raw_nonzero().get())))
+}
+
+/// The process that a call means: the guest itself for 0 and its own number.
+fn other(task: &Task, pid: u64) -> Result<Option<Pid>, Errno> {
+    let pid = int(pid);
+    if pid < 0 {
+        return Err(Errno::SRCH);
+    }
+    Ok(if pid == task.identity.pid { None } else { Pid::from_raw(pid) })
+}
+
+/// getpgid(2)
+pub(crate) fn getpgid(task: &mut Task, [pid, ..]: Args) -> Answer {
+    let group = rustix::process::getpgid(other(task, pid)?)?;
+    Ok(from_int(group.as_raw_nonzero().get()))
+}
+
+/// getpgrp(2)
+pub(crate) fn getpgrp(task: &mut Task, _: Args) -> Answer {
+    getpgid(task, [0; 6])
+}
+
+/// getsid(2)
+pub(crate) fn getsid(task: &mut Task, [pid, ..]: Args) -> Answer {
+    let session = rustix::process::getsid(other(task, pid)?)?;
+    Ok(from_int(session.as_raw_nonzero().get()))
+}
+
+/// setpgid(2)
+pub(crate) fn setpgid(task: &mut Task, [pid, group, ..]: Args) -> Answer {
+    let group = Pid::from_raw(int(group));
+    rustix::process::setpgid(other(task, pid)?, group)?;
+    Ok(0)
+}
+
+/// setsid(2)
+pub(crate) fn setsid(_: &mut Task, _: Args) -> Answer {
+    Ok(from_int(rustix::process::setsid()?.as_raw_nonzero().get()))
+}
+
+/// getuid(2)
+pub(crate) fn getuid(_: &mut Task, _: Args) -> Answer {
+    Ok(rustix::process::getuid().as_raw().into())
+}
+
+/// geteuid(2)
+pub(crate) fn geteuid(_: &mut Task, _: Args) -> Answer {
+    Ok(rustix::process::geteuid().as_raw().into())
+}
+
+/// getgid(2)
+pub(crate) fn getgid(_: &mut Task, _: Args) -> Answer {
+    Ok(rustix::process::getgid().as_raw().into())
+}
+
+/// getegid(2)
+pub(crate) fn getegid(_: &mut Task, _: Args) -> Answer {
+    Ok(rustix::process::getegid().as_raw().into())
+}
+
+/// getresuid(2); the saved id is taken for the effective one.
+pub(crate) fn getresuid(task: &mut Task, [real, effective, saved, ..]: Args) -> Answer {
+    let id = rustix::process::geteuid().as_raw().to_ne_bytes();
+    task.space.store(real, &rustix::process::getuid().as_raw().to_ne_bytes())?;
+    task.space.store(effective, &id)?;
+    task.space.store(saved, &id)?;
+    Ok(0)
+}
+
+/// getresgid(2); the saved id is taken for the effective one.
+pub(crate) fn getresgid(task: &mut Task, [real, effective, saved, ..]: Args) -> Answer {
+    let id = rustix::process::getegid().as_raw().to_ne_bytes();
+    task.space.store(real, &rustix::process::getgid().as_raw().to_ne_bytes())?;
+    task.space.store(effective, &id)?;
+    task.space.store(saved, &id)?;
+    Ok(0)
+}
+
+/// setuid(2), setreuid(2), setresuid(2): a guest is who the caller is, and may say so.
+pub(crate) fn set_user(_: &mut Task, [a, b, c, ..]: Args) -> Answer {
+    let current = rustix::process::geteuid();
+    let unchanged = |id: u64| uint(id) == u32::MAX || Uid::from_raw(uint(id)) == current;
+    if unchanged(a) || (unchanged(b) && unchanged(c)) { Ok(0) } else { Err(Errno::PERM) }
+}
+
+/// setgid(2), setregid(2), setresgid(2): as [`set_user`].
+pub(crate) fn set_group(_: &mut Task, [a, b, c, ..]: Args) -> Answer {
+    let current = rustix::process::getegid().as_raw();
+    let unchanged = |id: u64| uint(id) == u32::MAX || uint(id) == current;
+    if unchanged(a) || (unchanged(b) && unchanged(c)) { Ok(0) } else { Err(Errno::PERM) }
+}
+
+/// getgroups(2)
+pub(crate) fn getgroups(task: &mut Task, [count, list, ..]: Args) -> Answer {
+    let groups = rustix::process::getgroups()?;
+    let count = int(count);
+    if count != 0 {
+        if usize::try_from(count).map_err(|_| Errno::INVAL)? < groups.len() {
+            return Err(Errno::INVAL);
+        }
+        let bytes: Vec<u8> = groups.iter().flat_map(|group| group.as_raw().to_ne_bytes()).collect();
+        task.space.store(list, &bytes)?;
+    }
+    Ok(groups.len() as u64)
+}
+
+/// getrandom(2)
+pub(crate) fn getrandom(task: &mut Task, [addr, len, flags, ..]: Args) -> Answer {
+    let mut bytes = [0; 256];
+    let mut done = 0;
+    while done < len {
+        let part = size((len - done).min(256));
+        let part = rustix::rand::getrandom(&mut bytes[..part], GetRandomFlags::from_bits_retain(uint(flags)))?;
+        task.space.store(addr.wrapping_add(done), &bytes[..part])?;
+        done += part as u64;
+    }
+    Ok(done)
+}
+
+/// A call that writes a record to where the guest wants it and does nothing else; executed in the guest's
+/// space, by a task of the guest's process.
+fn in_space(task: &Task, call: Sysno, args: Args) -> Answer {
+    task.space.syscall(call, args).map_err(|error| error.errno())
+}
+
+/// uname(2)
+pub(crate) fn uname(task: &mut Task, args: Args) -> Answer {
+    in_space(task, Sysno::uname, args)
+}
+
+/// sysinfo(2)
+pub(crate) fn sysinfo(task: &mut Task, args: Args) -> Answer {
+    in_space(task, Sysno::sysinfo, args)
+}
+
+/// times(2)
+pub(crate) fn times(task: &mut Task, args: Args) -> Answer {
+    in_space(task, Sysno::times, args)
+}
+
+/// getrusage(2)
+pub(crate) fn getrusage(task: &mut Task, args: Args) -> Answer {
+    in_space(task, Sysno::getrusage, args)
+}
+
+/// sched_get_priority_max(2)
+pub(crate) fn sched_get_priority_max(task: &mut Task, args: Args) -> Answer {
+    in_space(task, Sysno::sched_get_priority_max, args)
+}
+
+/// sched_get_priority_min(2)
+pub(crate) fn sched_get_priority_min(task: &mut Task, args: Args) -> Answer {
+    in_space(task, Sysno::sched_get_priority_min, args)
+}
+
+/// sched_getaffinity(2)
+pub(crate) fn sched_getaffinity(task: &mut Task, [_, len, mask, ..]: Args) -> Answer {
+    let cpus = rustix::thread::sched_getaffinity(None)?;
+    let words = if (64..1024).any(|cpu| cpus.is_set(cpu)) { 16 } else { 1 };
+    if len < words * 8 || !len.is_multiple_of(8) {
+        return Err(Errno::INVAL);
+    }
+    let mut bytes = [0u8; 128];
+    for cpu in (0..size(words) * 64).filter(|&cpu| cpus.is_set(cpu)) {
+        bytes[cpu / 8] |= 1 << (cpu % 8);
+    }
+    task.space.store(mask, &bytes[..size(words * 8)])?;
+    Ok(words * 8)
+}
+
+/// sched_setaffinity(2): where a guest runs is the executor's business.
+pub(crate) fn sched_setaffinity(_: &mut Task, _: Args) -> Answer {
+    Ok(0)
+}
+
+/// sched_yield(2)
+pub(crate) fn sched_yield(_: &mut Task, _: Args) -> Answer {
+    rustix::thread::sched_yield();
+    Ok(0)
+}
+
+/// sched_getscheduler(2): `SCHED_OTHER`.
+pub(crate) fn sched_getscheduler(_: &mut Task, _: Args) -> Answer {
+    Ok(0)
+}
+
+/// sched_getparam(2): priority 0.
+pub(crate) fn sched_getparam(task: &mut Task, [_, param, ..]: Args) -> Answer {
+    task.space.store(param, &[0; 4])?;
+    Ok(0)
+}
+
+/// getpriority(2), as the kernel returns it: 20 less the nice value, which is 0.
+pub(crate) fn getpriority(_: &mut Task, _: Args) -> Answer {
+    Ok(20)
+}
+
+/// getcpu(2)
+pub(crate) fn getcpu(task: &mut Task, [cpu, node, ..]: Args) -> Answer {
+    if cpu != 0 {
+        let number = uint(rustix::thread::sched_getcpu() as u64);
+        task.space.store(cpu, &number.to_ne_bytes())?;
+    }
+    if node != 0 {
+        task.space.store(node, &[0; 4])?;
+    }
+    Ok(0)
+}
+
+/// set_tid_address(2): there is nobody to wake when the one task ends.
+pub(crate) fn set_tid_address(task: &mut Task, _: Args) -> Answer {
+    getpid(task, [0; 6])
+}
+
+/// set_robust_list(2): as above.
+pub(crate) fn set_robust_list(_: &mut Task, [_, len, ..]: Args) -> Answer {
+    if len == 24 { Ok(0) } else { Err(Errno::INVAL) }
+}
+
+/// arch_prctl(2)
+pub(crate) fn arch_prctl(task: &mut Task, [code, addr, ..]: Args) -> Answer {
+    // asm/prctl.h
+    const SET_GS: i32 = 0x1001;
+    const SET_FS: i32 = 0x1002;
+    const GET_FS: i32 = 0x1003;
+    const GET_GS: i32 = 0x1004;
+    const USER_END: u64 = 1 << 47;
+    match int(code) {
+        SET_FS | SET_GS if addr >= USER_END => Err(Errno::PERM),
+        SET_FS => {
+            task.context.registers_mut().fs_base = addr;
+            Ok(0)
+        }
+        SET_GS => {
+            task.context.registers_mut().gs_base = addr;
+            Ok(0)
+        }
+        GET_FS => task.space.store(addr, &task.context.registers().fs_base.to_ne_bytes()).map(|()| 0),
+        GET_GS => task.space.store(addr, &task.context.registers().gs_base.to_ne_bytes()).map(|()| 0),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// prctl(2), what programs commonly ask for.
+pub(crate) fn prctl(task: &mut Task, [option, arg, ..]: Args) -> Answer {
+    match int(option) {
+        libc::PR_SET_NAME => {
+            let mut name = task.space.fetch_string(arg, 16, Errno::INVAL).or_else(|error| match error {
+                Errno::INVAL => task.space.fetch::<15>(arg).map(Vec::from),
+                other => Err(other),
+            })?;
+            name.truncate(15);
+            task.identity.comm = name;
+            Ok(0)
+        }
+        libc::PR_GET_NAME => {
+            let mut name = [0; 16];
+            name[..task.identity.comm.len()].copy_from_slice(&task.identity.comm);
+            task.space.store(arg, &name)?;
+            Ok(0)
+        }
+        libc::PR_GET_DUMPABLE => Ok(1),
+        libc::PR_CAPBSET_READ => Ok(0),
+        libc::PR_GET_KEEPCAPS
+        | libc::PR_GET_NO_NEW_PRIVS
+        | libc::PR_SET_DUMPABLE
+        | libc::PR_SET_PDEATHSIG
+        | libc::PR_SET_NO_NEW_PRIVS
+        | libc::PR_SET_KEEPCAPS
+        | libc::PR_SET_TIMERSLACK
+        | libc::PR_SET_CHILD_SUBREAPER => Ok(0),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// futex(2), for the one task there is: waking finds nobody, and waiting for somebody lasts as long as it is told.
+pub(crate) fn futex(task: &mut Task, [addr, operation, value, timeout, ..]: Args) -> Answer {
+    const COMMAND: i32 = !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    match int(operation) & COMMAND {
+        libc::FUTEX_WAKE
+        | libc::FUTEX_WAKE_BITSET
+        | libc::FUTEX_REQUEUE
+        | libc::FUTEX_CMP_REQUEUE
+        | libc::FUTEX_WAKE_OP => Ok(0),
+        command @ (libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) => {
+            if task.space.fetch_i32(addr)? != int(value) {
+                return Err(Errno::AGAIN);
+            }
+            let timeout = match timeout {
+                0 => None,
+                addr => Some(task.fetch_duration(addr)?),
+            };
+            let timeout = match timeout {
+                Some(until) if command == libc::FUTEX_WAIT_BITSET => {
+                    let clock = if int(operation) & libc::FUTEX_CLOCK_REALTIME != 0 {
+                        rustix::time::ClockId::Realtime
+                    } else {
+                        rustix::time::ClockId::Monotonic
+                    };
+                    Some(until.saturating_sub(crate::time::now(clock)))
+                }
+                relative => relative,
+            };
+            task.sleep(timeout)?;
+            Err(Errno::TIMEDOUT)
+        }
+        _ => Err(Errno::NOSYS),
+    }
+}
+
+/// wait4(2) and waitid(2): a task without children.
+pub(crate) fn wait(_: &mut Task, _: Args) -> Answer {
+    Err(Errno::CHILD)
+}
+
+/// membarrier(2): a query says that no command is supported.
+pub(crate) fn membarrier(_: &mut Task, [command, ..]: Args) -> Answer {
+    if int(command) == 0 { Ok(0) } else { Err(Errno::INVAL) }
+}
+
+/// personality(2): Linux, and it stays so.
+pub(crate) fn personality(_: &mut Task, [persona, ..]: Args) -> Answer {
+    if matches!(uint(persona), 0 | u32::MAX) { Ok(0) } else { Err(Errno::INVAL) }
+}
+
+/// capget(2): no capabilities of its own; the host checks the caller's.
+pub(crate) fn capget(task: &mut Task, [header, data, ..]: Args) -> Answer {
+    const VERSION_3: u32 = 0x2008_0522;
+    let version = task.space.fetch_i32(header)?.cast_unsigned();
+    if version != VERSION_3 {
+        task.space.store(header, &VERSION_3.to_ne_bytes())?;
+        return if data == 0 { Ok(0) } else { Err(Errno::INVAL) };
+    }
+    if data != 0 {
+        task.space.store(data, Record::<24>::new().bytes())?;
+    }
+    Ok(0)
+}
+
+/// clone(2), clone3(2), fork(2), vfork(2): one task is all there is, as yet.
+pub(crate) fn clone(_: &mut Task, _: Args) -> Answer {
+    Err(Errno::NOSYS)
+}

@@ -1,0 +1,204 @@
+//! Interrupts: sticky, prompt, and none lost.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use iced_x86::{IcedError, code_asm::*};
+use process_vm_exec::Exit;
+
+use crate::common::{CODE, Guest, NR, Numbers, claims, soak};
+
+/// `top: jmp top`
+fn spin(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut top = a.create_label();
+    a.set_label(&mut top)?;
+    a.jmp(top)
+}
+
+/// `top: add $1,%rbx; mov $NR,%eax; syscall; cmp %rax,%rbx; jne wrong; jmp top; wrong: ud2`
+fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut top = a.create_label();
+    let mut wrong = a.create_label();
+    a.set_label(&mut top)?;
+    a.add(rbx, 1)?;
+    a.mov(eax, NR)?;
+    a.syscall()?;
+    a.cmp(rax, rbx)?;
+    a.jne(wrong)?;
+    a.jmp(top)?;
+    a.set_label(&mut wrong)?;
+    a.ud2()
+}
+
+claims! {
+    fn an_interrupt_before_a_run_ends_it_at_once(engine) {
+        let mut guest = Guest::new(engine, spin);
+        for _ in 0..20 {
+            guest.ctx.interrupter().interrupt();
+            guest.interrupted();
+            assert_eq!(guest.ctx.registers().rip, CODE);
+        }
+    }
+
+    fn one_interrupt_ends_one_run(engine) {
+        let mut guest = Guest::new(engine, counted_calls);
+        for _ in 0..50 {
+            guest.ctx.interrupter().interrupt();
+            guest.interrupted();
+            guest.call();
+            let count = guest.ctx.registers().rbx;
+            guest.ctx.set_return(count);
+            guest.call();
+            let count = guest.ctx.registers().rbx;
+            guest.ctx.set_return(count);
+        }
+    }
+
+    fn an_interrupt_reaches_a_spinning_guest(engine) {
+        let mut guest = Guest::new(engine, spin);
+        for _ in 0..50 {
+            guest.spin_for(Duration::from_millis(1));
+            assert_eq!(guest.ctx.registers().rip, CODE);
+        }
+    }
+
+    fn an_interrupt_for_one_context_leaves_the_others_alone(engine) {
+        let mut one = Guest::new(engine, spin);
+        let mut other = one.another(1);
+        one.ctx.interrupter().interrupt();
+        let start = Instant::now();
+        other.spin_for(Duration::from_millis(20));
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        one.interrupted();
+    }
+
+    fn an_interrupter_outlives_its_context_harmlessly(engine) {
+        let mut guest = Guest::new(engine, spin);
+        guest.spin_for(Duration::from_millis(1));
+        let interrupter = guest.ctx.interrupter();
+        drop(guest);
+        interrupter.interrupt();
+        let other = interrupter.clone();
+        drop(interrupter);
+        other.interrupt();
+    }
+
+    fn single_interrupts_at_random_moments_are_all_reported(engine) {
+        let mut guest = Guest::new(engine, spin);
+        let interrupter = guest.ctx.interrupter();
+        let reported = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (seen, enough) = (Arc::clone(&reported), Arc::clone(&stop));
+        let sender = thread::spawn(move || {
+            let mut numbers = Numbers::new(1);
+            let mut sent = 0;
+            while !enough.load(Ordering::Relaxed) || sent == 0 {
+                for _ in 0..numbers.below(3000) {
+                    std::hint::spin_loop();
+                }
+                interrupter.interrupt();
+                sent += 1;
+                // One at a time: the next goes out when this one has been reported.
+                while seen.load(Ordering::Acquire) < sent {
+                    thread::yield_now();
+                }
+            }
+            sent
+        });
+        let end = Instant::now() + soak();
+        let mut count = 0;
+        while Instant::now() < end {
+            guest.interrupted();
+            count += 1;
+            reported.store(count, Ordering::Release);
+        }
+        // The sender waits for one more at most.
+        stop.store(true, Ordering::Relaxed);
+        let drain = Instant::now();
+        while !sender.is_finished() && drain.elapsed() < Duration::from_secs(20) {
+            guest.ctx.interrupter().interrupt();
+            guest.interrupted();
+            count += 1;
+            reported.store(count, Ordering::Release);
+        }
+        sender.join().expect("the sender");
+    }
+
+    fn a_storm_of_interrupts_loses_none_and_changes_no_system_call(engine) {
+        let mut guest = Guest::new(engine, counted_calls);
+        let reported = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let senders: Vec<_> = (0..8)
+            .map(|seed| {
+                let interrupter = guest.ctx.interrupter();
+                let (reported, stop) = (Arc::clone(&reported), Arc::clone(&stop));
+                thread::spawn(move || {
+                    let mut numbers = Numbers::new(seed);
+                    while !stop.load(Ordering::Relaxed) {
+                        let before = reported.load(Ordering::Acquire);
+                        interrupter.interrupt();
+                        while reported.load(Ordering::Acquire) == before && !stop.load(Ordering::Relaxed) {
+                            thread::yield_now();
+                        }
+                        thread::sleep(Duration::from_micros(numbers.below(200)));
+                    }
+                })
+            })
+            .collect();
+        let end = Instant::now() + soak();
+        let (mut calls, mut interrupts) = (0, 0);
+        while Instant::now() < end {
+            match guest.run() {
+                Exit::Syscall(call) => {
+                    calls += 1;
+                    let count = guest.ctx.registers().rbx;
+                    assert_eq!((call.nr, count), (u64::from(NR), calls), "after {interrupts} interrupts");
+                    guest.ctx.set_return(count);
+                }
+                Exit::Interrupted => {
+                    interrupts += 1;
+                    reported.store(interrupts, Ordering::Release);
+                }
+                other => panic!("{other:?} after {calls} calls and {interrupts} interrupts"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        for sender in senders {
+            sender.join().expect("a sender");
+        }
+        assert!(interrupts > 0 && calls > 0, "{interrupts} interrupts, {calls} calls");
+    }
+
+    fn a_storm_over_a_spinning_guest_never_leaves_it_running(engine) {
+        let mut guest = Guest::new(engine, spin);
+        let stop = Arc::new(AtomicBool::new(false));
+        let senders: Vec<_> = (0..8)
+            .map(|_| {
+                let (interrupter, stop) = (guest.ctx.interrupter(), Arc::clone(&stop));
+                thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        interrupter.interrupt();
+                        thread::sleep(Duration::from_micros(50));
+                    }
+                })
+            })
+            .collect();
+        let end = Instant::now() + soak();
+        while Instant::now() < end {
+            guest.interrupted();
+        }
+        stop.store(true, Ordering::Relaxed);
+        for sender in senders {
+            sender.join().expect("a sender");
+        }
+        // One more, with nobody else around: it has to be enough.
+        guest.ctx.interrupter().interrupt();
+        guest.interrupted();
+    }
+}
