@@ -83,8 +83,9 @@ impl Context {
     /// The registers as they are now.
     pub fn registers(&self) -> &Registers {
         self.registers.get_or_init(|| {
-            let seated = self.seat.as_ref().expect("registers are here or in the seat");
-            Registers { rax: self.rax, ..seated.seat.registers() }
+            let Seated { space, seat } = self.seat.as_ref().expect("registers are here or in the seat");
+            let registers = seat.registers();
+            Registers { rax: self.rax, rip: space.original_rip(registers.rip), ..registers }
         })
     }
 
@@ -205,16 +206,22 @@ impl Context {
         }
     }
 
+    /// Moves RIP, which is to stay where the fault was found to be.
+    pub(crate) fn try_again_at(&mut self, rip: u64) {
+        self.registers_mut().rip = rip;
+    }
+
     /// What the seat has to load before it goes to the guest.
     #[inline]
-    pub(crate) fn enter(&mut self, seat: &dyn Seat) -> Result<Enter<'_>> {
+    pub(crate) fn enter(&mut self, seat: &dyn Seat) -> Result<Enter> {
         if !matches!(self.xstate, Xstate::Seated) {
             self.enter_xstate(seat)?;
         }
         if self.changed {
             let registers = self.registers.get_mut().expect("changed registers are here");
             x86_64::validate(registers)?;
-            return Ok(Enter::Load(registers));
+            let space = &self.seat.as_ref().expect("the seat is the context's").space;
+            return Ok(Enter::Load(space.present_registers(*registers)));
         }
         Ok(Enter::Answer(self.rax))
     }

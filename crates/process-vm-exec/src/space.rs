@@ -13,6 +13,7 @@ use rustix::net::{
 };
 use syscalls::Sysno;
 
+use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::context::Context;
 use crate::engine::ptrace::Tracees;
 use crate::engine::rewrite::Rewriter;
@@ -24,7 +25,7 @@ use crate::executor::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
 use crate::executor::service::{Entry, Service};
 use crate::executor::task::Executor;
 use crate::executor::{layout, setup};
-use crate::exit::{Exit, Syscall, WaitStatus};
+use crate::exit::{Exit, Fault, Syscall, WaitStatus};
 use crate::memory::{Mapping, Protection};
 use crate::signal::SignalSet;
 
@@ -291,6 +292,11 @@ impl AddressSpace {
         self.0.calls(calls)
     }
 
+    /// How many stretches of the guest's text are rewritten now.
+    pub fn rewritten_sites(&self) -> usize {
+        self.0.rewriter.as_ref().map_or(0, Rewriter::count)
+    }
+
     /// Runs `ctx` until something happens that the supervisor has to know, and says what.
     ///
     /// `signals` are those that end the run and are reported, faults among them; others take their default action
@@ -321,23 +327,23 @@ impl AddressSpace {
                     if how == Called::Trapped
                         && let Some(rewriter) = &self.0.rewriter
                     {
-                        rewriter.after_trap(&self.0, ctx, arch);
+                        rewriter.after_trap(&self.0, ctx.registers(), arch);
                     }
                     return Ok(Exit::Syscall(Syscall { nr: rax, args, arch }));
                 }
                 Event::Interrupted { rax } => {
                     ctx.left(rax);
-                    self.0.settle(ctx);
                     return Ok(Exit::Interrupted);
                 }
                 Event::Fault { rax, fault } => {
                     ctx.left(rax);
                     if let Some(rewriter) = &self.0.rewriter
-                        && rewriter.caused(&self.0, ctx, &fault)
+                        && let Some(site) = rewriter.caused(ctx.registers(), &fault)
                     {
+                        ctx.try_again_at(site);
                         continue;
                     }
-                    self.0.settle(ctx);
+                    self.0.before_step_is_seen(&fault);
                     if signals.contains(fault.signal) {
                         return Ok(Exit::Fault(fault));
                     }
@@ -345,7 +351,6 @@ impl AddressSpace {
                 }
                 Event::Signal { rax, info } => {
                     ctx.left(rax);
-                    self.0.settle(ctx);
                     if signals.contains(info.signal()) {
                         return Ok(Exit::Signal(info));
                     }
@@ -482,10 +487,31 @@ impl Inner {
         Ok(())
     }
 
-    /// The guest must not be seen in code that rewriting added.
-    fn settle(&self, ctx: &mut Context) {
-        if let Some(rewriter) = &self.rewriter {
-            rewriter.settle(ctx);
+    /// Has only one context ever run here at a time?
+    pub(crate) fn has_one_executor(&self) -> bool {
+        self.executors.load(Ordering::SeqCst) <= 1
+    }
+
+    /// Where a context is in the guest's own text when it is at `rip`.
+    pub(crate) fn original_rip(&self, rip: u64) -> u64 {
+        self.rewriter.as_ref().map_or(rip, |rewriter| rewriter.original(rip))
+    }
+
+    /// The registers with which to go where `registers` say, now that sites are rewritten.
+    pub(crate) fn present_registers(&self, registers: Registers) -> Registers {
+        let Some(rewriter) = &self.rewriter else { return registers };
+        if registers.rflags & RFLAGS_TF != 0 {
+            rewriter.before_stepping(self);
+        }
+        Registers { rip: rewriter.present(registers.rip), ..registers }
+    }
+
+    fn before_step_is_seen(&self, fault: &Fault) {
+        const DEBUG: u32 = 1;
+        if fault.trapno == DEBUG
+            && let Some(rewriter) = &self.rewriter
+        {
+            rewriter.before_stepping(self);
         }
     }
 

@@ -111,7 +111,7 @@ impl Engine {
 pub(crate) trait Seat: Send + Sync + fmt::Debug {
     /// Goes to the guest, and comes back when it has made a call, faulted, or been stopped. Unless the entry is a
     /// load, the guest goes on with all the state it left, but for `rax`.
-    fn enter(&self, entry: Enter<'_>) -> Event;
+    fn enter(&self, entry: Enter) -> Event;
 
     /// The registers that the guest left, of which `rax` may be out of date.
     fn registers(&self) -> Registers;
@@ -137,11 +137,11 @@ pub(crate) trait Seat: Send + Sync + fmt::Debug {
 
 /// How to go to a guest.
 #[derive(Debug)]
-pub(crate) enum Enter<'a> {
+pub(crate) enum Enter {
     /// As it left, with this `rax`.
     Answer(u64),
     /// With these registers.
-    Load(&'a Registers),
+    Load(Registers),
 }
 
 /// Why a guest came back.

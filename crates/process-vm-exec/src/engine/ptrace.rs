@@ -223,12 +223,12 @@ impl Tracee {
 }
 
 impl Seat for Tracee {
-    fn enter(&self, entry: Enter<'_>) -> Event {
+    fn enter(&self, entry: Enter) -> Event {
         let registers = {
             let mut guest = lock(&self.guest);
             match entry {
                 Enter::Answer(rax) => guest.registers.rax = rax,
-                Enter::Load(registers) => guest.registers = *registers,
+                Enter::Load(registers) => guest.registers = registers,
             }
             guest.has_run = true;
             guest.registers

@@ -36,10 +36,10 @@ impl ExecutorSeat {
 
 impl Seat for ExecutorSeat {
     #[inline]
-    fn enter(&self, entry: Enter<'_>) -> Event {
+    fn enter(&self, entry: Enter) -> Event {
         match entry {
             Enter::Answer(rax) => self.event(self.executor.answer(rax)),
-            Enter::Load(registers) => self.load(registers),
+            Enter::Load(registers) => self.load(&registers),
         }
     }
 

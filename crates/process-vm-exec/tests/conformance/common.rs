@@ -249,9 +249,21 @@ impl Numbers {
 /// Fills every general register but RSP with another number; RIP, RFLAGS and segments stay.
 pub(crate) fn fill(regs: &mut Registers, numbers: &mut Numbers) {
     for reg in [
-        &mut regs.rax, &mut regs.rbx, &mut regs.rcx, &mut regs.rdx, &mut regs.rsi, &mut regs.rdi,
-        &mut regs.rbp, &mut regs.r8, &mut regs.r9, &mut regs.r10, &mut regs.r11, &mut regs.r12,
-        &mut regs.r13, &mut regs.r14, &mut regs.r15,
+        &mut regs.rax,
+        &mut regs.rbx,
+        &mut regs.rcx,
+        &mut regs.rdx,
+        &mut regs.rsi,
+        &mut regs.rdi,
+        &mut regs.rbp,
+        &mut regs.r8,
+        &mut regs.r9,
+        &mut regs.r10,
+        &mut regs.r11,
+        &mut regs.r12,
+        &mut regs.r13,
+        &mut regs.r14,
+        &mut regs.r15,
     ] {
         *reg = numbers.next();
     }

@@ -14,6 +14,10 @@ use crate::common::{CODE, DATA, Guest, NR, PAGE, READ, READ_WRITE, UNMAPPED, asm
 const SI_KERNEL: i32 = 0x80;
 const SEGV_MAPERR: i32 = 1;
 const SEGV_ACCERR: i32 = 2;
+/// `si_code` of SIGFPE (include/uapi/asm-generic/siginfo.h).
+const FPE_INTDIV: i32 = 1;
+const FPE_FLTDIV: i32 = 3;
+const FPE_FLTINV: i32 = 7;
 const PAGE_FAULT: u32 = 14;
 const GENERAL_PROTECTION: u32 = 13;
 
@@ -145,7 +149,7 @@ claims! {
 
     fn a_division_by_zero_is_told_with_its_address(engine) {
         let fault = check_exception(engine, |a| a.div(ecx), libc::SIGFPE, 0);
-        assert_eq!((fault.code, fault.addr), (libc::FPE_INTDIV, CODE));
+        assert_eq!((fault.code, fault.addr), (FPE_INTDIV, CODE));
     }
 
     fn privileged_instructions_are_general_protection_faults(engine) {
@@ -173,7 +177,7 @@ claims! {
         });
         guest.poke(DATA, 0);
         let fault = guest.fault();
-        assert_eq!((fault.signal, fault.trapno, fault.code), (libc::SIGFPE, 19, libc::FPE_FLTINV), "{fault:?}");
+        assert_eq!((fault.signal, fault.trapno, fault.code), (libc::SIGFPE, 19, FPE_FLTINV), "{fault:?}");
     }
 
     fn an_unmasked_x87_exception_is_reported(engine) {
@@ -187,7 +191,7 @@ claims! {
         });
         guest.poke(DATA, 0x0340);
         let fault = guest.fault();
-        assert_eq!((fault.signal, fault.trapno, fault.code), (libc::SIGFPE, 16, libc::FPE_FLTDIV), "{fault:?}");
+        assert_eq!((fault.signal, fault.trapno, fault.code), (libc::SIGFPE, 16, FPE_FLTDIV), "{fault:?}");
     }
 
     fn an_access_past_a_files_end_is_a_bus_error(engine) {
@@ -205,10 +209,10 @@ claims! {
 
     fn faults_with_a_senseless_stack_pointer_are_reported(engine) {
         let mut guest = Guest::new(engine, read_at_rdi);
-        for rsp in [0, 7, UNMAPPED, 0x8000_0000_0000, u64::MAX] {
-            guest.regs().rsp = rsp;
+        for stack in [0, 7, UNMAPPED, 0x8000_0000_0000, u64::MAX] {
+            guest.regs().rsp = stack;
             assert_eq!(fault_of(&mut guest, UNMAPPED), segv(SEGV_MAPERR, UNMAPPED, Access::Read));
-            assert_eq!(guest.ctx.registers().rsp, rsp);
+            assert_eq!(guest.ctx.registers().rsp, stack);
         }
     }
 

@@ -1,1 +1,227 @@
-//! Soon.
+//! Guests that attack the executor in their own space hurt nobody but themselves.
+
+use std::{fs, thread, time::Duration};
+
+use iced_x86::code_asm::*;
+use process_vm_exec::{Engine, Registers, SignalSet};
+
+use crate::common::{CODE, Guest, NR, Numbers, PAGE, claims, fill, kill};
+
+/// The executor's pages.
+const RESERVED: std::ops::Range<u64> = 0x7000_0000_0000..0x7000_0400_0000;
+/// No attack may keep the supervisor for longer.
+const PATIENCE: Duration = Duration::from_millis(30);
+const ATTACKS: u64 = 60;
+
+/// Mapped ranges of the executor, with their `rwxp` as /proc/PID/maps has it.
+fn executor_pages(pid: i32) -> Vec<(u64, u64, String)> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let parse = |line: &str| -> Option<(u64, u64, String)> {
+        let mut words = line.split_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(start)?, number(end)?, words.next()?.to_owned()))
+    };
+    maps.lines().filter_map(parse).filter(|(start, ..)| RESERVED.contains(start)).collect()
+}
+
+/// Runs a guest that may do anything, for a while. What comes out does not matter; that it comes does.
+fn run_for_a_while(guest: &mut Guest) {
+    for _ in 0..3 {
+        let interrupter = guest.ctx.interrupter();
+        let timer = thread::spawn(move || {
+            thread::sleep(PATIENCE);
+            interrupter.interrupt();
+        });
+        let _ = guest.space.run(&mut guest.ctx, &SignalSet::all());
+        timer.join().expect("the timer");
+    }
+}
+
+/// A new guest works, whatever an old one did.
+fn assert_others_are_well(engine: Engine) {
+    let mut guest = Guest::new(engine, |a| {
+        a.mov(eax, NR)?;
+        a.syscall()
+    });
+    assert_eq!(guest.call().nr, u64::from(NR));
+}
+
+/// `rep stosb`, then a call.
+fn scribble(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+    a.rep().stosb()?;
+    a.mov(eax, NR)?;
+    a.syscall()
+}
+
+claims! {
+    fn jumps_into_the_executors_code_end(engine) {
+        let mut numbers = Numbers::new(1);
+        for _ in 0..ATTACKS {
+            let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
+            guest.call();
+            let text: Vec<_> = executor_pages(guest.space.pid()).into_iter().filter(|(.., rights)| rights.contains('x')).collect();
+            let Some((start, end, _)) = text.get(usize::try_from(numbers.below(text.len().max(1) as u64)).expect("small")) else { return };
+            fill(guest.regs(), &mut numbers);
+            guest.regs().rip = start + numbers.below((end - start).min(PAGE));
+            run_for_a_while(&mut guest);
+        }
+        assert_others_are_well(engine);
+    }
+
+    /// With every number that a filter may let through in RAX.
+    fn every_system_call_instruction_of_the_executor_is_harmless(engine) {
+        let mut numbers = Numbers::new(2);
+        let probe = Guest::new(engine, |a| a.nop());
+        let mut sites = Vec::new();
+        for (start, end, rights) in executor_pages(probe.space.pid()) {
+            let mut bytes = vec![0; usize::try_from(end - start).expect("small")];
+            if rights.contains('x') && probe.space.read(start, &mut bytes).is_ok() {
+                let found = bytes.windows(2).enumerate().filter(|(_, two)| *two == [0x0f, 0x05]);
+                sites.extend(found.map(|(at, _)| start + at as u64));
+            }
+        }
+        let me = u64::from(std::process::id());
+        for site in sites {
+            for nr in [9, 10, 15, 24, 35, 39, 56, 57, 59, 60, 62, 110, 200, 202, 231, 234, 257, 310, 311, 434, 435] {
+                let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
+                guest.call();
+                fill(guest.regs(), &mut numbers);
+                // kill, tkill and tgkill of the supervisor would be the worst.
+                *guest.regs() = Registers {
+                    rip: site, rax: nr, rdi: me, rsi: if nr == 234 { me } else { 9 }, rdx: 9, ..*guest.ctx.registers()
+                };
+                run_for_a_while(&mut guest);
+            }
+        }
+        assert_others_are_well(engine);
+    }
+
+    fn scribbling_over_all_that_is_writable_ends(engine) {
+        for seed in 0..12 {
+            let mut numbers = Numbers::new(seed);
+            let mut guest = Guest::new(engine, scribble);
+            guest.call();
+            for (start, end, rights) in executor_pages(guest.space.pid()) {
+                if !rights.starts_with("rw") {
+                    continue;
+                }
+                *guest.regs() = Registers {
+                    rip: CODE, rdi: start, rcx: end - start, rax: numbers.next(), ..Registers::default()
+                };
+                run_for_a_while(&mut guest);
+            }
+        }
+        assert_others_are_well(engine);
+    }
+
+    fn random_words_in_the_executors_pages_do_not_confuse_the_supervisor(engine) {
+        let mut numbers = Numbers::new(3);
+        for _ in 0..ATTACKS {
+            let mut guest = Guest::new(engine, |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.mov(qword_ptr(rdi), rsi)?;
+                a.mov(eax, NR)?;
+                a.syscall()?;
+                a.jmp(top)
+            });
+            guest.regs().rdi = crate::common::DATA;
+            guest.call();
+            let writable: Vec<_> = executor_pages(guest.space.pid()).into_iter().filter(|(.., rights)| rights.starts_with("rw")).collect();
+            for _ in 0..4 {
+                let Some((start, end, _)) = writable.get(usize::try_from(numbers.below(writable.len().max(1) as u64)).expect("small")) else { return };
+                guest.regs().rdi = start + 8 * numbers.below((end - start) / 8);
+                guest.regs().rsi = match numbers.below(4) { 0 => 0, 1 => u64::MAX, 2 => numbers.below(16), _ => numbers.next() };
+                run_for_a_while(&mut guest);
+            }
+        }
+        assert_others_are_well(engine);
+    }
+
+    /// Another flow of control of the same guest attacks while this one runs.
+    fn scribbling_while_another_context_runs_ends(engine) {
+        for seed in 0..4 {
+            let mut numbers = Numbers::new(seed);
+            let mut victim = Guest::new(engine, |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.mov(eax, NR)?;
+                a.syscall()?;
+                a.jmp(top)?;
+                a.nops_with_size(7)?;
+                scribble(a)
+            });
+            victim.call();
+            let mut attacker = victim.another(1);
+            let entry = CODE + 16;
+            let pid = victim.space.pid();
+            let running = thread::spawn(move || {
+                for _ in 0..20 {
+                    let interrupter = victim.ctx.interrupter();
+                    let timer = thread::spawn(move || {
+                        thread::sleep(PATIENCE);
+                        interrupter.interrupt();
+                    });
+                    for _ in 0..50 {
+                        if victim.space.run(&mut victim.ctx, &SignalSet::all()).is_err() {
+                            break;
+                        }
+                    }
+                    timer.join().expect("the timer");
+                }
+            });
+            for (start, end, rights) in executor_pages(pid) {
+                if rights.starts_with("rw") {
+                    *attacker.regs() = Registers {
+                        rip: entry, rdi: start, rcx: end - start, rax: numbers.next(), ..Registers::default()
+                    };
+                    run_for_a_while(&mut attacker);
+                }
+            }
+            // Whatever it was left in, it can be ended.
+            if fs::metadata(format!("/proc/{pid}")).is_ok() {
+                // SAFETY: kill(2) takes two integers and touches no memory of this process.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            running.join().expect("the supervisor does not panic");
+        }
+        assert_others_are_well(engine);
+    }
+
+    fn random_contexts_run_or_are_refused(engine) {
+        let mut numbers = Numbers::new(4);
+        for _ in 0..200 {
+            let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
+            fill(guest.regs(), &mut numbers);
+            let pick = |numbers: &mut Numbers, usual: u64| if numbers.below(2) == 0 { usual } else { numbers.next() };
+            let regs = guest.regs();
+            regs.rip = pick(&mut numbers, CODE);
+            regs.rsp = numbers.next();
+            regs.rflags = pick(&mut numbers, 0x202);
+            regs.cs = pick(&mut numbers, 0x33);
+            regs.ss = pick(&mut numbers, 0x2b);
+            regs.fs_base = pick(&mut numbers, 0);
+            regs.gs_base = pick(&mut numbers, 0);
+            let interrupter = guest.ctx.interrupter();
+            interrupter.interrupt();
+            let _ = guest.space.run(&mut guest.ctx, &SignalSet::all());
+            interrupter.interrupt();
+            let _ = guest.space.run(&mut guest.ctx, &SignalSet::all());
+        }
+        assert_others_are_well(engine);
+    }
+
+    fn a_guest_cannot_reach_the_supervisor_by_signals(engine) {
+        // The guest's own kill is a request to the supervisor, and nothing else.
+        let mut guest = Guest::new(engine, |a| {
+            a.mov(edi, u32::MAX)?;
+            a.mov(esi, libc::SIGKILL)?;
+            a.mov(eax, 62)?;
+            a.syscall()
+        });
+        let call = guest.call();
+        assert_eq!((call.nr, call.args[1]), (62, 9));
+        kill(guest.space.pid(), 0);
+    }
+}

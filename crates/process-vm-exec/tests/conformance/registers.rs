@@ -11,9 +11,9 @@ use crate::common::{CODE, DATA, Guest, NR, Numbers, STACK_TOP, claims, fill};
 fn store_and_call(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut top = a.create_label();
     a.set_label(&mut top)?;
-    for (slot, reg) in (0..).zip([
-        rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15,
-    ]) {
+    for (slot, reg) in
+        (0..).zip([rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15])
+    {
         a.mov(qword_ptr(DATA + slot * 8), reg)?;
     }
     a.mov(eax, NR)?;
@@ -66,8 +66,7 @@ claims! {
     }
 
     fn after_a_system_call_rip_is_behind_the_instruction(engine) {
-        let code_len = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
-        let mut guest = code_len;
+        let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
         for _ in 0..20 {
             guest.regs().rip = CODE;
             guest.call();
@@ -127,11 +126,11 @@ claims! {
 
     fn a_system_call_with_a_senseless_stack_pointer_is_reported(engine) {
         let mut guest = Guest::new(engine, store_and_call);
-        for rsp in [0, 1, 8, 0x1234_5678_9abc, u64::MAX, 0x8000_0000_0000_0000, 0xffff_8000_0000_0000] {
+        for stack in [0, 1, 8, 0x1234_5678_9abc, u64::MAX, 0x8000_0000_0000_0000, 0xffff_8000_0000_0000] {
             for _ in 0..4 {
-                guest.regs().rsp = rsp;
+                guest.regs().rsp = stack;
                 assert_eq!(guest.call().nr, u64::from(NR));
-                assert_eq!(guest.ctx.registers().rsp, rsp);
+                assert_eq!(guest.ctx.registers().rsp, stack);
             }
         }
     }
@@ -142,13 +141,13 @@ claims! {
         let mut numbers = Numbers::new(5);
         for round in 0..200 {
             let zone: Vec<u8> = (0..128).map(|_| numbers.byte()).collect();
-            let rsp = STACK_TOP - 64 - 8 * numbers.below(50);
-            guest.regs().rsp = rsp;
-            guest.space.write(rsp - 128, &zone).expect("a stack");
+            let stack = STACK_TOP - 64 - 8 * numbers.below(50);
+            guest.regs().rsp = stack;
+            guest.space.write(stack - 128, &zone).expect("a stack");
             guest.call();
             guest.call();
             let mut found = vec![0; 128];
-            guest.space.read(rsp - 128, &mut found).expect("a stack");
+            guest.space.read(stack - 128, &mut found).expect("a stack");
             assert_eq!(found, zone, "round {round}");
         }
     }
@@ -161,15 +160,15 @@ claims! {
             a.jmp(top)
         });
         let zone = [0x5a; 256];
-        let rsp = STACK_TOP - 128;
+        let stack = STACK_TOP - 128;
         for _ in 0..10 {
-            guest.space.write(rsp - 128, &zone).expect("a stack");
-            *guest.regs() = Registers { rip: CODE, rsp, ..Registers::default() };
+            guest.space.write(stack - 128, &zone).expect("a stack");
+            *guest.regs() = Registers { rip: CODE, rsp: stack, ..Registers::default() };
             guest.fault();
             guest.regs().rip += 2;
             guest.spin_for(Duration::from_millis(1));
             let mut found = [0; 256];
-            guest.space.read(rsp - 128, &mut found).expect("a stack");
+            guest.space.read(stack - 128, &mut found).expect("a stack");
             assert_eq!(found, zone);
         }
     }

@@ -34,12 +34,12 @@ claims! {
         }
         let mut guest = Guest::new(engine, store_and_call);
         for round in 0..20 {
-            let (fs, gs) = (FAR + round * 8, FAR * 2 / 3 + round);
-            (guest.regs().fs_base, guest.regs().gs_base) = (fs, gs);
+            let (fs_base, gs_base) = (FAR + round * 8, FAR * 2 / 3 + round);
+            (guest.regs().fs_base, guest.regs().gs_base) = (fs_base, gs_base);
             guest.call();
-            assert_eq!((guest.peek(DATA), guest.peek(DATA + 8)), (fs, gs), "round {round}");
+            assert_eq!((guest.peek(DATA), guest.peek(DATA + 8)), (fs_base, gs_base), "round {round}");
             let regs = guest.ctx.registers();
-            assert_eq!((regs.fs_base, regs.gs_base), (fs, gs), "round {round}");
+            assert_eq!((regs.fs_base, regs.gs_base), (fs_base, gs_base), "round {round}");
         }
     }
 
@@ -126,9 +126,9 @@ claims! {
     fn a_base_that_is_not_canonical_never_runs(engine) {
         let mut guest = Guest::new(engine, store_and_call);
         for base in [0x8000_0000_0000, 0x1234_5678_9abc_def0] {
-            for fs in [true, false] {
+            for in_fs in [true, false] {
                 let mut ctx = process_vm_exec::Context::new(CODE, crate::common::STACK_TOP);
-                if fs { ctx.registers_mut().fs_base = base } else { ctx.registers_mut().gs_base = base }
+                if in_fs { ctx.registers_mut().fs_base = base } else { ctx.registers_mut().gs_base = base }
                 let result = guest.space.run(&mut ctx, &SignalSet::all());
                 assert!(result.is_err(), "{base:#x}: {result:?}");
             }
@@ -138,12 +138,12 @@ claims! {
 
     fn segments_that_no_user_code_has_never_run(engine) {
         let guest = Guest::new(engine, store_and_call);
-        for (cs, ss) in [(0x10, 0x18), (0, 0), (0x33, 0x18), (0x08, 0x2b), (0xffff, 0x2b)] {
+        for (code, stack) in [(0x10, 0x18), (0, 0), (0x33, 0x18), (0x08, 0x2b), (0xffff, 0x2b)] {
             let mut ctx = process_vm_exec::Context::new(CODE, crate::common::STACK_TOP);
-            (ctx.registers_mut().cs, ctx.registers_mut().ss) = (cs, ss);
+            (ctx.registers_mut().cs, ctx.registers_mut().ss) = (code, stack);
             let result = guest.space.run(&mut ctx, &SignalSet::all());
             let ran = matches!(result, Ok(process_vm_exec::Exit::Syscall(_)));
-            assert!(!ran || ctx.registers().cs == 0x33, "cs {cs:#x} ss {ss:#x}: {result:?}");
+            assert!(!ran || ctx.registers().cs == 0x33, "cs {code:#x} ss {stack:#x}: {result:?}");
         }
         let mut after = guest.another(1);
         after.call();

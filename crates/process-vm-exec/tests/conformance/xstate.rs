@@ -20,15 +20,13 @@ const XSTATE_BV: Range<usize> = 512..520;
 
 const ZMM: [AsmRegisterZmm; 32] = [
     zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15,
-    zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23, zmm24, zmm25, zmm26, zmm27, zmm28, zmm29,
-    zmm30, zmm31,
+    zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23, zmm24, zmm25, zmm26, zmm27, zmm28, zmm29, zmm30,
+    zmm31,
 ];
-const YMM: [AsmRegisterYmm; 16] = [
-    ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15,
-];
-const XMM: [AsmRegisterXmm; 16] = [
-    xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
-];
+const YMM: [AsmRegisterYmm; 16] =
+    [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
+const XMM: [AsmRegisterXmm; 16] =
+    [xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15];
 const MASKS: [AsmRegisterK; 8] = [k0, k1, k2, k3, k4, k5, k6, k7];
 
 fn has_avx() -> bool {
@@ -57,8 +55,16 @@ enum Vectors {
 impl Vectors {
     fn here() -> Vec<Self> {
         let mut sets = vec![Self::Sse];
-        if has_avx() { sets.push(Self::Avx) } else { skip("no AVX") }
-        if has_avx512() { sets.push(Self::Avx512) } else { skip("no AVX-512") }
+        if has_avx() {
+            sets.push(Self::Avx)
+        } else {
+            skip("no AVX")
+        }
+        if has_avx512() {
+            sets.push(Self::Avx512)
+        } else {
+            skip("no AVX-512")
+        }
         sets
     }
 
@@ -72,8 +78,12 @@ impl Vectors {
 
     fn load(self, a: &mut CodeAssembler) -> Result<(), IcedError> {
         match self {
-            Self::Sse => (LOAD..).step_by(16).zip(XMM).try_for_each(|(at, reg)| a.movdqu(reg, xmmword_ptr(at))),
-            Self::Avx => (LOAD..).step_by(32).zip(YMM).try_for_each(|(at, reg)| a.vmovdqu(reg, ymmword_ptr(at))),
+            Self::Sse => {
+                (LOAD..).step_by(16).zip(XMM).try_for_each(|(at, reg)| a.movdqu(reg, xmmword_ptr(at)))
+            }
+            Self::Avx => {
+                (LOAD..).step_by(32).zip(YMM).try_for_each(|(at, reg)| a.vmovdqu(reg, ymmword_ptr(at)))
+            }
             Self::Avx512 => {
                 (LOAD..).step_by(64).zip(ZMM).try_for_each(|(at, reg)| a.vmovdqu64(reg, zmmword_ptr(at)))
             }
@@ -82,8 +92,12 @@ impl Vectors {
 
     fn store(self, a: &mut CodeAssembler) -> Result<(), IcedError> {
         match self {
-            Self::Sse => (STORE..).step_by(16).zip(XMM).try_for_each(|(at, reg)| a.movdqu(xmmword_ptr(at), reg)),
-            Self::Avx => (STORE..).step_by(32).zip(YMM).try_for_each(|(at, reg)| a.vmovdqu(ymmword_ptr(at), reg)),
+            Self::Sse => {
+                (STORE..).step_by(16).zip(XMM).try_for_each(|(at, reg)| a.movdqu(xmmword_ptr(at), reg))
+            }
+            Self::Avx => {
+                (STORE..).step_by(32).zip(YMM).try_for_each(|(at, reg)| a.vmovdqu(ymmword_ptr(at), reg))
+            }
             Self::Avx512 => {
                 (STORE..).step_by(64).zip(ZMM).try_for_each(|(at, reg)| a.vmovdqu64(zmmword_ptr(at), reg))
             }
