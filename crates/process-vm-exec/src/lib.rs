@@ -7,8 +7,7 @@ mod arch;
 mod context;
 mod engine;
 mod error;
-#[doc(hidden)]
-pub mod executor;
+mod executor;
 mod exit;
 mod maps;
 mod memory;

@@ -27,10 +27,11 @@ impl Map {
 
 /// What `pid` has mapped, by address.
 pub(crate) fn of(pid: Pid) -> Result<Vec<Map>> {
-    let text = fs::read_to_string(format!("/proc/{}/maps", pid.as_raw_nonzero())).map_err(|error| Error::Host {
-        call: "reading /proc/PID/maps",
-        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-    })?;
+    let text =
+        fs::read_to_string(format!("/proc/{}/maps", pid.as_raw_nonzero())).map_err(|error| Error::Host {
+            call: "reading /proc/PID/maps",
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        })?;
     Ok(text.lines().filter_map(parse).collect())
 }
 
@@ -51,7 +52,8 @@ mod tests {
 
     #[test]
     fn a_line_gives_range_permissions_and_name() {
-        let map = parse("7ffe5d1c2000-7ffe5d1c4000 r-xp 00000000 00:00 0                          [vdso]").unwrap();
+        let map =
+            parse("7ffe5d1c2000-7ffe5d1c4000 r-xp 00000000 00:00 0                          [vdso]").unwrap();
         assert_eq!(map.range, 0x7ffe_5d1c_2000..0x7ffe_5d1c_4000);
         assert_eq!(map.name, "[vdso]");
         assert!(map.is_private_text());

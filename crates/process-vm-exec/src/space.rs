@@ -475,7 +475,8 @@ impl Inner {
             let copied = match usize::try_from(copy(pid, &raw const local, &raw const remote)) {
                 Ok(copied) if copied > 0 => copied,
                 _ => {
-                    let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::FAULT);
+                    let errno =
+                        Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::FAULT);
                     return Err(Error::Space { call: name, errno });
                 }
             };

@@ -131,7 +131,9 @@ impl Tracee {
                 Stop::Gone => return Event::Died,
                 Stop::Event => continue,
                 Stop::Syscall => self.fetch().and_then(|()| self.call()),
-                Stop::Signal(code::INTERRUPT_SIGNAL) if !self.interrupt.swap(false, Ordering::SeqCst) => continue,
+                Stop::Signal(code::INTERRUPT_SIGNAL) if !self.interrupt.swap(false, Ordering::SeqCst) => {
+                    continue;
+                }
                 Stop::Signal(code::INTERRUPT_SIGNAL) => {
                     self.fetch().map(|()| Event::Interrupted { rax: lock(&self.guest).registers.rax })
                 }
@@ -153,7 +155,8 @@ impl Tracee {
         let mut guest = lock(&self.guest);
         guest.registers = from_user(&registers);
         guest.xstate.resize(xstate::size(), 0);
-        let mut area = libc::iovec { iov_base: guest.xstate.as_mut_ptr().cast(), iov_len: guest.xstate.len() };
+        let mut area =
+            libc::iovec { iov_base: guest.xstate.as_mut_ptr().cast(), iov_len: guest.xstate.len() };
         request(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, (&raw mut area) as usize)?;
         xstate::tidy(&mut guest.xstate);
         Ok(())
@@ -207,16 +210,24 @@ impl Tracee {
         for (i, word) in code.chunks_exact_mut(8).enumerate() {
             let at = registers.rip + 8 * i as u64;
             // SAFETY: PEEKTEXT reads the tracee's memory; errors show as -1, which decodes to nothing useful.
-            let peeked = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, self.tid, at as *mut c_void, ptr::null_mut::<c_void>()) };
+            let peeked = unsafe {
+                libc::ptrace(libc::PTRACE_PEEKTEXT, self.tid, at as *mut c_void, ptr::null_mut::<c_void>())
+            };
             word.copy_from_slice(&peeked.to_ne_bytes());
         }
         let instruction = Decoder::with_ip(64, &code, registers.rip, DecoderOptions::NONE).decode();
-        if addr >= registers.rip && addr < registers.rip + 16 && (addr == registers.rip || addr.is_multiple_of(4096)) {
+        if addr >= registers.rip
+            && addr < registers.rip + 16
+            && (addr == registers.rip || addr.is_multiple_of(4096))
+        {
             return Access::Execute;
         }
         let mut factory = InstructionInfoFactory::new();
         let writes = factory.info(&instruction).used_memory().iter().any(|memory| {
-            matches!(memory.access(), OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite)
+            matches!(
+                memory.access(),
+                OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
+            )
         });
         if writes { Access::Write } else { Access::Read }
     }
@@ -308,7 +319,12 @@ const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
 /// In `orig_rax`: the task is not in a system call that could be restarted.
 const NO_SYSCALL: u64 = !0;
 
-fn request(request: libc::c_uint, tid: libc::pid_t, addr: usize, data: usize) -> rustix::io::Result<libc::c_long> {
+fn request(
+    request: libc::c_uint,
+    tid: libc::pid_t,
+    addr: usize,
+    data: usize,
+) -> rustix::io::Result<libc::c_long> {
     // SAFETY: the callers pass for `data` what the request takes (ptrace(2)): nothing, options, or the address of a
     // live structure of its type; requests on tasks that are not ours fail.
     let result = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data as *mut c_void) };

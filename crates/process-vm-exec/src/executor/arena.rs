@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
@@ -73,7 +73,11 @@ impl Arena {
         // SAFETY: the range is the mapping just made. A child of the supervisor has no use for it.
         unsafe { rustix::mm::madvise(base, layout::SIZE as usize, Advice::LinuxDontFork) }
             .map_err(Error::host("madvise of a mailbox slot"))?;
-        Ok(Slot { arena: Arc::clone(self), index, base: NonNull::new(base.cast()).expect("mmap never returns null") })
+        Ok(Slot {
+            arena: Arc::clone(self),
+            index,
+            base: NonNull::new(base.cast()).expect("mmap never returns null"),
+        })
     }
 
     fn put_back(&self, index: u64) {
@@ -113,11 +117,6 @@ impl Slot {
         // SAFETY: `at` gives an aligned address inside the mapping, which lives as long as `self` and is
         // accessed atomically only.
         unsafe { AtomicU32::from_ptr(self.at(offset)) }
-    }
-
-    pub(crate) fn u64(&self, offset: u64) -> &AtomicU64 {
-        // SAFETY: as in `u32`.
-        unsafe { AtomicU64::from_ptr(self.at(offset)) }
     }
 
     /// A copy of what is there now. `T` is made of integers only: any bytes are a valid value.

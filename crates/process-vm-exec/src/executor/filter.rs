@@ -104,7 +104,9 @@ impl Assembler {
     fn finish(mut self) -> Vec<sock_filter> {
         let end = self.code.len();
         for (at, when, verdict) in self.jumps.clone() {
-            let target = end + matches!(verdict, Verdict::Kill) as usize + 2 * matches!(verdict, Verdict::Trap) as usize;
+            let target = end
+                + matches!(verdict, Verdict::Kill) as usize
+                + 2 * matches!(verdict, Verdict::Trap) as usize;
             let distance = u8::try_from(target - at - 1).expect("the filter is short");
             let instruction = &mut self.code[at];
             *(if when { &mut instruction.jt } else { &mut instruction.jf }) = distance;

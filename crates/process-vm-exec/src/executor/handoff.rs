@@ -7,62 +7,94 @@
 //! looks once more, and sleeps in a futex.
 //!
 //! No wake-up is lost: the write of the word comes before the look at the flag, the write of the flag before the
-//! last look at the word, both in one total order (`SeqCst`), so one of the two sides sees the other's write.
-//! `tests/handoff_model.rs` has loom try every interleaving. The executor's side is the same in `code.S`.
+//! last look at the word, and both writes are full barriers, so one of the two sides sees the other's write.
+//! The tests have loom try every interleaving. The executor's side is the same in `code.S`.
 
-use super::sync::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A word in shared memory.
+pub(crate) trait Word {
+    /// Its value. What its writer did before is seen too.
+    fn look(&self) -> u32;
+    /// Writes it. A full barrier: what follows happens after everybody can see the value.
+    fn exchange(&self, value: u32);
+    /// Writes it, in no particular order with anything else.
+    fn note(&self, value: u32);
+}
+
+impl Word for AtomicU32 {
+    #[inline]
+    fn look(&self) -> u32 {
+        self.load(Ordering::Acquire)
+    }
+
+    /// A locked exchange is a full barrier on x86 (Intel SDM, volume 3, 9.2.3.9).
+    #[inline]
+    fn exchange(&self, value: u32) {
+        self.swap(value, Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn note(&self, value: u32) {
+        self.store(value, Ordering::Relaxed);
+    }
+}
 
 /// One side's half of a mailbox.
-#[derive(Clone, Copy, Debug)]
-pub struct Half<'a> {
+#[derive(Debug)]
+pub(crate) struct Half<'a, W = AtomicU32> {
     /// Passes control. A futex.
-    pub word: &'a AtomicU32,
+    pub(crate) word: &'a W,
     /// Not zero while the owner sleeps, or is about to.
-    pub sleeping: &'a AtomicU32,
+    pub(crate) sleeping: &'a W,
     /// The processor on which the owner last waited.
-    pub cpu: &'a AtomicU32,
+    pub(crate) cpu: &'a W,
 }
 
 /// What waiting needs from the machine.
-pub trait Machine {
+pub(crate) trait Machine<W = AtomicU32> {
     /// Sleep until woken, unless the word is not `value` any more. May return at any time.
-    fn sleep(&self, word: &AtomicU32, value: u32);
+    fn sleep(&self, word: &W, value: u32);
     /// Wake whoever sleeps on the word.
-    fn wake(&self, word: &AtomicU32);
-    /// A wait begins: the current time in ticks of no particular length, and the processor.
+    fn wake(&self, word: &W);
+    /// The current time in ticks of no particular length, and the processor.
     fn now(&self) -> (u64, u32);
     /// Give the processor to another task.
     fn give_way(&self);
-    /// For how many ticks to spin without yielding, and for how many to stay awake.
+    /// How long to wait awake.
     fn budget(&self) -> Budget;
 }
 
-/// How long a wait stays awake, in the machine's ticks.
+/// How long a wait stays awake, in the machine's ticks, and how often it looks.
 #[derive(Clone, Copy, Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
+    /// Looks before the clock is read for the first time: most answers come sooner.
+    pub(crate) quick_looks: u32,
     /// After this the waiter yields between looks.
-    pub spin: u64,
+    pub(crate) spin: u64,
     /// After this it sleeps.
-    pub awake: u64,
+    pub(crate) awake: u64,
 }
-
-/// Looks at the word before the clock is read for the first time: most answers come sooner.
-const QUICK_LOOKS: u32 = if cfg!(loom) { 1 } else { 100 };
 
 /// Passes control: `value` becomes our word.
 #[inline]
-pub fn pass(machine: &impl Machine, mine: Half<'_>, other: Half<'_>, value: u32) {
-    mine.word.swap(value, Ordering::SeqCst);
-    if other.sleeping.load(Ordering::SeqCst) != 0 {
+pub(crate) fn pass<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, value: u32) {
+    mine.word.exchange(value);
+    if other.sleeping.look() != 0 {
         machine.wake(mine.word);
     }
 }
 
 /// Waits until the other's word is not `seen` any more, and returns it.
 #[inline]
-pub fn wait(machine: &impl Machine, mine: Half<'_>, other: Half<'_>, seen: u32) -> u32 {
-    for _ in 0..QUICK_LOOKS {
-        let word = other.word.load(Ordering::Acquire);
+pub(crate) fn wait<W: Word>(
+    machine: &impl Machine<W>,
+    mine: &Half<'_, W>,
+    other: &Half<'_, W>,
+    seen: u32,
+) -> u32 {
+    for _ in 0..machine.budget().quick_looks {
+        let word = other.word.look();
         if word != seen {
             return word;
         }
@@ -70,42 +102,213 @@ pub fn wait(machine: &impl Machine, mine: Half<'_>, other: Half<'_>, seen: u32) 
     wait_longer(machine, mine, other, seen)
 }
 
-fn wait_longer(machine: &impl Machine, mine: Half<'_>, other: Half<'_>, seen: u32) -> u32 {
+fn wait_longer<W: Word>(
+    machine: &impl Machine<W>,
+    mine: &Half<'_, W>,
+    other: &Half<'_, W>,
+    seen: u32,
+) -> u32 {
     let budget = machine.budget();
     let (start, mut cpu) = machine.now();
+    mine.cpu.note(cpu);
     let mut waited = 0;
-    mine.cpu.store(cpu, Ordering::Relaxed);
     while waited <= budget.awake {
-        if other.cpu.load(Ordering::Relaxed) == cpu || waited >= budget.spin {
+        if other.cpu.look() == cpu || waited >= budget.spin {
             machine.give_way();
+        } else {
+            std::hint::spin_loop();
         }
-        for _ in 0..if cfg!(loom) { 1 } else { 8 } {
-            let word = other.word.load(Ordering::Acquire);
-            if word != seen {
-                return word;
-            }
-            super::sync::pause();
+        let word = other.word.look();
+        if word != seen {
+            return word;
         }
         let (now, now_on) = machine.now();
         if now_on != cpu {
             cpu = now_on;
-            mine.cpu.store(cpu, Ordering::Relaxed);
+            mine.cpu.note(cpu);
         }
         waited = now.wrapping_sub(start);
     }
     sleep(machine, mine, other, seen)
 }
 
-fn sleep(machine: &impl Machine, mine: Half<'_>, other: Half<'_>, seen: u32) -> u32 {
+fn sleep<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, seen: u32) -> u32 {
     // Our word may have been passed to a sleeper whose flag a guest has cleared: wake it whatever the flag says.
     machine.wake(mine.word);
-    mine.sleeping.swap(1, Ordering::SeqCst);
+    mine.sleeping.exchange(1);
     loop {
-        let word = other.word.load(Ordering::SeqCst);
+        let word = other.word.look();
         if word != seen {
-            mine.sleeping.store(0, Ordering::Relaxed);
+            mine.sleeping.note(0);
             return word;
         }
         machine.sleep(other.word, seen);
+    }
+}
+
+#[cfg(test)]
+mod model {
+    //! Every interleaving of the two sides, by loom.
+
+    use loom::sync::atomic::{AtomicU32, Ordering, fence};
+    use loom::sync::{Arc, Condvar, Mutex};
+    use loom::thread;
+
+    use super::{Budget, Half, Machine, Word};
+
+    impl Word for AtomicU32 {
+        fn look(&self) -> u32 {
+            self.load(Ordering::Acquire)
+        }
+
+        /// loom takes `SeqCst` for `AcqRel`; the barrier that the processor's exchange is has to be said.
+        fn exchange(&self, value: u32) {
+            self.swap(value, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
+        }
+
+        fn note(&self, value: u32) {
+            self.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Futexes with nothing but their contract: the look and the sleep are one step for those who wake.
+    struct Model {
+        futex: Mutex<()>,
+        woken: Condvar,
+        /// One tick a look, so that every wait soon sleeps. Not loom's: time is not what is modelled.
+        clock: std::sync::atomic::AtomicU64,
+    }
+
+    impl Machine<AtomicU32> for Model {
+        fn sleep(&self, word: &AtomicU32, value: u32) {
+            let futex = self.futex.lock().unwrap();
+            if word.load(Ordering::Acquire) == value {
+                drop(self.woken.wait(futex).unwrap());
+            }
+        }
+
+        fn wake(&self, _: &AtomicU32) {
+            let _futex = self.futex.lock().unwrap();
+            self.woken.notify_all();
+        }
+
+        fn now(&self) -> (u64, u32) {
+            (self.clock.fetch_add(1, Ordering::Relaxed), 0)
+        }
+
+        fn give_way(&self) {
+            thread::yield_now();
+        }
+
+        fn budget(&self) -> Budget {
+            Budget { quick_looks: 1, spin: 0, awake: 0 }
+        }
+    }
+
+    #[derive(Default)]
+    struct Owned {
+        word: AtomicU32,
+        sleeping: AtomicU32,
+        cpu: AtomicU32,
+        /// Stands for the registers in the mailbox: written before the word is passed, read after.
+        payload: loom::cell::UnsafeCell<u32>,
+    }
+
+    // SAFETY: the payload is written before its half's word is passed and read after that is seen, which is what the
+    // model checks.
+    unsafe impl Sync for Owned {}
+    // SAFETY: as above.
+    unsafe impl Send for Owned {}
+
+    impl Owned {
+        fn half(&self) -> Half<'_, AtomicU32> {
+            Half { word: &self.word, sleeping: &self.sleeping, cpu: &self.cpu }
+        }
+    }
+
+    fn explore(test: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(test);
+    }
+
+    fn model() -> (Arc<Model>, Arc<Owned>, Arc<Owned>) {
+        let machine = Model { futex: Mutex::new(()), woken: Condvar::new(), clock: 0.into() };
+        (Arc::new(machine), Arc::default(), Arc::default())
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_and_every_round_sees_the_others_registers() {
+        explore(|| {
+            const ROUNDS: u32 = 2;
+            let (machine, ours, theirs) = model();
+            let executor = thread::spawn({
+                let (machine, ours, theirs) = (Arc::clone(&machine), Arc::clone(&ours), Arc::clone(&theirs));
+                move || {
+                    for round in 1..=ROUNDS {
+                        assert_eq!(super::wait(&*machine, &theirs.half(), &ours.half(), round - 1), round);
+                        let command = ours.payload.with(|payload| {
+                            // SAFETY: passed to us.
+                            unsafe { *payload }
+                        });
+                        theirs.payload.with_mut(|payload| {
+                            // SAFETY: ours until the word is passed.
+                            unsafe { *payload = command + 1 }
+                        });
+                        super::pass(&*machine, &theirs.half(), &ours.half(), round);
+                    }
+                }
+            });
+            for round in 1..=ROUNDS {
+                ours.payload.with_mut(|payload| {
+                    // SAFETY: ours until the word is passed.
+                    unsafe { *payload = 10 * round }
+                });
+                super::pass(&*machine, &ours.half(), &theirs.half(), round);
+                assert_eq!(super::wait(&*machine, &ours.half(), &theirs.half(), round - 1), round);
+                theirs.payload.with(|payload| {
+                    // SAFETY: passed to us.
+                    assert_eq!(unsafe { *payload }, 10 * round + 1);
+                });
+            }
+            executor.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn the_death_of_the_other_side_ends_the_wait() {
+        explore(|| {
+            let (machine, ours, theirs) = model();
+            let reaper = thread::spawn({
+                let (machine, theirs) = (Arc::clone(&machine), Arc::clone(&theirs));
+                move || {
+                    theirs.word.exchange(u32::MAX);
+                    machine.wake(&theirs.word);
+                }
+            });
+            super::pass(&*machine, &ours.half(), &theirs.half(), 1);
+            assert_eq!(super::wait(&*machine, &ours.half(), &theirs.half(), 0), u32::MAX);
+            reaper.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_sleeper_whose_flag_was_cleared_is_woken_when_the_other_waits() {
+        explore(|| {
+            let (machine, ours, theirs) = model();
+            let executor = thread::spawn({
+                let (machine, ours, theirs) = (Arc::clone(&machine), Arc::clone(&ours), Arc::clone(&theirs));
+                move || {
+                    super::wait(&*machine, &theirs.half(), &ours.half(), 0);
+                    super::pass(&*machine, &theirs.half(), &ours.half(), 1);
+                }
+            });
+            // A hostile guest.
+            theirs.sleeping.store(0, Ordering::Relaxed);
+            super::pass(&*machine, &ours.half(), &theirs.half(), 1);
+            super::wait(&*machine, &ours.half(), &theirs.half(), 0);
+            executor.join().unwrap();
+        });
     }
 }

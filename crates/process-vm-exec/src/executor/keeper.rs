@@ -78,7 +78,8 @@ impl Keeper {
             .name("pvx-keeper".into())
             .spawn(move || match Started::new() {
                 Ok(Started { keeper, service }) => {
-                    let (living, pid, life) = (Arc::clone(&keeper.living), keeper.pid, Arc::clone(&service.life));
+                    let (living, pid, life) =
+                        (Arc::clone(&keeper.living), keeper.pid, Arc::clone(&service.life));
                     let reaper = thread::Builder::new().name("pvx-reaper".into());
                     if reaper.spawn(move || reap(&service, &living)).is_ok() {
                         let _ = sender.send(Ok(keeper));
@@ -171,16 +172,15 @@ impl Started {
     fn new() -> Result<Self> {
         let supervisor = rustix::process::getpid();
         let host = Host::new(DEFAULT_SPIN_BUDGET_NS);
-        let params =
-            |parent: Pid| Params { engine: Engine::Trap, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, parent: parent.as_raw_nonzero().get() };
+        let params = |parent: Pid| Params {
+            engine: Engine::Trap,
+            spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
+            parent: parent.as_raw_nonzero().get(),
+        };
         let arena = Arena::new()?;
-        let (ours, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(Error::host("socketpair for files"))?;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+                .map_err(Error::host("socketpair for files"))?;
 
         let slot = Arc::new(arena.slot()?);
         assert_eq!(slot.file_offset(), 0, "the keeper's entry adopts the first slot");
@@ -251,14 +251,22 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> 
             let nothing = [ptr::null::<libc::c_char>()];
             let name = [c"pvx-space".as_ptr(), ptr::null()];
             let empty = c"".as_ptr();
-            libc::syscall(libc::SYS_execveat, image, empty, name.as_ptr(), nothing.as_ptr(), libc::AT_EMPTY_PATH);
+            libc::syscall(
+                libc::SYS_execveat,
+                image,
+                empty,
+                name.as_ptr(),
+                nothing.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
             libc::_exit(127)
         }
     }
 
     const STACK: usize = 64 << 10;
     let mut stack = vec![0u8; STACK];
-    let mut child = Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), files: files.as_raw_fd() };
+    let mut child =
+        Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), files: files.as_raw_fd() };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is big enough for `run`, aligned by the mask, and used by the child only; masks are valid
     // for the calls; the old mask comes back.

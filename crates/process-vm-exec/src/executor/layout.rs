@@ -34,8 +34,6 @@ pub(crate) const COMMAND_STRIDE: u64 = 512;
 pub(crate) const RESULT: u64 = 2 << 20;
 /// Offset of memory that calls in the service task may use for their buffers.
 pub(crate) const SCRATCH: u64 = RESULT + 0x1_0000;
-/// Length of the scratch memory.
-pub(crate) const SCRATCH_LEN: u64 = 0x1_0000;
 
 /// Offset of the mailboxes, [`MAILBOX_STRIDE`] bytes each.
 pub(crate) const MAILBOXES: u64 = 32 << 20;
@@ -110,8 +108,6 @@ pub(crate) const FILES_FD: i32 = 4;
 
 /// What the supervisor asks an executor for; the low byte of a command's word.
 pub(crate) mod op {
-    /// Nothing: the initial word.
-    pub(crate) const NONE: u32 = 0;
     /// Go back to the guest with this `rax`, all else as it was.
     pub(crate) const ANSWER: u32 = 1;
     /// Go to the guest with these registers.

@@ -1,7 +1,7 @@
 //! Whether the process of a space is alive, and what its end means to those who wait for it.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::process::Pid;
 
@@ -27,7 +27,13 @@ const BY_SIGNAL: u64 = 1 << 62;
 
 impl Life {
     pub(crate) fn new(slot: Arc<Slot>) -> Self {
-        Self { slot, pid: RwLock::new(None), ended: <_>::default(), end: AtomicU64::new(0), executors: AtomicU32::new(0) }
+        Self {
+            slot,
+            pid: RwLock::new(None),
+            ended: <_>::default(),
+            end: AtomicU64::new(0),
+            executors: AtomicU32::new(0),
+        }
     }
 
     /// The process has been created.

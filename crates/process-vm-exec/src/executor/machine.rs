@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::{__rdtscp, _rdtsc};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use super::handoff::{Budget, Half, Machine};
-use super::sync::AtomicU32;
 
 /// How long the two sides of a space wait for each other before they sleep, unless told otherwise. About what it
 /// costs to wake a task on another processor of a virtual machine, so that waiting costs at most twice the best.
@@ -13,6 +13,9 @@ pub(crate) const DEFAULT_SPIN_BUDGET_NS: u64 = 50_000;
 
 /// After this long without an answer the other side is likely not running: yield between looks.
 pub(crate) const SPIN_WITHOUT_YIELD_NS: u64 = 3_000;
+
+/// About as long as a look at the clock, twice; the executor has the same in `code.S`.
+const QUICK_LOOKS: u32 = 100;
 
 /// The machine under the supervisor, with one space's budget.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +26,9 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new(spin_budget_ns: u64) -> Self {
         let awake = ticks(spin_budget_ns);
-        Self { budget: Budget { spin: ticks(SPIN_WITHOUT_YIELD_NS).min(awake), awake } }
+        Self {
+            budget: Budget { quick_looks: QUICK_LOOKS, spin: ticks(SPIN_WITHOUT_YIELD_NS).min(awake), awake },
+        }
     }
 }
 

@@ -12,12 +12,11 @@
 pub(crate) mod arena;
 pub(crate) mod code;
 mod filter;
-pub mod handoff;
+pub(crate) mod handoff;
 pub(crate) mod keeper;
 pub(crate) mod layout;
 pub(crate) mod life;
 pub(crate) mod machine;
 pub(crate) mod service;
 pub(crate) mod setup;
-mod sync;
 pub(crate) mod task;

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-use super::life::Life;
-use super::machine::{self, Host};
 use super::handoff::{self, Half};
 use super::layout;
+use super::life::Life;
+use super::machine::{self, Host};
 use crate::error::{Error, Result};
 
 /// One system call for the service task.
@@ -46,7 +46,7 @@ impl Service {
 
     /// Waits until the task has started.
     pub(crate) fn wait_for_start(&self) -> Result<()> {
-        match handoff::wait(&self.host, self.mine(), self.other(), 0) {
+        match handoff::wait(&self.host, &self.mine(), &self.other(), 0) {
             STARTED => Ok(()),
             _ => Err(Error::Dead),
         }
@@ -82,7 +82,8 @@ impl Service {
             return Err(Error::Dead);
         }
         let slot = &self.life.slot;
-        for (at, entry) in (layout::CONTROL + layout::ENTRIES..).step_by(layout::ENTRY as usize).zip(entries) {
+        for (at, entry) in (layout::CONTROL + layout::ENTRIES..).step_by(layout::ENTRY as usize).zip(entries)
+        {
             let [a, b, c, d, e, f] = entry.args;
             slot.write(at, [entry.nr.cast_unsigned(), a, b, c, d, e, f, entry.child]);
         }
@@ -91,8 +92,8 @@ impl Service {
         let previous = *last;
         // DEAD is skipped: it means something else.
         *last = if previous >= layout::DEAD - 1 { STARTED + 1 } else { previous + 1 };
-        handoff::pass(&self.host, self.mine(), self.other(), *last);
-        match handoff::wait(&self.host, self.mine(), self.other(), previous) {
+        handoff::pass(&self.host, &self.mine(), &self.other(), *last);
+        match handoff::wait(&self.host, &self.mine(), &self.other(), previous) {
             word if word == *last => {}
             layout::DEAD if self.life.status().is_some() => return Err(Error::Dead),
             // Only a guest writes anything else there. What it did to the results, nobody knows.

@@ -69,7 +69,10 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
     let last_fd = u64::from(u32::MAX);
     let mut calls = vec![
         (Entry::new(libc::SYS_close_range, [0, 2, 0, 0, 0, 0]), "close_range"),
-        (Entry::new(libc::SYS_close_range, [layout::FILES_FD as u64 + 1, last_fd, 0, 0, 0, 0]), "close_range"),
+        (
+            Entry::new(libc::SYS_close_range, [layout::FILES_FD as u64 + 1, last_fd, 0, 0, 0, 0]),
+            "close_range",
+        ),
         (Entry::new(libc::SYS_setsid, [0; 6]), "setsid"),
         (Entry::new(libc::SYS_chdir, [root, 0, 0, 0, 0, 0]), "chdir"),
         (Entry::new(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]), "prctl"),
@@ -77,7 +80,10 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
         (Entry::new(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_CORE), no_core, 0, 0, 0]), "prlimit"),
     ];
     for range in mapped {
-        calls.push((Entry::new(libc::SYS_munmap, [range.start, range.end - range.start, 0, 0, 0, 0]), "munmap"));
+        calls.push((
+            Entry::new(libc::SYS_munmap, [range.start, range.end - range.start, 0, 0, 0, 0]),
+            "munmap",
+        ));
     }
     calls.push((Entry::new(libc::SYS_capset, [cap_header, no_caps, 0, 0, 0, 0]), "capset"));
     run_all(service, &calls)

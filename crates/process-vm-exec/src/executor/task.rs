@@ -32,7 +32,9 @@ pub(crate) struct Executor {
 pub(crate) enum Report {
     Done,
     /// A system call; whether by a rewritten site.
-    Call { rewritten: bool },
+    Call {
+        rewritten: bool,
+    },
     Signal,
     Interrupted,
     /// The process is dead, or has just been killed for tampering.
@@ -60,10 +62,14 @@ impl Executor {
         let command = layout::COMMANDS + index * layout::COMMAND_STRIDE;
         let mailbox = layout::MAILBOXES + index * layout::MAILBOX_STRIDE;
         // stack_t: address, flags, length.
-        life.slot.write(command + layout::ALTSTACK, [layout::BASE + mailbox + layout::SIGSTACK, 0, layout::SIGSTACK_LEN]);
+        life.slot.write(
+            command + layout::ALTSTACK,
+            [layout::BASE + mailbox + layout::SIGSTACK, 0, layout::SIGSTACK_LEN],
+        );
         life.slot.write(command + layout::WORD, SEQUENCE);
         life.executors.fetch_max(u32::try_from(index).expect("bounded above") + 1, Ordering::SeqCst);
-        let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+        let flags =
+            libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
         let clone = Entry {
             nr: libc::SYS_clone,
             args: [u64::from(flags.cast_unsigned()), 0, 0, 0, 0, 0],
@@ -71,13 +77,7 @@ impl Executor {
         };
         let tid = service.request_one(clone)?.map_err(|errno| Error::Space { call: "clone", errno })?;
         let tid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(Error::Dead)?;
-        let executor = Self {
-            life: Arc::clone(life),
-            tid,
-            host,
-            index,
-            last: AtomicU32::new(SEQUENCE),
-        };
+        let executor = Self { life: Arc::clone(life), tid, host, index, last: AtomicU32::new(SEQUENCE) };
         match executor.wait(0) {
             Report::Done => Ok(executor),
             _ => Err(Error::Dead),
@@ -204,14 +204,14 @@ impl Executor {
         }
         let word = sequence | operation;
         self.last.store(word, Ordering::Relaxed);
-        handoff::pass(&self.host, self.mine(), self.other(), word);
+        handoff::pass(&self.host, &self.mine(), &self.other(), word);
         self.wait(seen)
     }
 
     /// Waits for the report to the last command; `seen` is the mailbox's word from before it.
     #[inline]
     fn wait(&self, seen: u32) -> Report {
-        let word = handoff::wait(&self.host, self.mine(), self.other(), seen);
+        let word = handoff::wait(&self.host, &self.mine(), &self.other(), seen);
         let expected = self.last.load(Ordering::Relaxed) & !(SEQUENCE - 1);
         match word.wrapping_sub(expected) {
             kind::CALL => Report::Call { rewritten: true },

@@ -184,7 +184,8 @@ impl Sites {
     /// The part of a program's text around `addr` that is worth looking at.
     fn text_around(&mut self, space: &Inner, addr: u64) -> Option<Range<u64>> {
         let is_text = |map: &&Map| map.range.contains(&(addr - SYSCALL)) && map.is_private_text();
-        let mut found = self.maps.as_deref().unwrap_or_default().iter().find(is_text).map(|map| map.range.clone());
+        let mut found =
+            self.maps.as_deref().unwrap_or_default().iter().find(is_text).map(|map| map.range.clone());
         if found.is_none() {
             self.maps = Some(maps::of((*space.service().life.pid())?).ok()?);
             found = self.maps.as_deref()?.iter().find(is_text).map(|map| map.range.clone());
@@ -200,7 +201,9 @@ impl Sites {
             Form::Padding { padding } => *padding..padding + site::JUMP,
             Form::After { moved } => rip - SYSCALL..moved.last().map_or(rip, |last| last.end),
         };
-        self.patches.iter().any(|(&at, patch)| at < range.end && range.start < at + patch.original.len() as u64)
+        self.patches
+            .iter()
+            .any(|(&at, patch)| at < range.end && range.start < at + patch.original.len() as u64)
     }
 
     /// The index of a page of stubs within reach of `addr`.
@@ -258,8 +261,12 @@ impl Sites {
             .filter(|&(&at, patch)| at < range.end && range.start < at + patch.original.len() as u64)
             .map(|(_, patch)| patch.site)
             .collect();
-        let patches: Vec<(u64, Patch)> =
-            self.patches.iter().filter(|(_, patch)| touched.contains(&patch.site)).map(|(&at, patch)| (at, patch.clone())).collect();
+        let patches: Vec<(u64, Patch)> = self
+            .patches
+            .iter()
+            .filter(|(_, patch)| touched.contains(&patch.site))
+            .map(|(&at, patch)| (at, patch.clone()))
+            .collect();
         // Last the padding, to which the site's own bytes lead.
         for (at, patch) in patches.into_iter().rev() {
             // Memory that is gone needs no restoring.

@@ -73,15 +73,14 @@ pub(super) fn recognise(text: Text<'_>, registers: &Registers, alone: bool) -> O
 
 fn before(text: Text<'_>, syscall: u64, registers: &Registers) -> Option<Form> {
     let instruction = instruction_before(text, syscall)?;
-    let is_move = matches!(instruction.code(), Code::Mov_r32_imm32 | Code::Mov_rm64_imm32 | Code::Mov_r64_imm64);
+    let is_move =
+        matches!(instruction.code(), Code::Mov_r32_imm32 | Code::Mov_rm64_imm32 | Code::Mov_r64_imm64);
     if !is_move || instruction.op0_kind() != OpKind::Register || (instruction.len() as u64) < JUMP {
         return None;
     }
     // What the instruction is said to have done must be what is seen.
-    (value_of(registers, &instruction)? == instruction.immediate(1)).then(|| Form::Before {
-        at: instruction.ip(),
-        moved: instruction.ip()..instruction.next_ip(),
-    })
+    (value_of(registers, &instruction)? == instruction.immediate(1))
+        .then(|| Form::Before { at: instruction.ip(), moved: instruction.ip()..instruction.next_ip() })
 }
 
 /// The instruction that ends where `end` begins, if every way of decoding what is before agrees on it: bytes that
@@ -157,7 +156,8 @@ fn padding(text: Text<'_>, rip: u64) -> Option<Form> {
 
 fn is_filler(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), iced_x86::Mnemonic::Nop | iced_x86::Mnemonic::Int3)
-        || instruction.code() == Code::Xchg_rm16_r16 && instruction.op0_register() == instruction.op1_register()
+        || instruction.code() == Code::Xchg_rm16_r16
+            && instruction.op0_register() == instruction.op1_register()
 }
 
 fn after(text: Text<'_>, rip: u64) -> Option<Form> {
@@ -236,14 +236,19 @@ mod tests {
 
     #[test]
     fn the_compare_behind_a_bare_call_moves() {
-        let form = recognise_at(&[0x31, 0xc0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x01, 0xc3], 4, 0);
+        let form = recognise_at(
+            &[0x31, 0xc0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x01, 0xc3],
+            4,
+            0,
+        );
         assert_eq!(form, Some(Form::After { moved: vec![SITE + 4..SITE + 10] }));
     }
 
     #[test]
     fn a_call_whose_successor_is_jumped_to_is_left_alone() {
         // The last instruction jumps to the cmp.
-        let form = recognise_at(&[0x31, 0xc0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0xf8], 4, 0);
+        let form =
+            recognise_at(&[0x31, 0xc0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0xf8], 4, 0);
         assert_eq!(form, None);
     }
 
