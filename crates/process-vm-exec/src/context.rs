@@ -206,6 +206,13 @@ impl Context {
         }
     }
 
+    /// The text at RIP may have been changed by `change`, which says so: RIP has to be loaded anew then.
+    pub(crate) fn move_with_text(&mut self, change: impl FnOnce(&Registers) -> bool) {
+        if change(self.registers()) {
+            self.changed = true;
+        }
+    }
+
     /// Moves RIP, which is to stay where the fault was found to be.
     pub(crate) fn try_again_at(&mut self, rip: u64) {
         self.registers_mut().rip = rip;

@@ -68,7 +68,7 @@ pub(crate) struct Inner {
     /// Executors that no context uses.
     free: Mutex<Vec<Arc<dyn Seat>>>,
     executors: AtomicU64,
-    rewriter: Option<Rewriter>,
+    rewriter: Option<Arc<Rewriter>>,
     tracees: Tracees,
 }
 
@@ -134,7 +134,7 @@ impl Builder {
         let settings = Self { engine: Some(engine), ..self };
         let keeper = Keeper::get()?;
         let service = keeper.create(engine, self.spin_budget_ns)?;
-        let rewriter = settings.rewrites().then(Rewriter::default);
+        let rewriter = settings.rewrites().then(Arc::default);
         Ok(AddressSpace::new(keeper, service, settings, rewriter))
     }
 
@@ -173,7 +173,7 @@ impl AddressSpace {
         Builder { engine: None, rewriting: Rewriting::On, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS }
     }
 
-    fn new(keeper: Arc<Keeper>, service: Service, settings: Builder, rewriter: Option<Rewriter>) -> Self {
+    fn new(keeper: Arc<Keeper>, service: Service, settings: Builder, rewriter: Option<Arc<Rewriter>>) -> Self {
         let free = Mutex::default();
         let (executors, tracees) = (AtomicU64::new(0), Tracees::default());
         Self(Arc::new(Inner { keeper, service, settings, free, executors, rewriter, tracees }))
@@ -264,7 +264,7 @@ impl AddressSpace {
         let Inner { keeper, service, settings, rewriter, .. } = &*self.0;
         let fork = || keeper.fork(service, settings.engine_in_use(), settings.spin_budget_ns);
         let (service, rewriter) = match rewriter {
-            Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(copy)))?,
+            Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(Arc::new(copy))))?,
             None => (fork()?, None),
         };
         Ok(Self::new(Arc::clone(keeper), service, *settings, rewriter))
@@ -294,7 +294,7 @@ impl AddressSpace {
 
     /// How many stretches of the guest's text are rewritten now.
     pub fn rewritten_sites(&self) -> usize {
-        self.0.rewriter.as_ref().map_or(0, Rewriter::count)
+        self.0.rewriter.as_ref().map_or(0, |rewriter| rewriter.count())
     }
 
     /// Runs `ctx` until something happens that the supervisor has to know, and says what.
@@ -327,7 +327,7 @@ impl AddressSpace {
                     if how == Called::Trapped
                         && let Some(rewriter) = &self.0.rewriter
                     {
-                        rewriter.after_trap(&self.0, ctx.registers(), arch);
+                        ctx.move_with_text(|registers| rewriter.after_trap(&self.0, registers, arch));
                     }
                     return Ok(Exit::Syscall(Syscall { nr: rax, args, arch }));
                 }
@@ -387,7 +387,7 @@ impl Inner {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match free {
             Some(seat) => Ok(seat),
-            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.settings.rewrites()))),
+            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.rewriter.clone()))),
         }
     }
 
@@ -501,8 +501,8 @@ impl Inner {
     /// The registers with which to go where `registers` say, now that sites are rewritten.
     pub(crate) fn present_registers(&self, registers: Registers) -> Registers {
         let Some(rewriter) = &self.rewriter else { return registers };
-        if registers.rflags & RFLAGS_TF != 0 {
-            rewriter.before_stepping(self);
+        if registers.rflags & RFLAGS_TF != 0 || registers.gs_base != 0 {
+            rewriter.stop(self);
         }
         Registers { rip: rewriter.present(registers.rip), ..registers }
     }
@@ -512,7 +512,7 @@ impl Inner {
         if fault.trapno == DEBUG
             && let Some(rewriter) = &self.rewriter
         {
-            rewriter.before_stepping(self);
+            rewriter.stop(self);
         }
     }
 

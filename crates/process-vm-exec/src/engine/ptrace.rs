@@ -6,7 +6,7 @@
 //! Only the thread that attached may ask a traced task anything. A context that is run by another thread moves to
 //! another task; so that it can, everything is fetched at each exit.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,9 +34,11 @@ pub(crate) struct Tracees {
 impl Tracees {
     /// A task that the calling thread traces.
     pub(crate) fn seat(&self, start: impl FnOnce() -> Result<Executor>) -> Result<Arc<dyn Seat>> {
+        Traced::release_unused();
         let untraced = lock(&self.untraced).pop();
         let executor = untraced.map_or_else(start, Ok)?;
         let tracee = Arc::new(Tracee::attach(executor, Arc::clone(&self.untraced))?);
+        Traced::keep(&tracee);
         let mut tracees = lock(&self.tracees);
         tracees.retain(|tracee| tracee.strong_count() != 0);
         tracees.push(Arc::downgrade(&tracee));
@@ -49,6 +51,7 @@ impl Tracees {
         for tracee in lock(&self.tracees).drain(..).filter_map(|tracee| tracee.upgrade()) {
             tracee.collect();
         }
+        Traced::release_unused();
     }
 }
 
@@ -59,8 +62,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// One traced task.
 #[derive(Debug)]
 struct Tracee {
-    /// Taken when the task is given back.
-    executor: Option<Executor>,
+    /// Taken when the task is let go.
+    executor: Mutex<Option<Executor>>,
     tid: libc::pid_t,
     tracer: libc::pid_t,
     /// What the executor was doing when it was attached to.
@@ -79,6 +82,7 @@ struct Guest {
 }
 
 /// Why a traced task stopped.
+#[derive(Clone, Copy)]
 enum Stop {
     Syscall,
     Signal(i32),
@@ -99,7 +103,7 @@ impl Tracee {
         let asleep = unsafe { std::mem::zeroed() };
         let guest = Mutex::new(Guest { registers: Registers::default(), xstate: Vec::new(), has_run: false });
         let interrupt = AtomicBool::new(false);
-        let executor = Some(executor);
+        let executor = Mutex::new(Some(executor));
         let mut tracee = Self { executor, tid, tracer, asleep, guest, interrupt, untraced };
         request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
         match wait_for_stop(tid) {
@@ -130,14 +134,14 @@ impl Tracee {
             let event = match stop {
                 Stop::Gone => return Event::Died,
                 Stop::Event => continue,
-                Stop::Syscall => self.fetch().and_then(|()| self.call()),
+                Stop::Syscall => self.fetch(stop).and_then(|()| self.call()),
                 Stop::Signal(code::INTERRUPT_SIGNAL) if !self.interrupt.swap(false, Ordering::SeqCst) => {
                     continue;
                 }
                 Stop::Signal(code::INTERRUPT_SIGNAL) => {
-                    self.fetch().map(|()| Event::Interrupted { rax: lock(&self.guest).registers.rax })
+                    self.fetch(stop).map(|()| Event::Interrupted { rax: lock(&self.guest).registers.rax })
                 }
-                Stop::Signal(_) => self.fetch().and_then(|()| self.signal()),
+                Stop::Signal(_) => self.fetch(stop).and_then(|()| self.signal()),
             };
             return event.unwrap_or_else(|_| self.died());
         }
@@ -150,10 +154,14 @@ impl Tracee {
     }
 
     /// Gets the guest's state, so that any thread can read it.
-    fn fetch(&self) -> rustix::io::Result<()> {
+    fn fetch(&self, stop: Stop) -> rustix::io::Result<()> {
         let registers = get_registers(self.tid)?;
         let mut guest = lock(&self.guest);
         guest.registers = from_user(&registers);
+        if let Stop::Syscall = stop {
+            // The number is there, and rax says ENOSYS already.
+            guest.registers.rax = registers.orig_rax;
+        }
         guest.xstate.resize(xstate::size(), 0);
         let mut area =
             libc::iovec { iov_base: guest.xstate.as_mut_ptr().cast(), iov_len: guest.xstate.len() };
@@ -195,7 +203,7 @@ impl Tracee {
         if !code::is_synchronous(info.signal()) || info.code() <= 0 {
             return Ok(Event::Signal { rax: registers.rax, info });
         }
-        let trapno = trapno(&info);
+        let trapno = trapno(&info, &lock(&self.guest).xstate);
         let access = match trapno {
             14 => self.access(&registers, info.addr()),
             _ => Access::Execute,
@@ -216,10 +224,8 @@ impl Tracee {
             word.copy_from_slice(&peeked.to_ne_bytes());
         }
         let instruction = Decoder::with_ip(64, &code, registers.rip, DecoderOptions::NONE).decode();
-        if addr >= registers.rip
-            && addr < registers.rip + 16
-            && (addr == registers.rip || addr.is_multiple_of(4096))
-        {
+        // A fetch faults at the first byte, or where the instruction runs over the end of its page.
+        if addr == registers.rip || (addr > registers.rip && addr < instruction.next_ip()) {
             return Access::Execute;
         }
         let mut factory = InstructionInfoFactory::new();
@@ -280,12 +286,12 @@ impl Seat for Tracee {
     }
 
     fn is_usable(&self) -> bool {
-        self.tracer == this_thread()
+        self.tracer == this_thread() && lock(&self.executor).is_some()
     }
 
     fn interrupt(&self) {
         self.interrupt.store(true, Ordering::SeqCst);
-        if let Some(executor) = &self.executor {
+        if let Some(executor) = &*lock(&self.executor) {
             executor.send_interrupt_signal();
         }
     }
@@ -295,21 +301,53 @@ impl Seat for Tracee {
     }
 }
 
-impl Drop for Tracee {
-    /// Lets the executor go on sleeping, for another thread. Where this is not the tracer, the task stays stopped
-    /// until the space ends.
-    fn drop(&mut self) {
-        let Some(executor) = self.executor.take() else { return };
-        if !self.is_usable() {
-            return;
-        }
-        let initial = xstate::initial();
+impl Tracee {
+    /// Lets the executor go on sleeping, for another thread. What the guest left stays here. Only for the tracer.
+    fn release(&self) {
+        let mut executor = lock(&self.executor);
         let asleep = (&raw const self.asleep) as usize;
-        let released = self.set_xstate(&initial).is_ok()
+        let released = executor.is_some()
+            && self.set_xstate(&xstate::initial()).is_ok()
             && request(libc::PTRACE_SETREGS, self.tid, 0, asleep).is_ok()
             && request(libc::PTRACE_DETACH, self.tid, 0, 0).is_ok();
+        let executor = executor.take();
         if released {
-            lock(&self.untraced).push(executor);
+            lock(&self.untraced).extend(executor);
+        }
+    }
+}
+
+/// The tasks that this thread traces. When the thread ends, the kernel detaches from them, and a guest would run on
+/// by itself: so they are released before.
+#[derive(Default)]
+struct Traced(Vec<Arc<Tracee>>);
+
+thread_local!(static TRACED: RefCell<Traced> = RefCell::default());
+
+impl Traced {
+    fn keep(tracee: &Arc<Tracee>) {
+        TRACED.with_borrow_mut(|traced| traced.0.push(Arc::clone(tracee)));
+    }
+
+    /// Releases those that no context uses any more.
+    fn release_unused() {
+        // A thread that ends releases everything anyway.
+        let _ = TRACED.try_with(|traced| {
+            traced.borrow_mut().0.retain(|tracee| {
+                let in_use = Arc::strong_count(tracee) > 1;
+                if !in_use {
+                    tracee.release();
+                }
+                in_use
+            });
+        });
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        for tracee in &self.0 {
+            tracee.release();
         }
     }
 }
@@ -372,7 +410,7 @@ fn this_thread() -> libc::pid_t {
 }
 
 /// The exception's vector, from what Linux makes of it (arch/x86/kernel/traps.c).
-fn trapno(info: &SigInfo) -> u32 {
+fn trapno(info: &SigInfo, xstate: &[u8]) -> u32 {
     const SI_KERNEL: i32 = 0x80;
     const FPE_INTDIV: i32 = 1;
     match (info.signal(), info.code()) {
@@ -385,15 +423,14 @@ fn trapno(info: &SigInfo) -> u32 {
         (libc::SIGTRAP, SI_KERNEL) => 3,
         (libc::SIGTRAP, _) => 1,
         (libc::SIGFPE, FPE_INTDIV) => 0,
+        _ if xstate::has_x87_exception(xstate) => 16,
         _ => 19,
     }
 }
 
 fn from_user(user: &libc::user_regs_struct) -> Registers {
-    // At a call the number is in orig_rax, and rax already says ENOSYS.
-    let rax = if user.orig_rax == NO_SYSCALL { user.rax } else { user.orig_rax };
     Registers {
-        rax,
+        rax: user.rax,
         rdi: user.rdi,
         rsi: user.rsi,
         rdx: user.rdx,

@@ -1,7 +1,10 @@
 //! The `trap` engine, and what `rewrite` adds to it on the way back: contexts run by executors.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+
+use super::rewrite::Rewriter;
 use super::{Called, Enter, Event, Seat};
 use crate::arch::x86_64::Registers;
 use crate::error::Result;
@@ -14,23 +17,24 @@ use crate::signal::SigInfo;
 #[derive(Debug)]
 pub(crate) struct ExecutorSeat {
     executor: Executor,
-    /// GS is the trampoline's, as long as the guest does not set it.
-    owns_gs: bool,
+    /// Where sites are rewritten, GS is the trampoline's, as long as the guest does not set it.
+    rewriter: Option<Arc<Rewriter>>,
     used: AtomicBool,
 }
 
 impl ExecutorSeat {
-    pub(crate) fn new(executor: Executor, owns_gs: bool) -> Self {
-        Self { executor, owns_gs, used: AtomicBool::new(false) }
+    pub(crate) fn new(executor: Executor, rewriter: Option<Arc<Rewriter>>) -> Self {
+        Self { executor, rewriter, used: AtomicBool::new(false) }
     }
 
     /// What a guest that has not set GS sees as its base: 0, though the trampoline keeps its mailbox there.
     fn guest_gs(&self, base: u64) -> u64 {
-        if self.owns_gs && base == self.executor.gs_base() { 0 } else { base }
+        if self.rewriter.is_some() && base == self.executor.gs_base() { 0 } else { base }
     }
 
     fn host_gs(&self, base: u64) -> u64 {
-        if self.owns_gs && base == 0 { self.executor.gs_base() } else { base }
+        let needs_gs = self.rewriter.as_ref().is_some_and(|rewriter| !rewriter.is_off());
+        if needs_gs && base == 0 { self.executor.gs_base() } else { base }
     }
 }
 

@@ -83,9 +83,12 @@ pub(crate) const RFLAGS_TF: u64 = 1 << 8;
 /// User addresses are below this (`TASK_SIZE_MAX` with four levels).
 pub(crate) const USER_END: u64 = 0x7fff_ffff_f000;
 
+/// From here on addresses are the kernel's, or none.
+const NOT_CANONICAL: u64 = 1 << 47;
+
 /// Makes `registers` what the processor accepts in user space, or says why that cannot be.
 pub(crate) fn validate(registers: &mut Registers) -> Result<()> {
-    if registers.rip >= USER_END {
+    if registers.rip >= NOT_CANONICAL {
         return Err(Error::Context("RIP is not a user address"));
     }
     if registers.fs_base >= USER_END || registers.gs_base >= USER_END {

@@ -91,6 +91,13 @@ pub(crate) fn validate(area: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Is an x87 exception pending: one that the status word shows and the control word does not mask?
+pub(crate) fn has_x87_exception(area: &[u8]) -> bool {
+    let word = |at: usize| u16::from_le_bytes([area[at], area[at + 1]]);
+    let (control, status) = (word(0), word(2));
+    status & !control & 0x3f != 0
+}
+
 fn mxcsr_mask() -> u32 {
     #[repr(align(16))]
     struct Area([u8; 512]);

@@ -64,15 +64,15 @@ struct Patch {
 }
 
 impl Rewriter {
-    /// A call has trapped; its site may be worth rewriting.
-    pub(crate) fn after_trap(&self, space: &Inner, registers: &Registers, arch: Arch) {
+    /// A call has trapped; its site may be worth rewriting. Says whether the instruction at RIP has moved.
+    pub(crate) fn after_trap(&self, space: &Inner, registers: &Registers, arch: Arch) -> bool {
         let mut sites = self.write();
         if sites.off || arch != Arch::X86_64 {
-            return;
+            return false;
         }
         if registers.gs_base != 0 {
             sites.turn_off(space);
-            return;
+            return false;
         }
         let traps = sites.traps.entry(registers.rip).or_default();
         *traps = traps.saturating_add(1);
@@ -80,6 +80,7 @@ impl Rewriter {
             // A site that cannot be rewritten goes on trapping.
             let _ = sites.rewrite(space, registers);
         }
+        sites.moved.contains_key(&registers.rip)
     }
 
     /// A fault that a site under change caused in another thread: that one tries again.
@@ -89,8 +90,9 @@ impl Rewriter {
         (fault.trapno == BREAKPOINT && self.read().patches.contains_key(&at)).then_some(at)
     }
 
-    /// Somebody steps through the guest one instruction at a time: it is to see its own.
-    pub(crate) fn before_stepping(&self, space: &Inner) {
+    /// The guest is to find its own text from now on: somebody steps through it one instruction at a time, or it
+    /// uses GS.
+    pub(crate) fn stop(&self, space: &Inner) {
         if !self.read().off {
             self.write().turn_off(space);
         }
@@ -135,6 +137,11 @@ impl Rewriter {
             ..Sites::default()
         };
         Ok((service, Self(RwLock::new(copy))))
+    }
+
+    /// Rewriting has stopped for good.
+    pub(crate) fn is_off(&self) -> bool {
+        self.read().off
     }
 
     /// How many stretches of text are rewritten now.
