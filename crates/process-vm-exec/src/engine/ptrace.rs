@@ -19,8 +19,9 @@ use super::{Called, Enter, Event, Seat};
 use crate::arch::x86_64::{Registers, xstate};
 use crate::error::{Error, Result};
 use crate::executor::code;
+use crate::executor::life::Life;
 use crate::executor::task::Executor;
-use crate::exit::{Access, Arch, Fault};
+use crate::exit::{Access, Arch, Fault, WaitStatus};
 use crate::signal::SigInfo;
 
 /// The traced tasks of one space.
@@ -48,7 +49,8 @@ impl Tracees {
     /// The process has been killed: collects those of its tasks that the calling thread traces, for the kernel does
     /// not report a process dead before its last traced task has been waited for.
     pub(crate) fn collect(&self) {
-        for tracee in lock(&self.tracees).drain(..).filter_map(|tracee| tracee.upgrade()) {
+        let tracees: Vec<_> = lock(&self.tracees).iter().filter_map(Weak::upgrade).collect();
+        for tracee in tracees {
             tracee.collect();
         }
         Traced::release_unused();
@@ -62,6 +64,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// One traced task.
 #[derive(Debug)]
 struct Tracee {
+    life: Arc<Life>,
     /// Taken when the task is let go.
     executor: Mutex<Option<Executor>>,
     tid: libc::pid_t,
@@ -88,7 +91,8 @@ enum Stop {
     Signal(i32),
     /// An event of ptrace, such as the answer to `PTRACE_INTERRUPT`.
     Event,
-    Gone,
+    /// The whole process has been killed; this is how.
+    Gone(WaitStatus),
 }
 
 impl Tracee {
@@ -103,14 +107,16 @@ impl Tracee {
         let asleep = unsafe { std::mem::zeroed() };
         let guest = Mutex::new(Guest { registers: Registers::default(), xstate: Vec::new(), has_run: false });
         let interrupt = AtomicBool::new(false);
+        let life = Arc::clone(&executor.life);
         let executor = Mutex::new(Some(executor));
-        let mut tracee = Self { executor, tid, tracer, asleep, guest, interrupt, untraced };
+        let mut tracee = Self { life, executor, tid, tracer, asleep, guest, interrupt, untraced };
         request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
         match wait_for_stop(tid) {
-            Stop::Gone => return Err(Error::Dead),
+            Stop::Gone(_) => return Err(Error::Dead),
             Stop::Event | Stop::Syscall | Stop::Signal(_) => {}
         }
         tracee.asleep = get_registers(tid).map_err(Error::host("PTRACE_GETREGS"))?;
+        set_signal_mask(tid, 0).map_err(Error::host("PTRACE_SETSIGMASK"))?;
         // The sleep in a futex is not restarted but looks again.
         tracee.asleep.rax = (-i64::from(libc::EINTR)).cast_unsigned();
         tracee.asleep.orig_rax = NO_SYSCALL;
@@ -119,7 +125,11 @@ impl Tracee {
 
     fn collect(&self) {
         if self.tracer == this_thread() {
-            while !matches!(wait_for_stop(self.tid), Stop::Gone) {}
+            loop {
+                if let Stop::Gone(status) = wait_for_stop(self.tid) {
+                    return self.life.die(status);
+                }
+            }
         }
     }
 
@@ -132,7 +142,11 @@ impl Tracee {
             }
             let stop = wait_for_stop(self.tid);
             let event = match stop {
-                Stop::Gone => return Event::Died,
+                Stop::Gone(status) => {
+                    // Not when the process is reaped: that takes all who trace a task of it.
+                    self.life.die(status);
+                    return Event::Died;
+                }
                 Stop::Event => continue,
                 Stop::Syscall => self.fetch(stop).and_then(|()| self.call()),
                 Stop::Signal(code::INTERRUPT_SIGNAL) if !self.interrupt.swap(false, Ordering::SeqCst) => {
@@ -309,6 +323,7 @@ impl Tracee {
         let released = executor.is_some()
             && self.set_xstate(&xstate::initial()).is_ok()
             && request(libc::PTRACE_SETREGS, self.tid, 0, asleep).is_ok()
+            && set_signal_mask(self.tid, code::ASYNCHRONOUS).is_ok()
             && request(libc::PTRACE_DETACH, self.tid, 0, 0).is_ok();
         let executor = executor.take();
         if released {
@@ -353,6 +368,7 @@ impl Drop for Traced {
 }
 
 const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
 /// In `orig_rax`: the task is not in a system call that could be restarted.
 const NO_SYSCALL: u64 = !0;
@@ -367,6 +383,11 @@ fn request(
     // live structure of its type; requests on tasks that are not ours fail.
     let result = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data as *mut c_void) };
     if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+/// Sets the signals that the task blocks.
+fn set_signal_mask(tid: libc::pid_t, mask: u64) -> rustix::io::Result<()> {
+    request(PTRACE_SETSIGMASK, tid, size_of_val(&mask), (&raw const mask) as usize).map(drop)
 }
 
 fn last_errno() -> Errno {
@@ -388,11 +409,14 @@ fn wait_for_stop(tid: libc::pid_t) -> Stop {
             break;
         }
         if last_errno() != Errno::INTR {
-            return Stop::Gone;
+            return Stop::Gone(WaitStatus::Signaled(libc::SIGKILL));
         }
     }
-    if !libc::WIFSTOPPED(status) {
-        return Stop::Gone;
+    if libc::WIFEXITED(status) {
+        return Stop::Gone(WaitStatus::Exited(libc::WEXITSTATUS(status)));
+    }
+    if libc::WIFSIGNALED(status) {
+        return Stop::Gone(WaitStatus::Signaled(libc::WTERMSIG(status)));
     }
     match libc::WSTOPSIG(status) {
         _ if status >> 16 != 0 => Stop::Event,

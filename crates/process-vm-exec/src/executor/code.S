@@ -222,7 +222,7 @@ executor_start:                         /* r15 = its mailbox */
     jnz leave
     lea {STACK_TOP}(%rbx), %rsp
     mov (%rbp), %r12d
-    call unblock_signals
+    call set_signal_mask
     jmp report_done
 
 /* Leaves through here with the guest's registers in the mailbox and its extended state live. */
@@ -351,12 +351,12 @@ take_pending:                           /* report a signal that came while the g
     jns 1b
     movl $0, {PENDING}(%rbx)
     lea {STACK_TOP}(%rbx), %rsp
-    call unblock_signals
+    call set_signal_mask
     jmp report_signal
 
-unblock_signals:
+set_signal_mask:
     mov $2, %edi                        /* SIG_SETMASK */
-    movabs ${params}+{EMPTY_MASK}, %rsi
+    movabs ${params}+{SIGMASK}, %rsi
     xor %edx, %edx
     mov $8, %r10d
     mov ${SYS_rt_sigprocmask}, %eax

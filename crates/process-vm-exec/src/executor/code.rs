@@ -69,7 +69,7 @@ global_asm!(
     YIELD_TICKS = const layout::YIELD_TICKS,
     XMASK = const layout::XMASK,
     DISPATCH = const layout::DISPATCH,
-    EMPTY_MASK = const layout::EMPTY_MASK,
+    SIGMASK = const layout::SIGMASK,
     FILTER = const layout::FILTER,
     PARENT = const layout::PARENT,
     ANSWER = const op::ANSWER,

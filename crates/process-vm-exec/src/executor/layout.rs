@@ -92,8 +92,8 @@ pub(crate) const YIELD_TICKS: u64 = 8;
 pub(crate) const XMASK: u64 = 16;
 /// In the parameters: not zero where Syscall User Dispatch is to be used.
 pub(crate) const DISPATCH: u64 = 24;
-/// In the parameters: an empty signal mask.
-pub(crate) const EMPTY_MASK: u64 = 32;
+/// In the parameters: the signals that executors block.
+pub(crate) const SIGMASK: u64 = 32;
 /// In the parameters: the `sock_fprog` of the guest's filter.
 pub(crate) const FILTER: u64 = 40;
 /// In the parameters: the pid that the task's parent must have.

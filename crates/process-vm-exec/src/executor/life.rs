@@ -77,13 +77,13 @@ impl Life {
         }
     }
 
-    /// Its process is gone: nobody else writes to the slot any more. Ends every wait.
+    /// Its process is gone, or killed: ends every wait. Only the first to say so is believed.
     pub(crate) fn die(&self, status: WaitStatus) {
         let end = match status {
             WaitStatus::Exited(status) => DIED | u64::from(status.unsigned_abs()),
             WaitStatus::Signaled(signal) => DIED | BY_SIGNAL | u64::from(signal.unsigned_abs()),
         };
-        self.end.store(end, Ordering::SeqCst);
+        let _ = self.end.compare_exchange(0, end, Ordering::SeqCst, Ordering::SeqCst);
         *self.pid.write().unwrap_or_else(PoisonError::into_inner) = None;
         let (ended, changed) = &self.ended;
         *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
