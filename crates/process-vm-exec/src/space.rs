@@ -173,7 +173,12 @@ impl AddressSpace {
         Builder { engine: None, rewriting: Rewriting::On, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS }
     }
 
-    fn new(keeper: Arc<Keeper>, service: Service, settings: Builder, rewriter: Option<Arc<Rewriter>>) -> Self {
+    fn new(
+        keeper: Arc<Keeper>,
+        service: Service,
+        settings: Builder,
+        rewriter: Option<Arc<Rewriter>>,
+    ) -> Self {
         let free = Mutex::default();
         let (executors, tracees) = (AtomicU64::new(0), Tracees::default());
         Self(Arc::new(Inner { keeper, service, settings, free, executors, rewriter, tracees }))

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess};
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
 use rustix::io::Errno;
 
 use super::{Called, Enter, Event, Seat};
@@ -117,9 +117,11 @@ impl Tracee {
         }
         tracee.asleep = get_registers(tid).map_err(Error::host("PTRACE_GETREGS"))?;
         set_signal_mask(tid, 0).map_err(Error::host("PTRACE_SETSIGMASK"))?;
-        // The sleep in a futex is not restarted but looks again.
-        tracee.asleep.rax = (-i64::from(libc::EINTR)).cast_unsigned();
-        tracee.asleep.orig_rax = NO_SYSCALL;
+        if tracee.asleep.orig_rax != NO_SYSCALL {
+            // The sleep in a futex is not restarted but looks again.
+            tracee.asleep.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+            tracee.asleep.orig_rax = NO_SYSCALL;
+        }
         Ok(tracee)
     }
 
@@ -238,18 +240,22 @@ impl Tracee {
             word.copy_from_slice(&peeked.to_ne_bytes());
         }
         let instruction = Decoder::with_ip(64, &code, registers.rip, DecoderOptions::NONE).decode();
-        // A fetch faults at the first byte, or where the instruction runs over the end of its page.
-        if addr == registers.rip || (addr > registers.rip && addr < instruction.next_ip()) {
-            return Access::Execute;
-        }
         let mut factory = InstructionInfoFactory::new();
-        let writes = factory.info(&instruction).used_memory().iter().any(|memory| {
-            matches!(
-                memory.access(),
-                OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
-            )
-        });
-        if writes { Access::Write } else { Access::Read }
+        for memory in factory.info(&instruction).used_memory() {
+            let start = memory.virtual_address(0, |register, _, _| value_of(registers, register));
+            let concerned =
+                start.is_none_or(|start| (start..start + memory.memory_size().size() as u64).contains(&addr));
+            let is_access = |kinds: &[OpAccess]| concerned && kinds.contains(&memory.access());
+            use OpAccess::{CondRead, CondWrite, Read, ReadCondWrite, ReadWrite, Write};
+            if is_access(&[Write, ReadWrite, CondWrite, ReadCondWrite]) {
+                return Access::Write;
+            }
+            if is_access(&[Read, CondRead]) {
+                return Access::Read;
+            }
+        }
+        // No operand is there: it was the fetch.
+        Access::Execute
     }
 }
 
@@ -431,6 +437,34 @@ const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
 fn this_thread() -> libc::pid_t {
     thread_local!(static TID: Cell<libc::pid_t> = Cell::new(rustix::thread::gettid().as_raw_nonzero().get()));
     TID.get()
+}
+
+/// A general register or segment base, for computing an operand's address.
+fn value_of(registers: &Registers, register: Register) -> Option<u64> {
+    use Register as R;
+    let value = match register.full_register() {
+        R::RAX => registers.rax,
+        R::RBX => registers.rbx,
+        R::RCX => registers.rcx,
+        R::RDX => registers.rdx,
+        R::RSI => registers.rsi,
+        R::RDI => registers.rdi,
+        R::RBP => registers.rbp,
+        R::RSP => registers.rsp,
+        R::R8 => registers.r8,
+        R::R9 => registers.r9,
+        R::R10 => registers.r10,
+        R::R11 => registers.r11,
+        R::R12 => registers.r12,
+        R::R13 => registers.r13,
+        R::R14 => registers.r14,
+        R::R15 => registers.r15,
+        R::FS => registers.fs_base,
+        R::GS => registers.gs_base,
+        R::CS | R::DS | R::ES | R::SS => 0,
+        _ => return None,
+    };
+    Some(if register.size() == 4 { value & 0xffff_ffff } else { value })
 }
 
 /// The exception's vector, from what Linux makes of it (arch/x86/kernel/traps.c).

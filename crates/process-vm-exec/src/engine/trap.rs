@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-
 use super::rewrite::Rewriter;
 use super::{Called, Enter, Event, Seat};
 use crate::arch::x86_64::Registers;

@@ -66,13 +66,13 @@ pub(super) fn recognise(text: Text<'_>, registers: &Registers, alone: bool) -> O
     if text.get(syscall..registers.rip)? != [0x0f, 0x05] {
         return None;
     }
-    before(text, syscall, registers)
+    let previous = instruction_before(text, syscall)?;
+    before(text, previous, registers)
         .or_else(|| padding(text, registers.rip))
         .or_else(|| alone.then(|| after(text, registers.rip)).flatten())
 }
 
-fn before(text: Text<'_>, syscall: u64, registers: &Registers) -> Option<Form> {
-    let instruction = instruction_before(text, syscall)?;
+fn before(text: Text<'_>, instruction: Instruction, registers: &Registers) -> Option<Form> {
     let is_move =
         matches!(instruction.code(), Code::Mov_r32_imm32 | Code::Mov_rm64_imm32 | Code::Mov_r64_imm64);
     if !is_move || instruction.op0_kind() != OpKind::Register || (instruction.len() as u64) < JUMP {
@@ -83,14 +83,16 @@ fn before(text: Text<'_>, syscall: u64, registers: &Registers) -> Option<Form> {
         .then(|| Form::Before { at: instruction.ip(), moved: instruction.ip()..instruction.next_ip() })
 }
 
-/// The instruction that ends where `end` begins, if every way of decoding what is before agrees on it: bytes that
-/// look like an instruction may be the end of a longer one.
+/// The instruction that ends at `end`, if the ways of decoding what is before agree on it: bytes that look like an
+/// instruction may be the end of a longer one, the `syscall` among them.
 fn instruction_before(text: Text<'_>, end: u64) -> Option<Instruction> {
     const FARTHEST: u64 = 72;
     const NEAREST: u64 = 24;
     let starts = (end - FARTHEST).max(text.start)..(end - NEAREST).max(text.start + 1);
     let mut found: Option<Instruction> = None;
+    let (mut ways, mut agreeing) = (0, 0);
     for start in starts {
+        ways += 1;
         let last = text.decode(start).take_while(|instruction| instruction.ip() < end).last()?;
         if last.next_ip() != end || last.is_invalid() {
             continue;
@@ -99,8 +101,9 @@ fn instruction_before(text: Text<'_>, end: u64) -> Option<Instruction> {
             Some(other) if other.ip() != last.ip() => return None,
             _ => found = Some(last),
         }
+        agreeing += 1;
     }
-    found
+    found.filter(|_| 2 * agreeing > ways)
 }
 
 fn value_of(registers: &Registers, mov: &Instruction) -> Option<u64> {
