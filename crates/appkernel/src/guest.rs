@@ -82,7 +82,10 @@ pub(crate) trait GuestMemory {
         }
         let mut bytes = vec![0; size(count) * 16];
         self.fetch_into(addr, &mut bytes)?;
-        Ok(bytes.chunks_exact(16).map(|entry| Span { addr: u64_at(entry, 0), len: u64_at(entry, 8) }).collect())
+        Ok(bytes
+            .chunks_exact(16)
+            .map(|entry| Span { addr: u64_at(entry, 0), len: u64_at(entry, 8) })
+            .collect())
     }
 
     /// Reads a NULL-terminated array of strings, as `execve` gets them. `budget` is how many bytes are left

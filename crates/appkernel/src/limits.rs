@@ -90,9 +90,8 @@ pub(crate) fn prlimit64(task: &mut Task, [pid, resource, new, old, ..]: Args) ->
         task.files.set_limit(task.limits.descriptors());
     }
     if old != 0 {
-        let record = Record::<16>::new()
-            .put(0, before.current.to_ne_bytes())
-            .put(8, before.maximum.to_ne_bytes());
+        let record =
+            Record::<16>::new().put(0, before.current.to_ne_bytes()).put(8, before.maximum.to_ne_bytes());
         task.space.store(old, record.bytes())?;
     }
     Ok(0)

@@ -55,13 +55,16 @@ pub(crate) fn load(space: &AddressSpace, program: &Program) -> Result<Loaded, Lo
             (interpreter.image.entry.wrapping_add(base), base)
         }
     };
-    let auxv = auxv(space, &[
-        (libc::AT_PHDR, if image.headers_addr == 0 { 0 } else { image.headers_addr.wrapping_add(bias) }),
-        (libc::AT_PHENT, 56),
-        (libc::AT_PHNUM, image.headers_count),
-        (libc::AT_BASE, interpreter_base),
-        (libc::AT_ENTRY, image.entry.wrapping_add(bias)),
-    ]);
+    let auxv = auxv(
+        space,
+        &[
+            (libc::AT_PHDR, if image.headers_addr == 0 { 0 } else { image.headers_addr.wrapping_add(bias) }),
+            (libc::AT_PHENT, 56),
+            (libc::AT_PHNUM, image.headers_count),
+            (libc::AT_BASE, interpreter_base),
+            (libc::AT_ENTRY, image.entry.wrapping_add(bias)),
+        ],
+    );
     let stack = map_stack(space, program, auxv)?;
     Ok(Loaded {
         entry,
@@ -93,9 +96,11 @@ fn map_image(space: &AddressSpace, binary: &Binary, role: Role) -> Result<u64, L
             reserve_at(space, base + extent.start, len)?
         }
         (Placement::Anywhere, Role::Interpreter) => {
+            // Room to move up to the next aligned address, and by as much as the image starts above one.
+            let within = extent.start & (image.align - 1);
             let slack = image.align - PAGE;
-            let found = reserve_anywhere(space, len + slack)?;
-            (found + slack) & !(image.align - 1) | extent.start & (image.align - 1)
+            let found = reserve_anywhere(space, len + slack + within)?;
+            ((found + slack) & !(image.align - 1)) + within
         }
     };
     let bias = start.wrapping_sub(extent.start);
@@ -115,12 +120,7 @@ fn reserve_anywhere(space: &AddressSpace, len: u64) -> Result<u64, LoadError> {
     Ok(space.map(Mapping::anonymous(len, Protection::empty()).flags(flags))?)
 }
 
-fn map_segment(
-    space: &AddressSpace,
-    binary: &Binary,
-    segment: &Segment,
-    bias: u64,
-) -> Result<(), LoadError> {
+fn map_segment(space: &AddressSpace, binary: &Binary, segment: &Segment, bias: u64) -> Result<(), LoadError> {
     let start = segment.addr.wrapping_add(bias);
     let file_end = start + segment.file_len;
     let end = start + segment.len;
@@ -176,8 +176,12 @@ fn auxv(space: &AddressSpace, program: &[(u64, u64)]) -> Vec<(u64, u64)> {
 fn map_stack(space: &AddressSpace, program: &Program, auxv: Vec<(u64, u64)>) -> Result<Stack, LoadError> {
     let limit = rustix::process::getrlimit(Resource::Stack).current.unwrap_or(STACK_DEFAULT);
     let len = page_down(limit.clamp(STACK_DEFAULT / 8, STACK_MAX));
-    let strings: u64 =
-        program.args.iter().chain(&program.env).map(|string| string.as_bytes_with_nul().len() as u64 + 8).sum();
+    let strings: u64 = program
+        .args
+        .iter()
+        .chain(&program.env)
+        .map(|string| string.as_bytes_with_nul().len() as u64 + 8)
+        .sum();
     if strings > len / 4 {
         return Err(LoadError::TooManyArguments { len: strings, max: len / 4 });
     }

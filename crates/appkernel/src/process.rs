@@ -40,8 +40,7 @@ pub(crate) fn execveat(task: &mut Task, [dir, path, args, env, flags, _]: Args) 
     if args.is_empty() {
         args.push(c"".to_owned());
     }
-    let program =
-        Program::open_at(place.dir, &place.path, args, env).map_err(|error| error.errno())?;
+    let program = Program::open_at(place.dir, &place.path, args, env).map_err(|error| error.errno())?;
     task.replace_program(&program)?;
     Ok(0)
 }
@@ -166,7 +165,8 @@ pub(crate) fn getrandom(task: &mut Task, [addr, len, flags, ..]: Args) -> Answer
     let mut done = 0;
     while done < len {
         let part = size((len - done).min(256));
-        let part = rustix::rand::getrandom(&mut bytes[..part], GetRandomFlags::from_bits_retain(uint(flags)))?;
+        let part =
+            rustix::rand::getrandom(&mut bytes[..part], GetRandomFlags::from_bits_retain(uint(flags)))?;
         task.space.store(addr.wrapping_add(done), &bytes[..part])?;
         done += part as u64;
     }
@@ -271,6 +271,11 @@ pub(crate) fn set_tid_address(task: &mut Task, _: Args) -> Answer {
 /// set_robust_list(2): as above.
 pub(crate) fn set_robust_list(_: &mut Task, [_, len, ..]: Args) -> Answer {
     if len == 24 { Ok(0) } else { Err(Errno::INVAL) }
+}
+
+/// rseq(2): restartable sequences need the kernel's help at every preemption; programs do without.
+pub(crate) fn rseq(_: &mut Task, _: Args) -> Answer {
+    Err(Errno::NOSYS)
 }
 
 /// arch_prctl(2)
@@ -391,9 +396,4 @@ pub(crate) fn capget(task: &mut Task, [header, data, ..]: Args) -> Answer {
         task.space.store(data, Record::<24>::new().bytes())?;
     }
     Ok(0)
-}
-
-/// clone(2), clone3(2), fork(2), vfork(2): one task is all there is, as yet.
-pub(crate) fn clone(_: &mut Task, _: Args) -> Answer {
-    Err(Errno::NOSYS)
 }

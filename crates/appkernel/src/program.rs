@@ -144,7 +144,8 @@ impl Program {
             if depth == 0 {
                 return Err(ProgramError::TooDeep { path: name(path) });
             }
-            let line = ScriptLine::parse(line).map_err(|why| ProgramError::Script { path: name(path), why })?;
+            let line =
+                ScriptLine::parse(line).map_err(|why| ProgramError::Script { path: name(path), why })?;
             let old_args = std::mem::take(&mut args);
             args.push(line.interpreter.clone());
             args.extend(line.argument);
@@ -181,7 +182,8 @@ impl Binary {
 }
 
 fn open_interpreter(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Binary, ProgramError> {
-    let path = CString::new(path).map_err(|_| ProgramError::Open { path: String::new(), errno: Errno::INVAL })?;
+    let path =
+        CString::new(path).map_err(|_| ProgramError::Open { path: String::new(), errno: Errno::INVAL })?;
     let file = open_executable(dir, &path)?;
     let start = first_bytes(&file, &path)?;
     Binary::read(file, &start, &path)
@@ -192,8 +194,7 @@ fn open_executable(dir: BorrowedFd<'_>, path: &CStr) -> Result<File, ProgramErro
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = rustix::fs::openat(dir, path, flags, Mode::empty())
         .map_err(|errno| ProgramError::Open { path: name(path), errno })?;
-    let status =
-        rustix::fs::fstat(&file).map_err(|errno| ProgramError::Open { path: name(path), errno })?;
+    let status = rustix::fs::fstat(&file).map_err(|errno| ProgramError::Open { path: name(path), errno })?;
     if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
         return Err(ProgramError::NotAFile { path: name(path) });
     }

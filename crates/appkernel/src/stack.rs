@@ -31,8 +31,7 @@ impl Stack {
     pub(crate) fn build(top: u64, contents: Contents<'_>) -> Self {
         let mut strings = Strings { top, bytes: Vec::new() };
         let execfn = strings.push(contents.execfn);
-        let env: Vec<u64> =
-            contents.env.iter().rev().map(|string| strings.push(string.to_bytes())).collect();
+        let env: Vec<u64> = contents.env.iter().rev().map(|string| strings.push(string.to_bytes())).collect();
         let args: Vec<u64> =
             contents.args.iter().rev().map(|string| strings.push(string.to_bytes())).collect();
         let platform = strings.push(b"x86_64");

@@ -253,6 +253,7 @@ impl Task {
         self.identity = Identity::new(self.identity.pid, program, loaded.auxv);
         self.heap = Heap::new(loaded.heap);
         self.signals.reset_handlers();
+        self.timers.move_to(&self.context);
         self.next = Next::Jump;
         Ok(())
     }

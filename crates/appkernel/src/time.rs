@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{Errno, Interrupter, Sysno};
+use process_vm_exec::{Context, Errno, Interrupter, Sysno};
 use rustix::{
     thread::NanosleepRelativeResult,
     time::{ClockId, Timespec},
@@ -36,7 +36,9 @@ impl Timers {
     /// Starts the next period, if there is one.
     pub(crate) fn advance(&mut self) {
         self.deadline = match self.deadline {
-            Some(deadline) if !self.interval.is_zero() => Some((deadline + self.interval).max(Instant::now())),
+            Some(deadline) if !self.interval.is_zero() => {
+                Some((deadline + self.interval).max(Instant::now()))
+            }
             _ => None,
         };
     }
@@ -44,6 +46,14 @@ impl Timers {
     /// How long until the timer runs out.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Has the rest of the time run for another context (`execve` keeps timers).
+    pub(crate) fn move_to(&mut self, context: &Context) {
+        if let Some(remaining) = self.remaining() {
+            let interval = self.interval;
+            self.set(remaining.max(Duration::from_nanos(1)), interval, || context.interrupter());
+        }
     }
 
     fn set(&mut self, value: Duration, interval: Duration, interrupter: impl FnOnce() -> Interrupter) {

@@ -1,12 +1,198 @@
-//! `pvx run`: a program under the application kernel.
+//! `pvx run`: a program in an address space of its own, its system calls answered here.
 
-use std::process::ExitCode;
+use std::{
+    env,
+    ffi::{CString, OsStr, OsString},
+    fs::File,
+    io::Write,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-/// Run a program under the application kernel.
+use anyhow::{Context, Result};
+use appkernel::{Config, Error, Program, ProgramError, Stats, Task, Tracer};
+use process_vm_exec::{Engine, Errno, Rewriting, WaitStatus};
+
+/// Exit statuses of shells for programs that are not there, and for such as cannot be run.
+const NOT_FOUND: u8 = 127;
+const CANNOT_RUN: u8 = 126;
+/// Where programs are looked for when `PATH` is not set (confstr(3), `_CS_PATH`).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Run a program and answer its system calls.
+///
+/// The program sees this machine's files with your rights; its system calls do not reach the kernel but this
+/// process. Its exit status is passed on; 128 and the number of a signal that killed it are added up. 127 says that it
+/// was not found, 126 that it cannot be run.
 #[derive(Debug, clap::Args)]
-pub(crate) struct RunArgs {}
+#[command(after_help = "\
+Examples:
+  pvx run ls -l                          with the best engine that works here
+  pvx run --engine ptrace --trace date   every system call on standard error
+  pvx run --stats -- python3 -c 'print(1)'")]
+pub(crate) struct RunArgs {
+    /// rewrite, trap or ptrace; the best that works unless given
+    #[arg(long, value_name = "NAME", value_parser = engine)]
+    engine: Option<Engine>,
+    /// Print every system call to standard error, as strace does
+    #[arg(long)]
+    trace: bool,
+    /// Print every system call to FILE
+    #[arg(long, value_name = "FILE")]
+    trace_file: Option<PathBuf>,
+    /// Leave the program's code as it is, even with the engine `rewrite`
+    #[arg(long)]
+    no_rewriting: bool,
+    /// Print at the end how often each system call was made, and what else happened
+    #[arg(long)]
+    stats: bool,
+    /// The program: a path, or a name that is looked up in PATH
+    program: OsString,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
 
-/// Runs it; its exit status becomes this process's.
-pub(crate) fn run(_args: RunArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not there yet")
+/// Runs the program to its end.
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
+    let config = config(&args)?;
+    let program = match find(&args) {
+        Ok(program) => program,
+        Err(error) => return Ok(refuse(&error)),
+    };
+    let mut task = match Task::start(program, config) {
+        Ok(task) => task,
+        Err(Error::Program(error)) => return Ok(refuse(&error)),
+        Err(error @ Error::Load(_)) => {
+            say(&format!("pvx: {}: cannot be loaded: {error}", args.program.display()));
+            return Ok(ExitCode::from(CANNOT_RUN));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let status = task.run().with_context(|| format!("{} cannot go on", args.program.display()))?;
+    report(&args, task.stats());
+    Ok(exit_code(status))
+}
+
+/// An engine by its name.
+fn engine(name: &str) -> Result<Engine, String> {
+    name.parse().map_err(|_| format!("use one of {}", Engine::ALL.map(Engine::name).join(", ")))
+}
+
+fn config(args: &RunArgs) -> Result<Config> {
+    let mut config = Config::default();
+    config.engine = args.engine;
+    if args.no_rewriting {
+        config.rewriting = Rewriting::Off;
+    }
+    config.tracer = match &args.trace_file {
+        Some(path) => Some(Tracer::new(File::create(path).with_context(|| {
+            format!("{}: the trace cannot be written there; choose another --trace-file", path.display())
+        })?)),
+        None if args.trace => Some(Tracer::new(std::io::stderr())),
+        None => None,
+    };
+    Ok(config)
+}
+
+/// Finds the program as a shell does: a name without a slash in the directories of `PATH`.
+fn find(args: &RunArgs) -> Result<Program, ProgramError> {
+    let name = args.program.as_os_str();
+    if name.as_bytes().contains(&b'/') || name.is_empty() {
+        return open(args, name);
+    }
+    let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut denied = None;
+    for directory in env::split_paths(&path) {
+        // An empty directory is the current one.
+        let candidate = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
+        match open(args, candidate.join(name).as_os_str()) {
+            Err(ProgramError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. }) => {}
+            Err(
+                error @ (ProgramError::Open { errno: Errno::ACCESS, .. }
+                | ProgramError::NotExecutable { .. }
+                | ProgramError::NotAFile { .. }),
+            ) => denied = denied.or(Some(error)),
+            found => return found,
+        }
+    }
+    Err(denied.unwrap_or(ProgramError::Open { path: name.display().to_string(), errno: Errno::NOENT }))
+}
+
+fn open(args: &RunArgs, path: &OsStr) -> Result<Program, ProgramError> {
+    let strings: Vec<_> =
+        std::iter::once(&args.program).chain(&args.args).map(|arg| c_string(arg.clone())).collect();
+    let env = env::vars_os().map(|(name, value)| {
+        let mut entry = name;
+        entry.push("=");
+        entry.push(value);
+        c_string(entry)
+    });
+    Program::open(&c_string(path.to_owned()), strings, env.collect())
+}
+
+/// Arguments and environment came in as C strings, so they have no NUL inside.
+fn c_string(string: OsString) -> CString {
+    let bytes: Vec<u8> = string.into_vec().into_iter().take_while(|&byte| byte != 0).collect();
+    CString::new(bytes).unwrap_or_default()
+}
+
+/// Says in one line what is wrong with the program and what to do.
+fn refuse(error: &ProgramError) -> ExitCode {
+    let advice = match error {
+        ProgramError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. } => {
+            "check the name, or give a path that exists"
+        }
+        ProgramError::Open { .. } => "run as a user who may read it",
+        ProgramError::NotAFile { .. } => "name a program in it",
+        ProgramError::NotExecutable { .. } => "make it executable: chmod +x",
+        ProgramError::Elf { .. } => "build it for x86-64 Linux, or run it through its interpreter",
+        ProgramError::Script { .. } | ProgramError::TooDeep { .. } => {
+            "run it through its interpreter: pvx run sh SCRIPT"
+        }
+        ProgramError::Interpreter { .. } => "install the interpreter that it names",
+    };
+    say(&format!("pvx: {error}; {advice}"));
+    match error {
+        ProgramError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. } => ExitCode::from(NOT_FOUND),
+        _ => ExitCode::from(CANNOT_RUN),
+    }
+}
+
+fn report(args: &RunArgs, stats: &Stats) {
+    let unknown = stats.unknown();
+    if !unknown.is_empty() {
+        say(&format!(
+            "pvx: {} made system calls that are not implemented (they failed with ENOSYS): {}",
+            args.program.display(),
+            unknown.join(", ")
+        ));
+    }
+    if args.stats {
+        say(&format!("{:>10}  system call", "count"));
+        for (name, count) in stats.syscalls() {
+            say(&format!("{count:>10}  {name}"));
+        }
+        for (what, count) in [
+            ("faults", stats.faults),
+            ("signals from outside", stats.signals),
+            ("interruptions", stats.interruptions),
+        ] {
+            say(&format!("{count:>10}  {what}"));
+        }
+    }
+}
+
+/// A line on standard error. Where nobody listens (any more), the program's status still counts.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn exit_code(status: WaitStatus) -> ExitCode {
+    let code = match status {
+        WaitStatus::Exited(status) => status,
+        WaitStatus::Signaled(signal) => 128 + signal,
+    };
+    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
 }

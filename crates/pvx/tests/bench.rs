@@ -29,7 +29,8 @@ fn check_lines(report: &Value) -> Vec<(String, String, String)> {
     lines
         .iter()
         .map(|line| {
-            let [min, median, max] = ["min", "median", "max"].map(|key| line["ns"][key].as_f64().expect("ns"));
+            let [min, median, max] =
+                ["min", "median", "max"].map(|key| line["ns"][key].as_f64().expect("ns"));
             assert!(0.0 < min && min <= median && median <= max, "{line}");
             (text(line, "case"), text(line, "engine"), text(line, "placement"))
         })
@@ -48,7 +49,8 @@ fn baselines_are_measured_without_any_engine() {
 
 #[test]
 fn every_case_is_measured_for_every_engine_that_works_here() {
-    let check = Command::new(env!("CARGO_BIN_EXE_pvx")).args(["check", "--json"]).output().expect("pvx starts");
+    let check =
+        Command::new(env!("CARGO_BIN_EXE_pvx")).args(["check", "--json"]).output().expect("pvx starts");
     let check: Value = serde_json::from_slice(&check.stdout).expect("JSON");
     let working = check["engines"].as_array().expect("engines").iter().filter(|line| line["works"] == true);
     let report = json(&["--json", "--seconds", "1"]);
@@ -64,7 +66,8 @@ fn every_case_is_measured_for_every_engine_that_works_here() {
 #[test]
 fn the_best_placement_of_ptrace_is_what_ratios_refer_to() {
     let report = json(&["--json", "--case", "syscall", "--engine", "ptrace", "--seconds", "0.3"]);
-    let ratios = report["cases"].as_array().expect("cases").iter().map(|line| line["ratio_to_ptrace"].as_f64());
+    let ratios =
+        report["cases"].as_array().expect("cases").iter().map(|line| line["ratio_to_ptrace"].as_f64());
     let best = ratios.map(|ratio| ratio.expect("a ratio")).fold(0.0, f64::max);
     assert!((best - 1.0).abs() < 1e-9, "{report}");
 }

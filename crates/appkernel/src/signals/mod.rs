@@ -75,9 +75,11 @@ struct Trap {
 impl Trap {
     fn of(fault: &Fault) -> Self {
         const PAGE_FAULT: u32 = 14;
+        // asm-generic/siginfo.h
+        const SEGV_ACCERR: i32 = 2;
         // The bits of the error code: present, write, user, instruction fetch (Intel SDM volume 3, 4.7).
         let error = if fault.trapno == PAGE_FAULT {
-            let present = u64::from(fault.code == libc::SEGV_ACCERR);
+            let present = u64::from(fault.code == SEGV_ACCERR);
             4 | present
                 | match fault.access {
                     Access::Read => 0,
@@ -217,7 +219,9 @@ impl Task {
             .put(8, fault.code.to_ne_bytes())
             .put(16, fault.addr.to_ne_bytes());
         signals.interrupted = None;
-        signals.pending.push_front(Pending { info: SigInfo::from_bytes(*info.bytes()), trap: Trap::of(fault) });
+        signals
+            .pending
+            .push_front(Pending { info: SigInfo::from_bytes(*info.bytes()), trap: Trap::of(fault) });
     }
 
     /// Delivers what is pending and not blocked: runs a handler, or does what the default is.
@@ -322,4 +326,20 @@ const fn ignored_by_default(signal: i32) -> bool {
             | libc::SIGTTOU
             | libc::SIGSTOP
     )
+}
+
+impl Task {
+    /// The mask that holds while a call waits (`ppoll` and the like); the old one returns after it.
+    pub(crate) fn set_temporary_mask(&mut self, addr: u64, size: u64) -> Result<(), Errno> {
+        if addr == 0 {
+            return Ok(());
+        }
+        if size != 8 {
+            return Err(Errno::INVAL);
+        }
+        let mask = crate::guest::GuestMemory::fetch_u64(&*self.space, addr)?;
+        self.signals.saved_mask = Some(self.signals.mask);
+        self.signals.set_mask(mask);
+        Ok(())
+    }
 }

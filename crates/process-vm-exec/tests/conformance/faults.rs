@@ -218,7 +218,7 @@ claims! {
 
     fn a_start_outside_of_all_memory_is_a_fault(engine) {
         let mut guest = Guest::new(engine, |a| a.nop());
-        for rip in [0, UNMAPPED, 0x7fff_ffff_f000] {
+        for rip in [0, UNMAPPED, 0x7fff_ffff_e000] {
             guest.regs().rip = rip;
             let fault = guest.fault();
             assert_eq!((fault.signal, fault.addr, fault.access), (libc::SIGSEGV, rip, Access::Execute));

@@ -10,7 +10,7 @@ use crate::common::{CODE, Guest, NR, Numbers, PAGE, claims, fill, kill};
 /// The executor's pages.
 const RESERVED: std::ops::Range<u64> = 0x7000_0000_0000..0x7000_0400_0000;
 /// No attack may keep the supervisor for longer.
-const PATIENCE: Duration = Duration::from_millis(30);
+const PATIENCE: Duration = Duration::from_millis(4);
 const ATTACKS: u64 = 60;
 
 /// Mapped ranges of the executor, with their `rwxp` as /proc/PID/maps has it.

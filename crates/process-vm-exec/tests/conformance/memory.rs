@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Seek, Write},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     sync::Arc,
 };
 
@@ -221,10 +221,11 @@ claims! {
 
     fn a_mapped_file_leaves_no_descriptor_in_the_guest(engine) {
         let file = file(engine, "descriptor", &[0; 4096]);
-        let space = empty(engine);
-        space.map(Mapping::file(file.as_fd(), 0, PAGE, READ)).expect("a mapping");
-        crate::life::assert_no_descriptors(space.pid());
-        let _ = file.as_raw_fd();
+        let mut guest = Guest::new(engine, count_in_memory);
+        guest.call();
+        guest.space.map(Mapping::file(file.as_fd(), 0, PAGE, READ)).expect("a mapping");
+        guest.call();
+        crate::life::assert_no_descriptors(guest.space.pid());
     }
 
     fn system_calls_run_in_the_space(engine) {
@@ -272,7 +273,7 @@ claims! {
             a.set_label(&mut top)?;
             a.cmp(dword_ptr(DATA), 0)?;
             a.je(top)?;
-            a.mov(ebx, dword_ptr(UNMAPPED as i64))?;
+            a.mov(ebx, dword_ptr(UNMAPPED))?;
             a.mov(eax, NR)?;
             a.syscall()
         });

@@ -7,7 +7,7 @@ use std::{
 };
 
 use iced_x86::{IcedError, code_asm::*};
-use process_vm_exec::{AddressSpace, Context, Exit, Mapping, Protection, Rewriting, SignalSet};
+use process_vm_exec::{AddressSpace, Context, Engine, Exit, Mapping, Protection, Rewriting, SignalSet};
 
 use crate::common::{CODE, DATA, Guest, NR, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, asm, claims, soak};
 
@@ -25,6 +25,45 @@ fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn syscall_in(code: &[u8]) -> u64 {
     let at = code.windows(2).position(|two| two == [0x0f, 0x05]).expect("a syscall");
     CODE + at as u64
+}
+
+/// `mov $constant,%rcx; mov %rcx,%rdx; mov $NR+1,%eax; syscall`, where the constant contains
+/// `mov $NR,%eax; syscall`.
+fn constant_with_a_site_inside() -> (Vec<u8>, u64) {
+    let mut constant = vec![0xb8];
+    constant.extend(NR.to_le_bytes());
+    constant.extend([0x0f, 0x05, 0x90]);
+    let constant = u64::from_le_bytes(constant.try_into().expect("eight bytes"));
+    let code = asm(|a| {
+        a.mov(rcx, constant)?;
+        a.mov(rdx, rcx)?;
+        a.mov(eax, NR + 1)?;
+        a.syscall()
+    });
+    assert_eq!(code[2..10], constant.to_le_bytes());
+    (code, constant)
+}
+
+/// A loop of these calls makes them in order, and again and again.
+#[track_caller]
+fn check_numbers(
+    engine: Engine,
+    numbers: &[u64],
+    calls: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) {
+    let mut guest = Guest::new(engine, |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        calls(a)?;
+        a.add(rbx, 1)?;
+        a.jmp(top)
+    });
+    for round in 0..30 {
+        for &nr in numbers {
+            assert_eq!(guest.call().nr, nr, "round {round}");
+            assert_eq!(guest.ctx.registers().rbx, round);
+        }
+    }
 }
 
 claims! {
@@ -68,42 +107,26 @@ claims! {
     }
 
     fn bytes_of_a_site_inside_a_longer_instruction_are_left_alone(engine) {
-        // mov $0x050f_0000_1e61_b8..,%rcx contains b8 61 1e 00 00 0f 05; entered in its middle it is a site.
-        let mut code = vec![0x48, 0xb9, 0xb8];
-        code.extend(NR.to_le_bytes());
-        code.extend([0x0f, 0x05, 0x90]);
-        let site = CODE + 2;
-        code.extend(asm(|a| { a.mov(rdx, rcx)?; a.mov(eax, NR + 1)?; a.syscall() }));
+        let (code, constant) = constant_with_a_site_inside();
         let mut guest = Guest::with_code(engine, &code);
-        let expected = u64::from_le_bytes(code[2..10].try_into().expect("eight bytes"));
-        for round in 0..20 {
+        for round in 0..50 {
             guest.regs().rip = CODE;
             assert_eq!(guest.call().nr, u64::from(NR) + 1);
-            assert_eq!(guest.ctx.registers().rdx, expected, "the constant changed in round {round}");
-            // Into the middle of the constant, where those bytes really are a call; then as a constant again.
-            guest.regs().rip = site;
-            assert_eq!(guest.call().nr, u64::from(NR));
+            assert_eq!(guest.ctx.registers().rdx, constant, "the constant changed in round {round}");
         }
     }
 
-    fn bytes_of_a_site_that_are_data_in_text_read_the_same_for_ever(engine) {
-        let mut guest = Guest::new(engine, |a| {
-            let mut top = a.create_label();
-            let mut site = a.create_label();
-            a.set_label(&mut top)?;
-            a.lea(rsi, ptr(site))?;
-            a.mov(rdi, qword_ptr(rsi))?;
-            a.set_label(&mut site)?;
-            a.mov(eax, NR)?;
-            a.syscall()?;
-            a.jmp(top)
-        });
-        let first = guest.call().args[0];
-        // Rewritten text may be seen to change by a guest that reads its own code; what runs may not.
-        for _ in 0..20 {
-            assert_eq!(guest.call().nr, u64::from(NR));
+    /// The same bytes as an instruction's constant and, entered in its middle, as a call.
+    fn overlapping_instructions_keep_both_their_meanings(engine) {
+        let (code, constant) = constant_with_a_site_inside();
+        let mut guest = Guest::with_code(engine, &code);
+        for round in 0..20 {
+            guest.regs().rip = CODE;
+            assert_eq!(guest.call().nr, u64::from(NR) + 1);
+            assert_eq!(guest.ctx.registers().rdx, constant, "the constant changed in round {round}");
+            guest.regs().rip = CODE + 2;
+            assert_eq!(guest.call().nr, u64::from(NR), "round {round}");
         }
-        let _ = first;
     }
 
     fn writable_text_is_left_alone(engine) {
@@ -202,15 +225,66 @@ claims! {
         }
     }
 
-    fn other_ways_to_load_the_number_work(engine) {
-        let mut guest = Guest::new(engine, |a| {
-            let mut top = a.create_label();
-            a.set_label(&mut top)?;
+    fn a_number_zeroed_by_xor_works(engine) {
+        check_numbers(engine, &[0], |a| {
+            a.xor(eax, eax)?;
+            a.syscall()
+        });
+    }
+
+    fn a_number_of_sixty_four_bits_works(engine) {
+        check_numbers(engine, &[0x1234_5678_9abc_def0], |a| {
+            a.mov(rax, 0x1234_5678_9abc_def0u64)?;
+            a.syscall()
+        });
+    }
+
+    fn a_number_with_its_sign_extended_works(engine) {
+        check_numbers(engine, &[(-2i64).cast_unsigned()], |a| {
+            a.mov(rax, -2i64)?;
+            a.syscall()
+        });
+    }
+
+    fn the_number_minus_one_works(engine) {
+        check_numbers(engine, &[u64::MAX], |a| {
+            a.mov(rax, -1i64)?;
+            a.syscall()
+        });
+    }
+
+    fn a_number_from_the_stack_works(engine) {
+        check_numbers(engine, &[60], |a| {
+            a.push(60)?;
+            a.pop(rax)?;
+            a.syscall()
+        });
+    }
+
+    fn an_instruction_between_number_and_call_works(engine) {
+        check_numbers(engine, &[1], |a| {
+            a.mov(eax, 1)?;
+            a.nop()?;
+            a.syscall()
+        });
+    }
+
+    fn a_site_right_behind_a_call_without_a_number_works(engine) {
+        check_numbers(engine, &[0, u64::from(NR)], |a| {
             a.xor(eax, eax)?;
             a.syscall()?;
-            a.mov(rax, u64::from(NR))?;
+            a.mov(eax, NR)?;
+            a.syscall()
+        });
+    }
+
+    fn sites_of_all_forms_side_by_side_work(engine) {
+        check_numbers(engine, &[0, u64::from(NR), 5, 60, 1, 2], |a| {
+            a.xor(eax, eax)?;
             a.syscall()?;
-            a.mov(rax, -1i64)?;
+            a.mov(eax, NR)?;
+            a.syscall()?;
+            a.mov(rax, 5u64)?;
             a.syscall()?;
             a.push(60)?;
             a.pop(rax)?;
@@ -218,12 +292,50 @@ claims! {
             a.mov(eax, 1)?;
             a.nop()?;
             a.syscall()?;
+            a.mov(eax, 2)?;
+            a.syscall()
+        });
+    }
+
+    fn a_jump_right_behind_a_call_works(engine) {
+        // Other code comes to the instruction behind a call too, as the end of a loop does.
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            let mut behind = a.create_label();
+            a.set_label(&mut top)?;
+            a.mov(eax, NR)?;
+            a.syscall()?;
+            a.set_label(&mut behind)?;
+            a.add(rbx, 1)?;
+            a.test(rbx, 1)?;
+            a.jne(behind)?;
             a.jmp(top)
         });
-        for _ in 0..30 {
-            for nr in [0, u64::from(NR), u64::MAX, 60, 1] {
-                assert_eq!(guest.call().nr, nr);
-            }
+        for round in 0..50 {
+            guest.call();
+            assert_eq!(guest.ctx.registers().rbx, 2 * round);
+        }
+    }
+
+    fn code_that_runs_into_a_call_without_a_number_works(engine) {
+        // The same `syscall` for two numbers.
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            let mut call = a.create_label();
+            a.set_label(&mut top)?;
+            a.xor(rbx, 1)?;
+            a.mov(eax, NR + 1)?;
+            a.je(call)?;
+            a.mov(eax, NR)?;
+            a.set_label(&mut call)?;
+            a.syscall()?;
+            a.nop()?;
+            a.nop()?;
+            a.nop()?;
+            a.jmp(top)
+        });
+        for round in 1..=50u64 {
+            assert_eq!(guest.call().nr, u64::from(NR) + u64::from(round % 2 == 0), "round {round}");
         }
     }
 

@@ -62,6 +62,21 @@ claims! {
         }
     }
 
+    fn bases_that_nobody_set_are_zero(engine) {
+        if !has_fsgsbase() {
+            return skip("no FSGSBASE");
+        }
+        let mut guest = Guest::new(engine, store_and_call);
+        for round in 0..20 {
+            guest.poke(DATA, 1);
+            guest.poke(DATA + 8, 1);
+            guest.call();
+            assert_eq!((guest.peek(DATA), guest.peek(DATA + 8)), (0, 0), "round {round}");
+            let regs = guest.ctx.registers();
+            assert_eq!((regs.fs_base, regs.gs_base), (0, 0), "round {round}");
+        }
+    }
+
     fn memory_is_reached_through_both_bases(engine) {
         let mut guest = Guest::new(engine, |a| {
             let mut top = a.create_label();

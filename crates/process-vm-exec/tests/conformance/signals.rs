@@ -214,6 +214,27 @@ claims! {
         assert!(matches!(other.run(), Exit::Died(WaitStatus::Signaled(libc::SIGKILL))));
     }
 
+    fn a_killed_guest_is_reported_to_each_thread_whatever_the_others_do(engine) {
+        let mut one = Guest::new(engine, call_loop);
+        let mut other = one.another(1);
+        one.call();
+        let pid = one.space.pid();
+        // This thread has run a context, and now does nothing but wait for the other one.
+        let thread = thread::spawn(move || {
+            other.call();
+            kill(pid, libc::SIGKILL);
+            loop {
+                match other.run() {
+                    Exit::Syscall(_) => {}
+                    Exit::Died(status) => break assert_eq!(status, WaitStatus::Signaled(libc::SIGKILL)),
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        thread.join().expect("the other thread");
+        assert!(matches!(one.run(), Exit::Died(WaitStatus::Signaled(libc::SIGKILL))));
+    }
+
     fn a_guest_killed_at_an_exit_is_reported_dead_at_the_next_run(engine) {
         let mut guest = Guest::new(engine, call_loop);
         guest.call();

@@ -98,6 +98,25 @@ claims! {
         }
     }
 
+    fn a_guest_stands_still_when_the_thread_that_ran_it_ends(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.mov(eax, NR)?;
+            a.syscall()?;
+            a.set_label(&mut top)?;
+            a.add(qword_ptr(DATA), 1)?;
+            a.jmp(top)
+        });
+        let guest = thread::spawn(move || {
+            guest.call();
+            guest
+        })
+        .join()
+        .expect("a thread");
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(guest.peek(DATA), 0, "the guest ran on its own");
+    }
+
     fn contexts_are_passed_around_a_ring_of_threads(engine) {
         const THREADS: usize = 4;
         const ROUNDS: u64 = 50;

@@ -65,7 +65,8 @@ fn svg_of(report: &Report) -> Result<String, Box<dyn std::error::Error + '_>> {
             draw_bar(&area, &scale, row, line).map_err(|error| error.to_string())?;
         }
         draw_limit(&area, &scale, rows, &report.cases).map_err(|error| error.to_string())?;
-        let under = format!("{}, {} CPUs, {}", report.machine.cpu, report.machine.cpus, report.machine.kernel);
+        let under =
+            format!("{}, {} CPUs, {}", report.machine.cpu, report.machine.cpus, report.machine.kernel);
         text(&area, "Round trips into another address space", (16, 14), 18, HPos::Left, &INK)
             .map_err(|error| error.to_string())?;
         let bottom = i32::try_from(size.1)? - 18;

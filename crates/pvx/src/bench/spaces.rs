@@ -53,8 +53,7 @@ struct Creation {
 
 /// Measures both.
 pub(super) fn measure(spaces: usize, engines: &[Engine]) -> Result<Costs> {
-    let mut costs =
-        Costs { machine: Machine::here(), spaces, memory: Vec::new(), create: Vec::new() };
+    let mut costs = Costs { machine: Machine::here(), spaces, memory: Vec::new(), create: Vec::new() };
     for &engine in engines {
         costs.memory.push(memory_of(spaces, engine)?);
     }

@@ -184,7 +184,7 @@ fn after(text: Text<'_>, rip: u64) -> Option<Form> {
 
 /// Does any branch nearby, in whatever way the bytes are decoded, lead into `range`?
 fn is_jumped_into(text: Text<'_>, range: Range<u64>) -> bool {
-    const WAYS: u64 = 16;
+    const WAYS: u64 = 4;
     (text.start..text.start + WAYS).any(|start| {
         text.decode(start).any(|instruction| {
             let near = matches!(
