@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arch::x86_64::{self, Registers, xstate};
-use crate::engine::{Enter, Seat};
+use crate::engine::{Called, Enter, Event, Seat};
 use crate::error::Result;
 use crate::space::Inner;
 
@@ -31,6 +31,16 @@ pub struct Context {
     xstate: Xstate,
     seat: Option<Seated>,
     interrupts: Arc<Mutex<Interrupts>>,
+    calls: Calls,
+}
+
+/// How many system calls a context has made, by how they reached the supervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// From rewritten sites, without a signal.
+    pub rewritten: u64,
+    /// By a signal or a stop.
+    pub trapped: u64,
 }
 
 /// Where the valid extended state is.
@@ -77,6 +87,7 @@ impl Context {
             xstate: Xstate::Initial,
             seat: None,
             interrupts: Arc::default(),
+            calls: Calls::default(),
         }
     }
 
@@ -143,6 +154,11 @@ impl Context {
         Ok(())
     }
 
+    /// How many system calls the context has made so far.
+    pub fn calls(&self) -> Calls {
+        self.calls
+    }
+
     /// A handle that ends this context's runs, from any thread.
     pub fn interrupter(&self) -> Interrupter {
         Interrupter(Arc::clone(&self.interrupts))
@@ -159,14 +175,27 @@ impl Context {
         Ok(clone)
     }
 
-    /// Makes `space` the one in which the context runs.
-    pub(crate) fn sit(&mut self, space: &Arc<Inner>) -> Result<Arc<dyn Seat>> {
-        if let Some(seated) = &self.seat
-            && Arc::ptr_eq(&seated.space, space)
-            && seated.seat.is_usable()
-        {
-            return Ok(Arc::clone(&seated.seat));
+    /// Goes to the guest in `space` and comes back.
+    #[inline]
+    pub(crate) fn enter(&mut self, space: &Arc<Inner>) -> Result<Event> {
+        let is_seated = |seated: &Seated| Arc::ptr_eq(&seated.space, space) && seated.seat.is_usable();
+        if !self.seat.as_ref().is_some_and(is_seated) {
+            self.sit(space)?;
         }
+        if !matches!(self.xstate, Xstate::Seated) {
+            self.load_xstate()?;
+        }
+        let entry = if self.changed { self.load_registers()? } else { Enter::Answer(self.rax) };
+        Ok(self.seat().enter(&entry))
+    }
+
+    fn seat(&self) -> &dyn Seat {
+        &*self.seat.as_ref().expect("the context has a seat").seat
+    }
+
+    /// Makes `space` the one in which the context runs.
+    #[cold]
+    fn sit(&mut self, space: &Arc<Inner>) -> Result<()> {
         self.leave()?;
         let seat = space.seat()?;
         let mut interrupts = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,11 +204,11 @@ impl Context {
         }
         interrupts.seat = Some(Arc::clone(&seat));
         drop(interrupts);
-        self.seat = Some(Seated { space: Arc::clone(space), seat: Arc::clone(&seat) });
         if matches!(self.xstate, Xstate::Initial) && seat.has_initial_xstate() {
             self.xstate = Xstate::Seated;
         }
-        Ok(seat)
+        self.seat = Some(Seated { space: Arc::clone(space), seat });
+        Ok(())
     }
 
     /// Takes everything out of the seat and gives it back.
@@ -218,30 +247,32 @@ impl Context {
         self.registers_mut().rip = rip;
     }
 
-    /// What the seat has to load before it goes to the guest.
-    #[inline]
-    pub(crate) fn enter(&mut self, seat: &dyn Seat) -> Result<Enter> {
-        if !matches!(self.xstate, Xstate::Seated) {
-            self.enter_xstate(seat)?;
-        }
-        if self.changed {
-            let registers = self.registers.get_mut().expect("changed registers are here");
-            x86_64::validate(registers)?;
-            let space = &self.seat.as_ref().expect("the seat is the context's").space;
-            return Ok(Enter::Load(space.present_registers(*registers)));
-        }
-        Ok(Enter::Answer(self.rax))
+    /// The registers, as the seat has to load them.
+    fn load_registers(&mut self) -> Result<Enter> {
+        let registers = self.registers.get_mut().expect("changed registers are here");
+        x86_64::validate(registers)?;
+        let space = &self.seat.as_ref().expect("the context has a seat").space;
+        Ok(Enter::Load(space.present_registers(*registers)))
     }
 
     #[cold]
-    fn enter_xstate(&mut self, seat: &dyn Seat) -> Result<()> {
+    fn load_xstate(&mut self) -> Result<()> {
         match &self.xstate {
-            Xstate::Initial => seat.set_xstate(&xstate::initial())?,
-            Xstate::Set(area) => seat.set_xstate(area)?,
+            Xstate::Initial => self.seat().set_xstate(&xstate::initial())?,
+            Xstate::Set(area) => self.seat().set_xstate(area)?,
             Xstate::Copied(_) | Xstate::Seated => {}
         }
         self.xstate = Xstate::Seated;
         Ok(())
+    }
+
+    /// The guest made a call.
+    #[inline]
+    pub(crate) fn count(&mut self, how: Called) {
+        match how {
+            Called::Rewritten => self.calls.rewritten += 1,
+            Called::Trapped => self.calls.trapped += 1,
+        }
     }
 
     /// The guest has run: the seat has its state now.

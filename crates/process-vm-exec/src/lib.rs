@@ -16,7 +16,7 @@ mod space;
 
 pub use crate::arch::x86_64::Registers;
 pub use crate::arch::x86_64::xstate::size as xstate_size;
-pub use crate::context::{Context, Interrupter};
+pub use crate::context::{Calls, Context, Interrupter};
 pub use crate::engine::{Detection, Engine};
 pub use crate::error::{Error, Result};
 pub use crate::exit::{Access, Arch, Exit, Fault, Syscall, WaitStatus};

@@ -317,18 +317,15 @@ impl AddressSpace {
         if let Some(status) = self.0.service.life.status() {
             return Ok(Exit::Died(status));
         }
-        let seat = match ctx.sit(&self.0) {
-            Err(Error::Dead) => return Ok(Exit::Died(self.0.end())),
-            seat => seat?,
-        };
         loop {
-            let entry = match ctx.enter(&*seat) {
-                Err(Error::Dead) => return Ok(Exit::Died(self.0.end())),
-                entry => entry?,
+            let event = match ctx.enter(&self.0) {
+                Err(Error::Dead) => Event::Died,
+                event => event?,
             };
-            match seat.enter(entry) {
+            match event {
                 Event::Call { registers: [rax, args @ ..], arch, how } => {
                     ctx.left(rax);
+                    ctx.count(how);
                     if how == Called::Trapped
                         && let Some(rewriter) = &self.0.rewriter
                     {
@@ -556,7 +553,7 @@ fn changed_ranges(call: &Call) -> impl Iterator<Item = Range<u64>> + use<> {
     let [first, second, third, fourth, fifth, _] = call.args;
     let is_fixed = |flags: u64| flags & (libc::MAP_FIXED as u64) != 0;
     let moves = |flags: u64| flags & (libc::MREMAP_FIXED as u64) != 0;
-    let range = |start: u64, len: u64| start..start.saturating_add(len.next_multiple_of(4096).max(len));
+    let range = |start: u64, len: u64| start..start.saturating_add(len.checked_next_multiple_of(4096).unwrap_or(len));
     let (one, other) = match call.nr {
         Sysno::munmap
         | Sysno::mprotect

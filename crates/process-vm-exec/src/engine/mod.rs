@@ -111,7 +111,7 @@ impl Engine {
 pub(crate) trait Seat: Send + Sync + fmt::Debug {
     /// Goes to the guest, and comes back when it has made a call, faulted, or been stopped. Unless the entry is a
     /// load, the guest goes on with all the state it left, but for `rax`.
-    fn enter(&self, entry: Enter) -> Event;
+    fn enter(&self, entry: &Enter) -> Event;
 
     /// The registers that the guest left, of which `rax` may be out of date.
     fn registers(&self) -> Registers;

@@ -260,12 +260,12 @@ impl Tracee {
 }
 
 impl Seat for Tracee {
-    fn enter(&self, entry: Enter) -> Event {
+    fn enter(&self, entry: &Enter) -> Event {
         let registers = {
             let mut guest = lock(&self.guest);
             match entry {
-                Enter::Answer(rax) => guest.registers.rax = rax,
-                Enter::Load(registers) => guest.registers = registers,
+                Enter::Answer(rax) => guest.registers.rax = *rax,
+                Enter::Load(registers) => guest.registers = *registers,
             }
             guest.has_run = true;
             guest.registers
@@ -310,8 +310,9 @@ impl Seat for Tracee {
     }
 
     fn interrupt(&self) {
-        self.interrupt.store(true, Ordering::SeqCst);
-        if let Some(executor) = &*lock(&self.executor) {
+        if !self.interrupt.swap(true, Ordering::SeqCst)
+            && let Some(executor) = &*lock(&self.executor)
+        {
             executor.send_interrupt_signal();
         }
     }

@@ -39,10 +39,10 @@ impl ExecutorSeat {
 
 impl Seat for ExecutorSeat {
     #[inline]
-    fn enter(&self, entry: Enter) -> Event {
+    fn enter(&self, entry: &Enter) -> Event {
         match entry {
-            Enter::Answer(rax) => self.event(self.executor.answer(rax)),
-            Enter::Load(registers) => self.load(&registers),
+            &Enter::Answer(rax) => self.event(self.executor.answer(rax)),
+            Enter::Load(registers) => self.load(registers),
         }
     }
 
@@ -112,7 +112,11 @@ impl ExecutorSeat {
     }
 
     fn signal(&self) -> Event {
-        let (rax, info) = (self.executor.call()[0], self.executor.siginfo());
+        let rax = self.executor.call()[0];
+        let Some(info) = self.executor.siginfo() else {
+            self.executor.end();
+            return Event::Died;
+        };
         if code::is_synchronous(info.signal()) && info.code() > 0 {
             Event::Fault { rax, fault: fault(&info, self.executor.trap()) }
         } else {

@@ -405,7 +405,6 @@ process_vm_exec_foreign_gs:
     COMMAND_OF_MAILBOX
     lea {STACK_TOP}(%rbx), %rsp
     mov (%rbp), %r12d
-    cld
     jmp report_call
 
 /* ---- signals ----------------------------------------------------------------------------------------------------- */

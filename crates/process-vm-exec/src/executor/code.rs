@@ -7,8 +7,9 @@ use std::ops::Range;
 use super::layout::{self, kind, op};
 use crate::arch::x86_64::{Registers, USER_CS, USER_SS};
 
-/// The signal by which an [`Interrupter`](crate::Interrupter) reaches an executor: the last real-time signal.
-pub(crate) const INTERRUPT_SIGNAL: i32 = 64;
+/// The signal by which an [`Interrupter`](crate::Interrupter) reaches an executor: one that Linux never raises
+/// (signal(7)), and not a real-time signal, for those are refused when the user's queue is full.
+pub(crate) const INTERRUPT_SIGNAL: i32 = libc::SIGSTKFLT;
 
 /// The signals that an instruction can raise, bit n for signal n.
 const SYNCHRONOUS: u64 = 1 << libc::SIGSYS

@@ -151,11 +151,12 @@ impl Executor {
         }
     }
 
-    /// The last signal.
-    pub(crate) fn siginfo(&self) -> SigInfo {
+    /// The last signal; none if the guest made it up.
+    pub(crate) fn siginfo(&self) -> Option<SigInfo> {
         let mut bytes = [0; 128];
         self.life.slot.read_bytes(self.mailbox() + layout::SIGINFO, &mut bytes);
-        SigInfo::from_bytes(bytes)
+        let info = SigInfo::from_bytes(bytes);
+        (1..=64).contains(&info.signal()).then_some(info)
     }
 
     /// What the last signal's frame told.
@@ -166,8 +167,10 @@ impl Executor {
 
     /// Ends a run that goes on, or the next one.
     pub(crate) fn interrupt(&self) {
-        self.life.slot.u32(self.command() + layout::INTERRUPT).store(1, Ordering::SeqCst);
-        self.send_interrupt_signal();
+        // Whoever raised it before has sent the signal, or is about to.
+        if self.life.slot.u32(self.command() + layout::INTERRUPT).swap(1, Ordering::SeqCst) == 0 {
+            self.send_interrupt_signal();
+        }
     }
 
     /// Has the task enter the kernel and look at whatever has been said to it.
@@ -223,9 +226,9 @@ impl Executor {
         }
     }
 
-    /// The process is dead, or something else than the executor wrote into its mailbox.
+    /// The process is dead, or something else than the executor wrote into its mailbox: then it dies now.
     #[cold]
-    fn end(&self) -> Report {
+    pub(crate) fn end(&self) -> Report {
         self.life.kill();
         self.life.wait_for_end();
         Report::Dead
