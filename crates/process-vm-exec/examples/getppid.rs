@@ -18,7 +18,11 @@ fn main() -> process_vm_exec::Result<()> {
     let start = Instant::now();
     for _ in 0..ROUNDS {
         match space.run(&mut ctx, &SignalSet::all())? {
-            Exit::Syscall(call) if call.nr == Sysno::getppid.id() as u64 => ctx.set_return(1),
+            Exit::Syscall(call)
+                if Sysno::new(call.nr.try_into().unwrap_or(usize::MAX)) == Some(Sysno::getppid) =>
+            {
+                ctx.set_return(1);
+            }
             other => panic!("unexpected: {other:?}"),
         }
     }

@@ -553,7 +553,8 @@ fn changed_ranges(call: &Call) -> impl Iterator<Item = Range<u64>> + use<> {
     let [first, second, third, fourth, fifth, _] = call.args;
     let is_fixed = |flags: u64| flags & (libc::MAP_FIXED as u64) != 0;
     let moves = |flags: u64| flags & (libc::MREMAP_FIXED as u64) != 0;
-    let range = |start: u64, len: u64| start..start.saturating_add(len.checked_next_multiple_of(4096).unwrap_or(len));
+    let range =
+        |start: u64, len: u64| start..start.saturating_add(len.checked_next_multiple_of(4096).unwrap_or(len));
     let (one, other) = match call.nr {
         Sysno::munmap
         | Sysno::mprotect

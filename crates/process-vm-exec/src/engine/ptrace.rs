@@ -99,8 +99,7 @@ impl Tracee {
     fn attach(executor: Executor, untraced: Arc<Mutex<Vec<Executor>>>) -> Result<Self> {
         let tid = executor.tid.as_raw_nonzero().get();
         executor.is_in_its_process().then_some(()).ok_or(Error::Dead)?;
-        let options = libc::PTRACE_O_TRACESYSGOOD;
-        request(libc::PTRACE_SEIZE, tid, 0, options as usize)
+        request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD.cast_unsigned() as usize)
             .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
         let tracer = this_thread();
         // SAFETY: integers, for which zeroes are a value.

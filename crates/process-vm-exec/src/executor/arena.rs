@@ -11,6 +11,10 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use super::layout;
 use crate::error::{Error, Result};
 
+/// Length of a slot, as memory calls want it.
+#[expect(clippy::cast_possible_truncation, reason = "x86-64 only")]
+const SLOT_LEN: usize = layout::SIZE as usize;
+
 /// As many slots as the file has, hence spaces that can be alive at once.
 const SLOTS: u64 = 16384;
 
@@ -59,7 +63,7 @@ impl Arena {
         let mapped = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
-                layout::SIZE as usize,
+                SLOT_LEN,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
                 &self.file,
@@ -71,7 +75,7 @@ impl Arena {
             Error::Host { call: "mmap of a mailbox slot", errno }
         })?;
         // SAFETY: the range is the mapping just made. A child of the supervisor has no use for it.
-        unsafe { rustix::mm::madvise(base, layout::SIZE as usize, Advice::LinuxDontFork) }
+        unsafe { rustix::mm::madvise(base, SLOT_LEN, Advice::LinuxDontFork) }
             .map_err(Error::host("madvise of a mailbox slot"))?;
         Ok(Slot {
             arena: Arc::clone(self),
@@ -108,7 +112,7 @@ impl Slot {
 
     fn at<T>(&self, offset: u64) -> *mut T {
         let offset = usize::try_from(offset).expect("64-bit");
-        assert!(offset + size_of::<T>() <= layout::SIZE as usize && offset.is_multiple_of(align_of::<T>()));
+        assert!(offset + size_of::<T>() <= SLOT_LEN && offset.is_multiple_of(align_of::<T>()));
         // SAFETY: the sum stays within the mapping.
         unsafe { self.base.as_ptr().add(offset).cast() }
     }
@@ -149,7 +153,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and with `self` the last way to it goes.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), layout::SIZE as usize) };
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), SLOT_LEN) };
         debug_assert!(unmapped.is_ok());
         let punched = rustix::fs::fallocate(
             &self.arena.file,

@@ -54,7 +54,7 @@ pub(crate) const COUNT: u64 = 4;
 /// In a request the entries (number, six arguments, `param`), in a result their results, 64 bytes apart.
 pub(crate) const ENTRIES: u64 = 0x200;
 /// Length of an entry.
-pub(crate) const ENTRY: u64 = 64;
+pub(crate) const ENTRY: usize = 64;
 /// As many entries as one request can have.
 pub(crate) const MAX_ENTRIES: usize = 128;
 

@@ -82,8 +82,7 @@ impl Service {
             return Err(Error::Dead);
         }
         let slot = &self.life.slot;
-        for (at, entry) in (layout::CONTROL + layout::ENTRIES..).step_by(layout::ENTRY as usize).zip(entries)
-        {
+        for (at, entry) in (layout::CONTROL + layout::ENTRIES..).step_by(layout::ENTRY).zip(entries) {
             let [a, b, c, d, e, f] = entry.args;
             slot.write(at, [entry.nr.cast_unsigned(), a, b, c, d, e, f, entry.child]);
         }
@@ -102,7 +101,7 @@ impl Service {
                 return Err(Error::Dead);
             }
         }
-        for at in (layout::RESULT + layout::ENTRIES..).step_by(layout::ENTRY as usize).take(entries.len()) {
+        for at in (layout::RESULT + layout::ENTRIES..).step_by(layout::ENTRY).take(entries.len()) {
             results.push(result_of(slot.read::<u64>(at)));
         }
         Ok(())
