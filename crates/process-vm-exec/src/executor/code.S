@@ -13,7 +13,8 @@
  */
 
 /* Wait until the word at (rbp) differs from r12d; the new one is left in eax.
- * First look often, then with pauses, then yield between looks, then sleep: executor::handoff is the same in Rust.
+ * First look often, then with pauses, then yield between looks, then sleep: executor::handoff is the same in Rust,
+ * and says why.
  * Clobbers rax rcx rdx rsi rdi r8 r10 r11 r13. */
 .macro WAIT
     mov $100, %ecx
@@ -45,18 +46,34 @@
     ja 5f
     cmp {YIELD_TICKS}(%r10), %rax
     jb 3b
-4:  mov ${SYS_sched_yield}, %eax
+4:  cmpl $0, {NO_YIELD}(%rbx)
+    jne 8f
+    rdtsc
+    shl $32, %rdx
+    or %rdx, %rax
+    mov %rax, %r8
+    mov ${SYS_sched_yield}, %eax
     syscall
-    mov (%rbp), %eax
-    cmp %r12d, %eax
-    jne 9f
     rdtscp
     and $0xfff, %ecx
     shl $32, %rdx
     or %rdx, %rax
-    sub %r13, %rax
-    cmp {BUDGET_TICKS}(%r10), %rax
+    mov %rax, %rdx
+    sub %r8, %rdx
+    mov %rax, %r8
+    cmp {PATIENCE_TICKS}(%r10), %rdx
+    jbe 7f
+    movl ${WAITS_WITHOUT_YIELD}, {NO_YIELD}(%rbx)
+7:  mov (%rbp), %eax
+    cmp %r12d, %eax
+    jne 9f
+    cmpl $0, {NO_YIELD}(%rbx)
+    jne 5f
+    sub %r13, %r8
+    cmp {BUDGET_TICKS}(%r10), %r8
     jbe 2b
+    jmp 5f
+8:  decl {NO_YIELD}(%rbx)
 5:  mov $1, %eax
     xchg %eax, {SLEEPING}(%rbx)
 6:  mov (%rbp), %eax

@@ -4,6 +4,7 @@ use std::arch::global_asm;
 use std::mem::offset_of;
 use std::ops::Range;
 
+use super::handoff;
 use super::layout::{self, kind, op};
 use crate::arch::x86_64::{Registers, USER_CS, USER_SS};
 
@@ -54,6 +55,9 @@ global_asm!(
     ARENA_FD = const layout::ARENA_FD,
     SLEEPING = const layout::SLEEPING,
     CPU = const layout::CPU,
+    NO_YIELD = const layout::NO_YIELD,
+    WAITS_WITHOUT_YIELD = const handoff::WAITS_WITHOUT_YIELD,
+    PATIENCE_TICKS = const layout::PATIENCE_TICKS,
     COUNT = const layout::COUNT,
     ENTRIES = const layout::ENTRIES,
     ENTRY = const layout::ENTRY,

@@ -6,6 +6,10 @@
 //! when both are on one or the other has been silent for a while, and when its budget is spent says that it sleeps,
 //! looks once more, and sleeps in a futex.
 //!
+//! Yielding is the fastest way between two tasks on one processor, as long as they are alone there. Where others
+//! want to run, a yield is answered by their time slices, while a wake-up lets the woken task run soon: after a yield
+//! that took long, a side does without for some waits.
+//!
 //! No wake-up is lost: the write of the word comes before the look at the flag, the write of the flag before the
 //! last look at the word, and both writes are full barriers, so one of the two sides sees the other's write.
 //! The tests have loom try every interleaving. The executor's side is the same in `code.S`.
@@ -49,6 +53,8 @@ pub(crate) struct Half<'a, W = AtomicU32> {
     pub(crate) sleeping: &'a W,
     /// The processor on which the owner last waited.
     pub(crate) cpu: &'a W,
+    /// For how many more waits the owner does not yield.
+    pub(crate) no_yield: &'a W,
 }
 
 /// What waiting needs from the machine.
@@ -74,7 +80,12 @@ pub(crate) struct Budget {
     pub(crate) spin: u64,
     /// After this it sleeps.
     pub(crate) awake: u64,
+    /// A yield that takes longer gave the processor to somebody else.
+    pub(crate) patience: u64,
 }
+
+/// For so many waits a side does not yield after a yield that took long.
+pub(crate) const WAITS_WITHOUT_YIELD: u32 = 64;
 
 /// Passes control: `value` becomes our word.
 #[inline]
@@ -114,7 +125,20 @@ fn wait_longer<W: Word>(
     let mut waited = 0;
     while waited <= budget.awake {
         if other.cpu.look() == cpu || waited >= budget.spin {
+            match mine.no_yield.look() {
+                0 => {}
+                waits => {
+                    mine.no_yield.note(waits - 1);
+                    break;
+                }
+            }
+            let (before, _) = machine.now();
             machine.give_way();
+            let (after, _) = machine.now();
+            if after.wrapping_sub(before) > budget.patience {
+                mine.no_yield.note(WAITS_WITHOUT_YIELD);
+                waited = u64::MAX;
+            }
         } else {
             std::hint::spin_loop();
         }
@@ -127,7 +151,7 @@ fn wait_longer<W: Word>(
             cpu = now_on;
             mine.cpu.note(cpu);
         }
-        waited = now.wrapping_sub(start);
+        waited = waited.max(now.wrapping_sub(start));
     }
     sleep(machine, mine, other, seen)
 }
@@ -202,7 +226,7 @@ mod model {
         }
 
         fn budget(&self) -> Budget {
-            Budget { quick_looks: 1, spin: 0, awake: 0 }
+            Budget { quick_looks: 1, spin: 0, awake: 0, patience: 3 }
         }
     }
 
@@ -211,6 +235,7 @@ mod model {
         word: AtomicU32,
         sleeping: AtomicU32,
         cpu: AtomicU32,
+        no_yield: AtomicU32,
         /// Stands for the registers in the mailbox: written before the word is passed, read after.
         payload: loom::cell::UnsafeCell<u32>,
     }
@@ -223,7 +248,7 @@ mod model {
 
     impl Owned {
         fn half(&self) -> Half<'_, AtomicU32> {
-            Half { word: &self.word, sleeping: &self.sleeping, cpu: &self.cpu }
+            Half { word: &self.word, sleeping: &self.sleeping, cpu: &self.cpu, no_yield: &self.no_yield }
         }
     }
 

@@ -49,6 +49,9 @@ pub(crate) const SLEEPING: u64 = 0x100;
 /// The processor that the writer of this half last waited on.
 pub(crate) const CPU: u64 = 0x104;
 
+/// For how many more waits the writer of this half does not yield: see [`super::handoff`].
+pub(crate) const NO_YIELD: u64 = 0x110;
+
 /// In a request: how many entries follow.
 pub(crate) const COUNT: u64 = 4;
 /// In a request the entries (number, six arguments, `param`), in a result their results, 64 bytes apart.
@@ -98,8 +101,10 @@ pub(crate) const SIGMASK: u64 = 32;
 pub(crate) const FILTER: u64 = 40;
 /// In the parameters: the pid that the task's parent must have.
 pub(crate) const PARENT: u64 = 56;
+/// In the parameters: a yield that takes more ticks than this gave the processor to somebody else.
+pub(crate) const PATIENCE_TICKS: u64 = 64;
 /// In the parameters: the filter's instructions.
-pub(crate) const FILTER_CODE: u64 = 64;
+pub(crate) const FILTER_CODE: u64 = 128;
 
 /// Descriptor of the memory file in the keeper, the template and service tasks. Guests have none.
 pub(crate) const ARENA_FD: i32 = 3;

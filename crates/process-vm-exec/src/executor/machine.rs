@@ -14,6 +14,9 @@ pub(crate) const DEFAULT_SPIN_BUDGET_NS: u64 = 50_000;
 /// After this long without an answer the other side is likely not running: yield between looks.
 pub(crate) const SPIN_WITHOUT_YIELD_NS: u64 = 3_000;
 
+/// Two switches between tasks and some work take less.
+pub(crate) const PATIENCE_NS: u64 = 20_000;
+
 /// About as long as a look at the clock, twice; the executor has the same in `code.S`.
 const QUICK_LOOKS: u32 = 100;
 
@@ -26,9 +29,8 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new(spin_budget_ns: u64) -> Self {
         let awake = ticks(spin_budget_ns);
-        Self {
-            budget: Budget { quick_looks: QUICK_LOOKS, spin: ticks(SPIN_WITHOUT_YIELD_NS).min(awake), awake },
-        }
+        let spin = ticks(SPIN_WITHOUT_YIELD_NS).min(awake);
+        Self { budget: Budget { quick_looks: QUICK_LOOKS, spin, awake, patience: ticks(PATIENCE_NS) } }
     }
 }
 
@@ -77,6 +79,7 @@ pub(crate) fn half(slot: &super::arena::Slot, offset: u64) -> Half<'_> {
         word: slot.u32(offset + super::layout::WORD),
         sleeping: slot.u32(offset + super::layout::SLEEPING),
         cpu: slot.u32(offset + super::layout::CPU),
+        no_yield: slot.u32(offset + super::layout::NO_YIELD),
     }
 }
 

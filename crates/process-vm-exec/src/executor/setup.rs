@@ -30,6 +30,7 @@ impl Params {
         let budget = machine::ticks(self.spin_budget_ns);
         slot.write(at(layout::BUDGET_TICKS), budget);
         slot.write(at(layout::YIELD_TICKS), machine::ticks(machine::SPIN_WITHOUT_YIELD_NS).min(budget));
+        slot.write(at(layout::PATIENCE_TICKS), machine::ticks(machine::PATIENCE_NS));
         slot.write(at(layout::XMASK), xstate::mask());
         slot.write(at(layout::DISPATCH), u32::from(self.engine != Engine::Ptrace && dispatch_works()));
         // Signals wait for the tracer, where there is one.
