@@ -17,7 +17,7 @@
  * and says why.
  * Clobbers rax rcx rdx rsi rdi r8 r10 r11 r13. */
 .macro WAIT
-    mov $100, %ecx
+    mov ${QUICK_LOOKS}, %ecx
 1:  mov (%rbp), %eax
     cmp %r12d, %eax
     jne 9f
@@ -37,6 +37,12 @@
     jne 9f
     cmp %ecx, {CPU}(%rbp)
     je 4f
+    mov ${LOOKS}, %esi
+6:  mov (%rbp), %eax
+    cmp %r12d, %eax
+    jne 9f
+    dec %esi
+    jnz 6b
     pause
     rdtsc
     shl $32, %rdx

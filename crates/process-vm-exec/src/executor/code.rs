@@ -4,8 +4,8 @@ use std::arch::global_asm;
 use std::mem::offset_of;
 use std::ops::Range;
 
-use super::handoff;
 use super::layout::{self, kind, op};
+use super::{handoff, machine};
 use crate::arch::x86_64::{Registers, USER_CS, USER_SS};
 
 /// The signal by which an [`Interrupter`](crate::Interrupter) reaches an executor: one that Linux never raises
@@ -57,6 +57,8 @@ global_asm!(
     CPU = const layout::CPU,
     NO_YIELD = const layout::NO_YIELD,
     WAITS_WITHOUT_YIELD = const handoff::WAITS_WITHOUT_YIELD,
+    QUICK_LOOKS = const machine::QUICK_LOOKS,
+    LOOKS = const machine::LOOKS,
     PATIENCE_TICKS = const layout::PATIENCE_TICKS,
     COUNT = const layout::COUNT,
     ENTRIES = const layout::ENTRIES,

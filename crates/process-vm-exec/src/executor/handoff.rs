@@ -76,6 +76,8 @@ pub(crate) trait Machine<W = AtomicU32> {
 pub(crate) struct Budget {
     /// Looks before the clock is read for the first time: most answers come sooner.
     pub(crate) quick_looks: u32,
+    /// Looks between two readings of the clock after that.
+    pub(crate) looks: u32,
     /// After this the waiter yields between looks.
     pub(crate) spin: u64,
     /// After this it sleeps.
@@ -121,7 +123,7 @@ fn wait_longer<W: Word>(
 ) -> u32 {
     let budget = machine.budget();
     let (start, mut cpu) = machine.now();
-    mine.cpu.note(cpu);
+    note_processor(mine, cpu);
     let mut waited = 0;
     while waited <= budget.awake {
         if other.cpu.look() == cpu || waited >= budget.spin {
@@ -142,18 +144,25 @@ fn wait_longer<W: Word>(
         } else {
             std::hint::spin_loop();
         }
-        let word = other.word.look();
-        if word != seen {
-            return word;
+        for _ in 0..budget.looks {
+            let word = other.word.look();
+            if word != seen {
+                return word;
+            }
         }
         let (now, now_on) = machine.now();
-        if now_on != cpu {
-            cpu = now_on;
-            mine.cpu.note(cpu);
-        }
+        cpu = now_on;
+        note_processor(mine, cpu);
         waited = waited.max(now.wrapping_sub(start));
     }
     sleep(machine, mine, other, seen)
+}
+
+/// Written only when it changes: the other side has the line, and should keep it.
+fn note_processor<W: Word>(mine: &Half<'_, W>, cpu: u32) {
+    if mine.cpu.look() != cpu {
+        mine.cpu.note(cpu);
+    }
 }
 
 fn sleep<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, seen: u32) -> u32 {
@@ -226,7 +235,7 @@ mod model {
         }
 
         fn budget(&self) -> Budget {
-            Budget { quick_looks: 1, spin: 0, awake: 0, patience: 3 }
+            Budget { quick_looks: 1, looks: 1, spin: 0, awake: 0, patience: 3 }
         }
     }
 

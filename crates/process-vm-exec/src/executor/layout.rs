@@ -67,9 +67,10 @@ pub(crate) const INTERRUPT: u64 = 0x140;
 pub(crate) const ALTSTACK: u64 = 0x180;
 
 /// In a mailbox: how the executor came out of the guest, hence how it goes back: 0 by the trampoline, 1 by a signal.
-pub(crate) const FLAVOUR: u64 = 0x108;
+/// Not on the line of [`SLEEPING`], which the supervisor reads each time: this is written at each exit.
+pub(crate) const FLAVOUR: u64 = 0x1c0;
 /// In a mailbox: not zero when [`PENDING_SIGINFO`] holds a signal that arrived outside guest code.
-pub(crate) const PENDING: u64 = 0x10c;
+pub(crate) const PENDING: u64 = 0x1c4;
 /// In a mailbox: error code, trap number and fault address of the last signal (`struct sigcontext_64`).
 pub(crate) const TRAP: u64 = 0x180;
 /// In a mailbox: the `siginfo_t` of the last signal.

@@ -17,8 +17,10 @@ pub(crate) const SPIN_WITHOUT_YIELD_NS: u64 = 3_000;
 /// Two switches between tasks and some work take less.
 pub(crate) const PATIENCE_NS: u64 = 20_000;
 
-/// About as long as a look at the clock, twice; the executor has the same in `code.S`.
-const QUICK_LOOKS: u32 = 100;
+/// Looks before a waiter reads the clock: some 100 ns.
+pub(crate) const QUICK_LOOKS: u32 = 100;
+/// Looks between two readings of the clock.
+pub(crate) const LOOKS: u32 = 16;
 
 /// The machine under the supervisor, with one space's budget.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +32,15 @@ impl Host {
     pub(crate) fn new(spin_budget_ns: u64) -> Self {
         let awake = ticks(spin_budget_ns);
         let spin = ticks(SPIN_WITHOUT_YIELD_NS).min(awake);
-        Self { budget: Budget { quick_looks: QUICK_LOOKS, spin, awake, patience: ticks(PATIENCE_NS) } }
+        Self {
+            budget: Budget {
+                quick_looks: QUICK_LOOKS,
+                looks: LOOKS,
+                spin,
+                awake,
+                patience: ticks(PATIENCE_NS),
+            },
+        }
     }
 }
 
