@@ -204,15 +204,21 @@ impl Task {
                 break status;
             }
         };
+        self.count_program();
         if let Some(tracer) = &mut self.config.tracer {
             tracer.end(status);
         }
         Ok(status)
     }
 
-    /// What happened so far.
+    /// What happened. How calls got here is counted when a program ends.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// The program in the address space is over: its context and space take their counts with them.
+    fn count_program(&mut self) {
+        self.stats.add_program(self.context.calls(), self.space.rewritten_sites());
     }
 
     fn answer(&mut self, call: &Syscall) {
@@ -247,6 +253,7 @@ impl Task {
         };
         let space = self.config.create_space().map_err(|error| error.errno())?;
         let loaded = loader::load(&space, program).map_err(load_errno)?;
+        self.count_program();
         self.space = Arc::new(space);
         self.context = Context::new(loaded.entry, loaded.stack_pointer);
         self.files.close_on_exec();

@@ -174,7 +174,11 @@ fn report(args: &RunArgs, stats: &Stats) {
         for (name, count) in stats.syscalls() {
             say(&format!("{count:>10}  {name}"));
         }
+        let without_signal = format!("of them without a signal ({:.1} %)", stats.rewritten_percent());
         for (what, count) in [
+            ("system calls", stats.calls.rewritten + stats.calls.trapped),
+            (without_signal.as_str(), stats.calls.rewritten),
+            ("rewritten sites", stats.rewritten_sites as u64),
             ("faults", stats.faults),
             ("signals from outside", stats.signals),
             ("interruptions", stats.interruptions),

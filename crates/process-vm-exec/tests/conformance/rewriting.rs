@@ -269,6 +269,112 @@ claims! {
         });
     }
 
+    fn instructions_between_number_and_call_do_what_they_did(engine) {
+        let value = 0x1122_3344_5566_7788;
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            let mut constant = a.create_label();
+            a.set_label(&mut top)?;
+            a.mov(eax, NR)?;
+            a.mov(rdi, qword_ptr(constant))?;
+            a.lea(rsi, qword_ptr(rbx + rbx * 2))?;
+            a.syscall()?;
+            a.add(rbx, 1)?;
+            a.jmp(top)?;
+            a.set_label(&mut constant)?;
+            a.dq(&[value])
+        });
+        for round in 0..30 {
+            let call = guest.call();
+            assert_eq!((call.nr, call.args[0], call.args[1]), (u64::from(NR), value, 3 * round), "round {round}");
+            assert_eq!(guest.ctx.registers().rip, CODE + 5 + 7 + 4 + 2);
+        }
+    }
+
+    fn a_fault_between_number_and_call_is_where_it_was(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.mov(eax, NR)?;
+            a.mov(rdi, qword_ptr(rbx))?;
+            a.syscall()?;
+            a.jmp(top)
+        });
+        guest.regs().rbx = DATA;
+        for round in 0..30 {
+            assert_eq!(guest.call().nr, u64::from(NR), "round {round}");
+            guest.regs().rbx = 8;
+            assert_eq!(guest.fault().addr, 8);
+            assert_eq!(guest.ctx.registers().rip, CODE + 5, "round {round}");
+            guest.regs().rbx = DATA;
+        }
+    }
+
+    fn a_branch_right_behind_a_call_without_a_number_leads_where_it_led(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let (mut top, mut even) = (a.create_label(), a.create_label());
+            a.set_label(&mut top)?;
+            a.push(0)?;
+            a.pop(rax)?;
+            a.add(rbx, 1)?;
+            a.test(rbx, 1)?;
+            a.syscall()?;
+            a.je(even)?;
+            a.add(r12, 1)?;
+            a.jmp(top)?;
+            a.set_label(&mut even)?;
+            a.add(r13, 1)?;
+            a.jmp(top)
+        });
+        for round in 0..40u64 {
+            assert_eq!(guest.call().nr, 0);
+            let registers = guest.ctx.registers();
+            assert_eq!((registers.r12, registers.r13), (round.div_ceil(2), round / 2), "round {round}");
+        }
+    }
+
+    fn a_return_right_behind_a_call_without_a_number_returns(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let (mut top, mut function) = (a.create_label(), a.create_label());
+            a.set_label(&mut top)?;
+            a.call(function)?;
+            a.add(rbx, 1)?;
+            a.jmp(top)?;
+            a.set_label(&mut function)?;
+            a.push(0)?;
+            a.pop(rax)?;
+            a.push(r12)?;
+            a.syscall()?;
+            a.pop(r12)?;
+            a.ret()
+        });
+        for round in 0..30 {
+            assert_eq!(guest.call().nr, 0);
+            assert_eq!(guest.ctx.registers().rbx, round);
+        }
+    }
+
+    fn a_constant_read_right_behind_a_call_without_a_number_is_found(engine) {
+        let value = 0x1122_3344_5566_7788;
+        let mut guest = Guest::new(engine, |a| {
+            let (mut top, mut constant) = (a.create_label(), a.create_label());
+            a.set_label(&mut top)?;
+            a.push(0)?;
+            a.pop(rax)?;
+            a.syscall()?;
+            a.mov(rbx, qword_ptr(constant))?;
+            a.jmp(top)?;
+            a.set_label(&mut constant)?;
+            a.dq(&[value])
+        });
+        guest.call();
+        for _ in 0..30 {
+            guest.regs().rbx = 0;
+            assert_eq!(guest.call().nr, 0);
+            assert_eq!(guest.ctx.registers().rbx, value);
+        }
+    }
+
     fn a_site_right_behind_a_call_without_a_number_works(engine) {
         check_numbers(engine, &[0, u64::from(NR)], |a| {
             a.xor(eax, eax)?;

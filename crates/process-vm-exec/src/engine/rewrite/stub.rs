@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+
 use super::site::{Form, JUMP, SYSCALL, Text};
 use crate::executor::{code, layout};
 use crate::maps::Map;
@@ -59,8 +61,10 @@ impl Page {
         let mut patches = Vec::new();
         match form {
             Form::Before { at, moved } => {
-                stub.stands_for(*at);
-                stub.bytes(text.get(moved.clone())?);
+                let mut next = *at;
+                while next < moved.end {
+                    next = stub.instruction(text, next)?;
+                }
                 stub.call(self.start, rip, syscall)?;
                 patches.push((*at, jump(*at, self.next)?));
             }
@@ -77,8 +81,7 @@ impl Page {
                 let mut addresses = BTreeMap::new();
                 for instruction in moved {
                     addresses.insert(instruction.start, stub.here());
-                    stub.stands_for(instruction.start);
-                    stub.bytes(text.get(instruction.clone())?);
+                    stub.instruction(text, instruction.start)?;
                 }
                 let end = moved.last()?.end;
                 stub.stands_for(end);
@@ -119,6 +122,32 @@ impl Assembler {
     /// A context that is here is at `addr` of the original text.
     fn stands_for(&mut self, addr: u64) {
         self.original.insert(self.here(), addr);
+    }
+
+    /// The instruction at `from` in the guest's text, doing here what it does there. Says what comes behind it there.
+    fn instruction(&mut self, text: Text<'_>, from: u64) -> Option<u64> {
+        self.stands_for(from);
+        let mut decoder = Decoder::with_ip(64, text.get(from..text.end())?, from, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        let offsets = decoder.get_constant_offsets(&instruction);
+        let next = instruction.next_ip();
+        let mut bytes = text.get(from..next)?.to_vec();
+        if instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near() {
+            const JMP: &[u8] = &[0xe9];
+            let jcc = [0x0f, 0x80 | (instruction.condition_code() as u8 - 1)];
+            let is_jmp = instruction.flow_control() == FlowControl::UnconditionalBranch;
+            self.bytes(if is_jmp { JMP } else { &jcc });
+            self.bytes(&relative(self.here() + 4, instruction.near_branch_target())?);
+            return Some(next);
+        }
+        if instruction.is_ip_rel_memory_operand() {
+            let end = self.here() + bytes.len() as u64;
+            let at = offsets.displacement_offset();
+            let distance = relative(end, instruction.ip_rel_memory_address())?;
+            bytes.get_mut(at..at + distance.len())?.copy_from_slice(&distance);
+        }
+        self.bytes(&bytes);
+        Some(next)
     }
 
     /// `lea return_to(%rip), %r11; jmp *trampoline(%rip)`
@@ -164,4 +193,59 @@ pub(super) fn place_for_page(maps: &[Map], addr: u64) -> Option<u64> {
             && wanted.end < crate::arch::x86_64::USER_END
             && maps.iter().all(|map| map.range.end <= wanted.start || map.range.start >= wanted.end)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, Instruction};
+
+    use super::*;
+
+    const SITE: u64 = 0x40_1000;
+    const PAGE: u64 = 0x1_0000;
+
+    /// The stub's instructions for a site in `code`, whose `syscall` ends `rip` bytes behind its start.
+    fn stub_of(code: &[u8], rip: u64, form: &Form) -> (Stub, Vec<Instruction>) {
+        let text = Text { start: SITE, bytes: code };
+        let stub = Page::new(PAGE).stub(text, SITE + rip, form).expect("room for a stub");
+        let decoded = Text { start: stub.start, bytes: &stub.bytes }.decode(stub.start).collect();
+        (stub, decoded)
+    }
+
+    #[test]
+    fn what_stands_before_a_call_keeps_its_constants_and_its_addresses() {
+        // mov $1,%eax; mov 0x100(%rip),%rdi; syscall
+        let code = [0xb8, 1, 0, 0, 0, 0x48, 0x8b, 0x3d, 0, 1, 0, 0, 0x0f, 0x05];
+        let (stub, decoded) = stub_of(&code, 14, &Form::Before { at: SITE, moved: SITE..SITE + 12 });
+        assert_eq!(decoded[0].immediate(1), 1);
+        assert_eq!(decoded[1].ip_rel_memory_address(), SITE + 12 + 0x100);
+        assert_eq!(stub.original[&decoded[1].ip()], SITE + 5);
+        // The call goes on behind the `syscall`.
+        assert_eq!(decoded[2].ip_rel_memory_address(), SITE + 14);
+        assert_eq!(stub.original[&decoded[2].ip()], SITE + 12);
+        assert_eq!(stub.patches.len(), 1);
+        assert_eq!((stub.patches[0].0, stub.patches[0].1.len()), (SITE, 5));
+    }
+
+    #[test]
+    fn branches_keep_their_conditions_and_their_targets() {
+        for condition in 0..16 {
+            // syscall; jcc +0x10; nop
+            let code = [0x0f, 0x05, 0x70 | condition, 0x10, 0x90];
+            let (stub, decoded) =
+                stub_of(&code, 2, &Form::After { moved: vec![SITE + 2..SITE + 4, SITE + 4..SITE + 5] });
+            let original = Text { start: SITE, bytes: &code }.decode(SITE + 2).next().unwrap();
+            assert_eq!(decoded[2].condition_code(), original.condition_code());
+            assert_eq!(decoded[2].near_branch_target(), SITE + 4 + 0x10);
+            assert_eq!(stub.moved[&(SITE + 2)], decoded[2].ip());
+            // Behind it what was behind it, and the way back.
+            assert_eq!(decoded[3].code(), Code::Nopd);
+            assert_eq!(decoded[4].near_branch_target(), SITE + 5);
+        }
+        // syscall; jmp -0x20 (rel32)
+        let code = [0x0f, 0x05, 0xe9, 0xe0, 0xff, 0xff, 0xff];
+        let (_, decoded) = stub_of(&code, 2, &Form::After { moved: vec![SITE + 2..SITE + 7] });
+        assert_eq!(decoded[2].code(), Code::Jmp_rel32_64);
+        assert_eq!(decoded[2].near_branch_target(), SITE + 7 - 0x20);
+    }
 }
