@@ -107,7 +107,12 @@ fn find(args: &RunArgs) -> Result<Program, ProgramError> {
     for directory in env::split_paths(&path) {
         // An empty directory is the current one.
         let candidate = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
-        match open(args, candidate.join(name).as_os_str()) {
+        let candidate = candidate.join(name);
+        // A directory that may not be searched has nothing for us.
+        if candidate.symlink_metadata().is_err() {
+            continue;
+        }
+        match open(args, candidate.as_os_str()) {
             Err(ProgramError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. }) => {}
             Err(
                 error @ (ProgramError::Open { errno: Errno::ACCESS, .. }

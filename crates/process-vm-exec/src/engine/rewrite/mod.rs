@@ -165,6 +165,7 @@ impl Sites {
         let text_range = self.text_around(space, rip)?;
         let mut bytes = vec![0; usize::try_from(text_range.end - text_range.start).ok()?];
         self.memory(space)?.read_exact_at(&mut bytes, text_range.start).ok()?;
+        self.undo_patches_in(&mut bytes, text_range.start);
         let text = Text { start: text_range.start, bytes: &bytes };
         let form = site::recognise(text, registers, space.has_one_executor())?;
         if self.meets_other_patch(&form, rip) {
@@ -199,6 +200,19 @@ impl Sites {
         }
         let text = found?;
         Some(text.start.max(addr.saturating_sub(WINDOW))..text.end.min(addr + WINDOW))
+    }
+
+    /// Makes `bytes`, read at `start`, the guest's own again: jumps to stubs would put the decoder out of step.
+    fn undo_patches_in(&self, bytes: &mut [u8], start: u64) {
+        for (&at, patch) in self.patches.range(start..) {
+            let own = usize::try_from(at - start)
+                .ok()
+                .and_then(|from| bytes.get_mut(from..from + patch.original.len()));
+            match own {
+                Some(own) => own.copy_from_slice(&patch.original),
+                None => break,
+            }
+        }
     }
 
     /// Would `form` overwrite or move bytes that another site has changed?

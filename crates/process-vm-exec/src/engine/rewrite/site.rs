@@ -165,15 +165,15 @@ fn is_movable(instruction: &Instruction) -> bool {
 /// The instructions that lead to `end`, the nearest first, as far back as all ways of decoding what is before
 /// agree on them: bytes that look like an instruction may be the end of a longer one, the `syscall` among them.
 fn run_before(text: Text<'_>, end: u64) -> Vec<Instruction> {
-    const FARTHEST: u64 = 72;
+    const FARTHEST: usize = 72;
     const NEAREST: u64 = 24;
-    let starts = (end - FARTHEST).max(text.start)..(end - NEAREST).max(text.start + 1);
+    let starts = (end - FARTHEST as u64).max(text.start)..(end - NEAREST).max(text.start + 1);
     let Some(bytes) = text.get(starts.start..text.end()) else { return Vec::new() };
     let mut decoder = Decoder::with_ip(64, bytes, starts.start, DecoderOptions::NONE);
     // Ways meet soon: each address is decoded once.
-    let mut decoded: Vec<Option<Instruction>> = vec![None; FARTHEST as usize];
+    let mut decoded: Vec<Option<Instruction>> = vec![None; FARTHEST];
     // How many of the ways that lead to the end pass through an address.
-    let mut passing = vec![0; FARTHEST as usize];
+    let mut passing = vec![0; FARTHEST];
     let (mut ways, mut leading) = (0, 0);
     for start in starts.clone() {
         ways += 1;
@@ -181,7 +181,7 @@ fn run_before(text: Text<'_>, end: u64) -> Vec<Instruction> {
         let mut at = start;
         let mut last_is_valid = false;
         while at < end {
-            let index = (at - starts.start) as usize;
+            let index = distance(starts.start, at);
             let instruction = *decoded[index].get_or_insert_with(|| {
                 let _ = decoder.set_position(index);
                 decoder.set_ip(at);
@@ -204,7 +204,7 @@ fn run_before(text: Text<'_>, end: u64) -> Vec<Instruction> {
     let mut run = Vec::new();
     let mut next = end;
     for at in (starts.end - 1..end).rev() {
-        let index = (at - starts.start) as usize;
+        let index = distance(starts.start, at);
         match &decoded[index] {
             Some(instruction) if passing[index] > 0 => {
                 // Some way passes here; if others do not, nothing is sure from here on.
@@ -218,6 +218,10 @@ fn run_before(text: Text<'_>, end: u64) -> Vec<Instruction> {
         }
     }
     run
+}
+
+fn distance(from: u64, to: u64) -> usize {
+    usize::try_from(to - from).expect("addresses of one stretch of text")
 }
 
 fn value_of(registers: &Registers, register: Register) -> Option<u64> {
@@ -330,7 +334,7 @@ fn is_jumped_into(text: Text<'_>, range: Range<u64>) -> bool {
     (text.start..text.start + WAYS).any(|start| {
         text.decode(start)
             .take_while(|instruction| {
-                !std::mem::replace(&mut seen[(instruction.ip() - text.start) as usize], true)
+                !std::mem::replace(&mut seen[distance(text.start, instruction.ip())], true)
             })
             .any(|instruction| {
                 let near = matches!(
@@ -411,7 +415,7 @@ mod tests {
             4,
             0,
         );
-        assert_eq!(form, Some(Form::After { moved: vec![SITE + 4..SITE + 10] }));
+        assert_eq!(form, Some(Form::After { moved: Vec::from([SITE + 4..SITE + 10]) }));
     }
 
     #[test]
@@ -487,7 +491,7 @@ mod tests {
         // mov $1,%eax; again: xor %edi,%edi; syscall; cmp $-4095,%rax; jae again
         let code = [0xb8, 1, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05, 0x48, 0x3d, 1, 0xf0, 0xff, 0xff, 0x73, 0xf4];
         let registers = Registers { rax: 1, ..Registers::default() };
-        let after = Form::After { moved: vec![SITE + 9..SITE + 15] };
+        let after = Form::After { moved: Vec::from([SITE + 9..SITE + 15]) };
         assert_eq!(recognise_with(&code, registers, true), Some(after));
         let before = Form::Before { at: SITE, moved: SITE..SITE + 7 };
         assert_eq!(recognise_with(&code, registers, false), Some(before));
