@@ -96,10 +96,12 @@
 9:
 .endm
 
-/* Pass control: write eax to the word at (rbx) and wake the supervisor if it sleeps.
- * The exchange orders the write before the look. Clobbers rax rcx rdx rsi rdi r11. */
+/* Pass control: write eax to the word at (rbx) and wake the supervisor if it sleeps. The barrier orders the write
+ * before the look; an exchange would do both, but could lose the line to the supervisor before it begins.
+ * Clobbers rax rcx rdx rsi rdi r11. */
 .macro PUBLISH
-    xchg %eax, (%rbx)
+    mov %eax, (%rbx)
+    lock orl $0, {FLAVOUR}(%rbx)
     cmpl $0, {SLEEPING}(%rbp)
     je 1f
     mov %rbx, %rdi
@@ -261,6 +263,10 @@ report_signal:
 report_interrupted:
     REPORT {INTERRUPTED}
     jmp executor_wait
+report_interrupted_before:              /* the guest has not run since the answer */
+    mov {ANSWERED}(%rbx), %rax
+    mov %rax, {RAX}(%rbx)
+    jmp report_interrupted
 report_broken:
     REPORT {BROKEN}
     jmp executor_wait
@@ -272,7 +278,7 @@ executor_wait:
     cmp ${ANSWER}, %al
     jne 1f
     mov 8(%rbp), %rax
-    mov %rax, 8(%rbx)
+    mov %rax, {ANSWERED}(%rbx)
     jmp resume
 1:  cmp ${LOAD}, %al
     je load
@@ -288,6 +294,7 @@ load:
     mov %rax, (%rbx, %rcx, 8)
     dec %ecx
     jnz 1b
+    mov %rax, {ANSWERED}(%rbx)          /* the first register is rax */
     movl $1, {FLAVOUR}(%rbx)
     jmp resume
 
@@ -311,7 +318,7 @@ load_xstate:
 process_vm_exec_resume:
 resume:
     cmpl $0, {INTERRUPT}(%rbp)
-    jne report_interrupted
+    jne report_interrupted_before
     cmpl $0, {PENDING}(%rbx)
     jne take_pending
     testl $0x100, {RFLAGS}(%rbx)        /* TF: iretq sets it as the last thing */
@@ -325,7 +332,7 @@ resume:
     mov %dl, %al
     add $0x7f, %al                      /* overflows if OF was set */
     sahf
-    mov {RAX}(%rbx), %rax
+    mov {ANSWERED}(%rbx), %rax
     mov {RDI}(%rbx), %rdi
     mov {RSI}(%rbx), %rsi
     mov {RDX}(%rbx), %rdx
@@ -351,7 +358,7 @@ resume_full:
     wrfsbase %rax
     mov {GS_BASE}(%rbx), %rax
     wrgsbase %rax
-    mov {RAX}(%rbx), %rax
+    mov {ANSWERED}(%rbx), %rax
     mov {RDI}(%rbx), %rdi
     mov {RSI}(%rbx), %rsi
     mov {RDX}(%rbx), %rdx
@@ -372,6 +379,8 @@ resume_full:
 process_vm_exec_resume_end:
 
 take_pending:                           /* report a signal that came while the guest was stopped */
+    mov {ANSWERED}(%rbx), %rax
+    mov %rax, {RAX}(%rbx)
     mov $15, %ecx
 1:  mov {PENDING_SIGINFO}(%rbx, %rcx, 8), %rax
     mov %rax, {SIGINFO}(%rbx, %rcx, 8)
@@ -408,14 +417,9 @@ process_vm_exec_foreign_gs:
     rdgsbase %rcx
     lea {RFLAGS}+8(%rcx), %rsp
     pushfq
-    mov %rax, {RAX}(%rcx)
-    mov %rdi, {RDI}(%rcx)
-    mov %rsi, {RSI}(%rcx)
-    mov %rdx, {RDX}(%rcx)
-    mov %r10, {R10}(%rcx)
-    mov %r8, {R8}(%rcx)
-    mov %r9, {R9}(%rcx)
     mov %r11, {RIP}(%rcx)
+    mov %r11, {RCX}(%rcx)
+    mov %rcx, {GS_BASE}(%rcx)
     mov %rbx, {RBX}(%rcx)
     mov %rbp, {RBP}(%rcx)
     mov %r12, {R12}(%rcx)
@@ -423,16 +427,21 @@ process_vm_exec_foreign_gs:
     mov %r14, {R14}(%rcx)
     mov %r15, {R15}(%rcx)
     mov %rcx, %rbx
-    mov %rcx, {GS_BASE}(%rbx)
-    mov %r11, {RCX}(%rbx)
-    rdfsbase %rax
-    mov %rax, {FS_BASE}(%rbx)
+    rdfsbase %rbp
+    mov %rbp, {FS_BASE}(%rbx)
     movq ${USER_CS}, {CS}(%rbx)
     movq ${USER_SS}, {SS}(%rbx)
     movl $0, {FLAVOUR}(%rbx)
     COMMAND_OF_MAILBOX
     lea {STACK_TOP}(%rbx), %rsp
     mov (%rbp), %r12d
+    mov %rax, {RAX}(%rbx)               /* last, all on the word's own line: the supervisor looks at it all the */
+    mov %rdi, {RDI}(%rbx)               /* time, and would take it away between two writes */
+    mov %rsi, {RSI}(%rbx)
+    mov %rdx, {RDX}(%rbx)
+    mov %r10, {R10}(%rbx)
+    mov %r8, {R8}(%rbx)
+    mov %r9, {R9}(%rbx)
     jmp report_call
 
 /* ---- signals ----------------------------------------------------------------------------------------------------- */

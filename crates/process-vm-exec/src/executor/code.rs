@@ -66,6 +66,7 @@ global_asm!(
     INTERRUPT = const layout::INTERRUPT,
     ALTSTACK = const layout::ALTSTACK,
     FLAVOUR = const layout::FLAVOUR,
+    ANSWERED = const layout::ANSWERED,
     PENDING = const layout::PENDING,
     TRAP = const layout::TRAP,
     SIGINFO = const layout::SIGINFO,

@@ -14,14 +14,14 @@
 //! last look at the word, and both writes are full barriers, so one of the two sides sees the other's write.
 //! The tests have loom try every interleaving. The executor's side is the same in `code.S`.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// A word in shared memory.
 pub(crate) trait Word {
     /// Its value. What its writer did before is seen too.
     fn look(&self) -> u32;
     /// Writes it. A full barrier: what follows happens after everybody can see the value.
-    fn exchange(&self, value: u32);
+    fn publish(&self, value: u32);
     /// Writes it, in no particular order with anything else.
     fn note(&self, value: u32);
 }
@@ -32,10 +32,11 @@ impl Word for AtomicU32 {
         self.load(Ordering::Acquire)
     }
 
-    /// A locked exchange is a full barrier on x86 (Intel SDM, volume 3, 9.2.3.9).
+    /// Not an exchange: between the writes before it and itself, the other side's look could take the line away.
     #[inline]
-    fn exchange(&self, value: u32) {
-        self.swap(value, Ordering::SeqCst);
+    fn publish(&self, value: u32) {
+        self.store(value, Ordering::Release);
+        fence(Ordering::SeqCst);
     }
 
     #[inline]
@@ -92,7 +93,7 @@ pub(crate) const WAITS_WITHOUT_YIELD: u32 = 64;
 /// Passes control: `value` becomes our word.
 #[inline]
 pub(crate) fn pass<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, value: u32) {
-    mine.word.exchange(value);
+    mine.word.publish(value);
     if other.sleeping.look() != 0 {
         machine.wake(mine.word);
     }
@@ -168,7 +169,7 @@ fn note_processor<W: Word>(mine: &Half<'_, W>, cpu: u32) {
 fn sleep<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, seen: u32) -> u32 {
     // Our word may have been passed to a sleeper whose flag a guest has cleared: wake it whatever the flag says.
     machine.wake(mine.word);
-    mine.sleeping.exchange(1);
+    mine.sleeping.publish(1);
     loop {
         let word = other.word.look();
         if word != seen {
@@ -194,9 +195,8 @@ mod model {
             self.load(Ordering::Acquire)
         }
 
-        /// loom takes `SeqCst` for `AcqRel`; the barrier that the processor's exchange is has to be said.
-        fn exchange(&self, value: u32) {
-            self.swap(value, Ordering::AcqRel);
+        fn publish(&self, value: u32) {
+            self.store(value, Ordering::Release);
             fence(Ordering::SeqCst);
         }
 
@@ -317,7 +317,7 @@ mod model {
             let reaper = thread::spawn({
                 let (machine, theirs) = (Arc::clone(&machine), Arc::clone(&theirs));
                 move || {
-                    theirs.word.exchange(u32::MAX);
+                    theirs.word.publish(u32::MAX);
                     machine.wake(&theirs.word);
                 }
             });

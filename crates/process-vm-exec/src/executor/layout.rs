@@ -71,6 +71,9 @@ pub(crate) const ALTSTACK: u64 = 0x180;
 pub(crate) const FLAVOUR: u64 = 0x1c0;
 /// In a mailbox: not zero when [`PENDING_SIGINFO`] holds a signal that arrived outside guest code.
 pub(crate) const PENDING: u64 = 0x1c4;
+/// In a mailbox: the `rax` with which the guest goes on. Not written to the word's line, at which the supervisor is
+/// looking by then.
+pub(crate) const ANSWERED: u64 = 0x1c8;
 /// In a mailbox: error code, trap number and fault address of the last signal (`struct sigcontext_64`).
 pub(crate) const TRAP: u64 = 0x180;
 /// In a mailbox: the `siginfo_t` of the last signal.
