@@ -126,6 +126,15 @@
     mov %rax, \to(%rbx)
 .endm
 
+/* Copies rax and the arguments to the line that the supervisor looks at. Clobbers rax rcx. */
+.macro SHOW_CALL
+    mov $7, %ecx
+1:  mov {RECORD}-8(%rbx, %rcx, 8), %rax
+    mov %rax, (%rbx, %rcx, 8)
+    dec %ecx
+    jnz 1b
+.endm
+
 .macro REPORT kind
     mov %r12d, %eax
     mov $\kind, %al
@@ -255,18 +264,17 @@ report_call:
     REPORT {CALL}
     jmp executor_wait
 report_trapped_call:
+    SHOW_CALL
     REPORT {TRAPPED_CALL}
     jmp executor_wait
 report_signal:
+    SHOW_CALL
     REPORT {SIGNAL}
     jmp executor_wait
 report_interrupted:
+    SHOW_CALL
     REPORT {INTERRUPTED}
     jmp executor_wait
-report_interrupted_before:              /* the guest has not run since the answer */
-    mov {ANSWERED}(%rbx), %rax
-    mov %rax, {RAX}(%rbx)
-    jmp report_interrupted
 report_broken:
     REPORT {BROKEN}
     jmp executor_wait
@@ -278,7 +286,7 @@ executor_wait:
     cmp ${ANSWER}, %al
     jne 1f
     mov 8(%rbp), %rax
-    mov %rax, {ANSWERED}(%rbx)
+    mov %rax, {RAX}(%rbx)
     jmp resume
 1:  cmp ${LOAD}, %al
     je load
@@ -291,10 +299,9 @@ executor_wait:
 load:
     mov ${REGISTERS}, %ecx
 1:  mov (%rbp, %rcx, 8), %rax           /* word 0 is the word, 1 the first register */
-    mov %rax, (%rbx, %rcx, 8)
+    mov %rax, {RECORD}-8(%rbx, %rcx, 8)
     dec %ecx
     jnz 1b
-    mov %rax, {ANSWERED}(%rbx)          /* the first register is rax */
     movl $1, {FLAVOUR}(%rbx)
     jmp resume
 
@@ -318,7 +325,7 @@ load_xstate:
 process_vm_exec_resume:
 resume:
     cmpl $0, {INTERRUPT}(%rbp)
-    jne report_interrupted_before
+    jne report_interrupted
     cmpl $0, {PENDING}(%rbx)
     jne take_pending
     testl $0x100, {RFLAGS}(%rbx)        /* TF: iretq sets it as the last thing */
@@ -332,7 +339,7 @@ resume:
     mov %dl, %al
     add $0x7f, %al                      /* overflows if OF was set */
     sahf
-    mov {ANSWERED}(%rbx), %rax
+    mov {RAX}(%rbx), %rax
     mov {RDI}(%rbx), %rdi
     mov {RSI}(%rbx), %rsi
     mov {RDX}(%rbx), %rdx
@@ -358,7 +365,7 @@ resume_full:
     wrfsbase %rax
     mov {GS_BASE}(%rbx), %rax
     wrgsbase %rax
-    mov {ANSWERED}(%rbx), %rax
+    mov {RAX}(%rbx), %rax
     mov {RDI}(%rbx), %rdi
     mov {RSI}(%rbx), %rsi
     mov {RDX}(%rbx), %rdx
@@ -379,8 +386,6 @@ resume_full:
 process_vm_exec_resume_end:
 
 take_pending:                           /* report a signal that came while the guest was stopped */
-    mov {ANSWERED}(%rbx), %rax
-    mov %rax, {RAX}(%rbx)
     mov $15, %ecx
 1:  mov {PENDING_SIGINFO}(%rbx, %rcx, 8), %rax
     mov %rax, {SIGINFO}(%rbx, %rcx, 8)
@@ -435,13 +440,20 @@ process_vm_exec_foreign_gs:
     COMMAND_OF_MAILBOX
     lea {STACK_TOP}(%rbx), %rsp
     mov (%rbp), %r12d
-    mov %rax, {RAX}(%rbx)               /* last, all on the word's own line: the supervisor looks at it all the */
-    mov %rdi, {RDI}(%rbx)               /* time, and would take it away between two writes */
+    mov %rax, {RAX}(%rbx)
+    mov %rdi, {RDI}(%rbx)
     mov %rsi, {RSI}(%rbx)
     mov %rdx, {RDX}(%rbx)
     mov %r10, {R10}(%rbx)
     mov %r8, {R8}(%rbx)
     mov %r9, {R9}(%rbx)
+    mov %rax, 8(%rbx)                   /* last, all on the word's own line: the supervisor looks at it all the */
+    mov %rdi, 16(%rbx)                  /* time, and would take it away between two writes */
+    mov %rsi, 24(%rbx)
+    mov %rdx, 32(%rbx)
+    mov %r10, 40(%rbx)
+    mov %r8, 48(%rbx)
+    mov %r9, 56(%rbx)
     jmp report_call
 
 /* ---- signals ----------------------------------------------------------------------------------------------------- */

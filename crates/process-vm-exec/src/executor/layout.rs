@@ -71,9 +71,9 @@ pub(crate) const ALTSTACK: u64 = 0x180;
 pub(crate) const FLAVOUR: u64 = 0x1c0;
 /// In a mailbox: not zero when [`PENDING_SIGINFO`] holds a signal that arrived outside guest code.
 pub(crate) const PENDING: u64 = 0x1c4;
-/// In a mailbox: the `rax` with which the guest goes on. Not written to the word's line, at which the supervisor is
-/// looking by then.
-pub(crate) const ANSWERED: u64 = 0x1c8;
+/// In a mailbox: the guest's registers. The line of [`WORD`] has `rax` and the arguments once more, for the supervisor,
+/// which looks at that line all the time: processors fetch the lines behind it too, so these are elsewhere.
+pub(crate) const RECORD: u64 = 0x400;
 /// In a mailbox: error code, trap number and fault address of the last signal (`struct sigcontext_64`).
 pub(crate) const TRAP: u64 = 0x180;
 /// In a mailbox: the `siginfo_t` of the last signal.

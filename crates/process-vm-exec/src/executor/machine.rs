@@ -18,7 +18,7 @@ pub(crate) const SPIN_WITHOUT_YIELD_NS: u64 = 3_000;
 pub(crate) const PATIENCE_NS: u64 = 20_000;
 
 /// Looks before a waiter reads the clock: some 100 ns.
-pub(crate) const QUICK_LOOKS: u32 = 300;
+pub(crate) const QUICK_LOOKS: u32 = 100;
 /// Looks between two readings of the clock.
 pub(crate) const LOOKS: u32 = 16;
 

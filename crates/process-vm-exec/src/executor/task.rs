@@ -112,7 +112,7 @@ impl Executor {
 
     /// The registers that the guest had at its exit.
     pub(crate) fn registers(&self) -> Registers {
-        self.life.slot.read(self.mailbox() + 8)
+        self.life.slot.read(self.mailbox() + layout::RECORD)
     }
 
     /// `rax` and the six arguments that the guest had at its exit: one cache line.

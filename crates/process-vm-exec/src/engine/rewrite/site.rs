@@ -415,7 +415,7 @@ mod tests {
             4,
             0,
         );
-        assert_eq!(form, Some(Form::After { moved: Vec::from([SITE + 4..SITE + 10]) }));
+        assert_eq!(form, Some(Form::After { moved: std::iter::once(SITE + 4..SITE + 10).collect() }));
     }
 
     #[test]
@@ -491,7 +491,7 @@ mod tests {
         // mov $1,%eax; again: xor %edi,%edi; syscall; cmp $-4095,%rax; jae again
         let code = [0xb8, 1, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05, 0x48, 0x3d, 1, 0xf0, 0xff, 0xff, 0x73, 0xf4];
         let registers = Registers { rax: 1, ..Registers::default() };
-        let after = Form::After { moved: Vec::from([SITE + 9..SITE + 15]) };
+        let after = Form::After { moved: std::iter::once(SITE + 9..SITE + 15).collect() };
         assert_eq!(recognise_with(&code, registers, true), Some(after));
         let before = Form::Before { at: SITE, moved: SITE..SITE + 7 };
         assert_eq!(recognise_with(&code, registers, false), Some(before));

@@ -244,7 +244,8 @@ mod tests {
         }
         // syscall; jmp -0x20 (rel32)
         let code = [0x0f, 0x05, 0xe9, 0xe0, 0xff, 0xff, 0xff];
-        let (_, decoded) = stub_of(&code, 2, &Form::After { moved: Vec::from([SITE + 2..SITE + 7]) });
+        let (_, decoded) =
+            stub_of(&code, 2, &Form::After { moved: std::iter::once(SITE + 2..SITE + 7).collect() });
         assert_eq!(decoded[2].code(), Code::Jmp_rel32_64);
         assert_eq!(decoded[2].near_branch_target(), SITE + 7 - 0x20);
     }
