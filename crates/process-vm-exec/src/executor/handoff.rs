@@ -346,3 +346,67 @@ mod model {
         });
     }
 }
+
+#[cfg(test)]
+mod properties {
+    //! Two real threads, real futexes, and whatever budgets and delays.
+
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::Half;
+    use crate::executor::machine::Host;
+
+    #[derive(Default)]
+    struct Owned([AtomicU32; 4]);
+
+    impl Owned {
+        fn half(&self) -> Half<'_> {
+            let [word, sleeping, cpu, no_yield] = &self.0;
+            Half { word, sleeping, cpu, no_yield }
+        }
+    }
+
+    fn busy_for(ns: u64) {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_nanos(ns) {
+            std::hint::spin_loop();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// Each side passes on what it got plus one, after a delay: the sum says that no round was lost or repeated.
+        #[test]
+        fn control_comes_back_as_often_as_it_is_passed(
+            budgets in [0u64..100_000, 0u64..100_000],
+            delays in proptest::collection::vec([0u64..80_000, 0u64..80_000], 1..60),
+        ) {
+            let (ours, theirs) = (Owned::default(), Owned::default());
+            let last = thread::scope(|scope| {
+                scope.spawn(|| {
+                    let machine = Host::new(budgets[1]);
+                    let mut seen = 0;
+                    for delay in &delays {
+                        seen = super::wait(&machine, &theirs.half(), &ours.half(), seen);
+                        busy_for(delay[1]);
+                        super::pass(&machine, &theirs.half(), &ours.half(), seen + 1);
+                    }
+                });
+                let machine = Host::new(budgets[0]);
+                let mut seen = 0;
+                for delay in &delays {
+                    busy_for(delay[0]);
+                    super::pass(&machine, &ours.half(), &theirs.half(), seen + 1);
+                    seen = super::wait(&machine, &ours.half(), &theirs.half(), seen);
+                }
+                seen
+            });
+            prop_assert_eq!(u64::from(last), 2 * delays.len() as u64);
+        }
+    }
+}
