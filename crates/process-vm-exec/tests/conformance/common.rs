@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use iced_x86::{IcedError, code_asm::CodeAssembler};
+use iced_x86::{
+    IcedError,
+    code_asm::{CodeAssembler, eax},
+};
 use process_vm_exec::{
     AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, SignalSet, Syscall,
 };
@@ -108,6 +111,22 @@ pub(crate) fn this_claim(engine: Engine, module: &str, claim: &str) -> Command {
 pub(crate) fn soak() -> Duration {
     let seconds = env::var("PVX_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(2))
+}
+
+/// `top: jmp top`
+pub(crate) fn spin(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut top = a.create_label();
+    a.set_label(&mut top)?;
+    a.jmp(top)
+}
+
+/// `top: mov $NR,%eax; syscall; jmp top`
+pub(crate) fn call_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut top = a.create_label();
+    a.set_label(&mut top)?;
+    a.mov(eax, NR)?;
+    a.syscall()?;
+    a.jmp(top)
 }
 
 /// Assembles guest code for [`CODE`].

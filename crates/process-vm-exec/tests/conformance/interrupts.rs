@@ -12,14 +12,7 @@ use std::{
 use iced_x86::{IcedError, code_asm::*};
 use process_vm_exec::Exit;
 
-use crate::common::{CODE, Guest, NR, Numbers, claims, soak};
-
-/// `top: jmp top`
-fn spin(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut top = a.create_label();
-    a.set_label(&mut top)?;
-    a.jmp(top)
-}
+use crate::common::{CODE, Guest, NR, Numbers, claims, soak, spin};
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; cmp %rax,%rbx; jne wrong; jmp top; wrong: ud2`
 fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {

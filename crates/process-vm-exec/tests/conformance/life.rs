@@ -9,22 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iced_x86::{IcedError, code_asm::*};
 use process_vm_exec::{AddressSpace, Context, Engine, Exit, SignalSet};
 
-use crate::common::{CODE, Guest, NR, STACK_TOP, alone, claims, kill, space, this_claim};
+use crate::common::{CODE, Guest, NR, STACK_TOP, alone, call_loop, claims, kill, space, this_claim};
 
 /// Set in the supervisor that is to be killed.
 const VICTIM: &str = "PVX_CONFORMANCE_VICTIM";
-
-/// `top: mov $NR,%eax; syscall; jmp top`
-fn call_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut top = a.create_label();
-    a.set_label(&mut top)?;
-    a.mov(eax, NR)?;
-    a.syscall()?;
-    a.jmp(top)
-}
 
 fn create(engine: Engine) -> AddressSpace {
     AddressSpace::builder().engine(engine).create().expect("an address space")

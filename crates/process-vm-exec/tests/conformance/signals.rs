@@ -2,26 +2,10 @@
 
 use std::{process, thread, time::Duration};
 
-use iced_x86::{IcedError, code_asm::*};
+use iced_x86::code_asm::*;
 use process_vm_exec::{Exit, Registers, SigInfo, SignalSet, WaitStatus};
 
-use crate::common::{CODE, Guest, NR, Numbers, claims, fill, kill};
-
-/// `top: jmp top`
-fn spin(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut top = a.create_label();
-    a.set_label(&mut top)?;
-    a.jmp(top)
-}
-
-/// `top: mov $NR,%eax; syscall; jmp top`
-fn call_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut top = a.create_label();
-    a.set_label(&mut top)?;
-    a.mov(eax, NR)?;
-    a.syscall()?;
-    a.jmp(top)
-}
+use crate::common::{CODE, Guest, NR, Numbers, call_loop, claims, fill, kill, spin};
 
 fn my_pid() -> i32 {
     i32::try_from(process::id()).expect("a pid")
