@@ -100,10 +100,7 @@ impl Rewriter {
 
     /// Where the guest is in its own text when it is at `rip`.
     pub(crate) fn original(&self, rip: u64) -> u64 {
-        let sites = self.read();
-        let Some((&start, &original)) = sites.original.range(..=rip).next_back() else { return rip };
-        // Contexts only ever stop between two instructions.
-        if start == rip { original } else { rip }
+        self.read().original.get(&rip).copied().unwrap_or(rip)
     }
 
     /// Where the instruction at `rip` of the guest's text is now.
@@ -293,6 +290,8 @@ impl Sites {
             // Memory that is gone needs no restoring.
             let _ = self.overwrite(space, at, &patch.original);
             self.patches.remove(&at);
+            // Padding is text again. What stands for a stub stays: a context may still be there.
+            self.original.remove(&at);
             for moved in &patch.moved {
                 self.moved.remove(moved);
             }
