@@ -1,12 +1,13 @@
 //! The state of one flow of control: registers, segment bases, extended state.
 
 use std::cell::OnceCell;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::arch::x86_64::{self, Registers, xstate};
 use crate::engine::{Called, Enter, Event, Seat};
 use crate::error::Result;
 use crate::space::Inner;
+use crate::sync::lock;
 
 /// Registers, segment bases and extended state of one flow of control in an address space.
 ///
@@ -198,7 +199,7 @@ impl Context {
     fn sit(&mut self, space: &Arc<Inner>) -> Result<()> {
         self.leave()?;
         let seat = space.seat()?;
-        let mut interrupts = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut interrupts = lock(&self.interrupts);
         if std::mem::take(&mut interrupts.pending) {
             seat.interrupt();
         }
@@ -227,7 +228,7 @@ impl Context {
 
     fn give_back_seat(&mut self) {
         if let Some(Seated { space, seat }) = self.seat.take() {
-            let mut interrupts = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut interrupts = lock(&self.interrupts);
             interrupts.seat = None;
             interrupts.pending |= seat.take_interrupt();
             drop(interrupts);
@@ -301,7 +302,7 @@ impl Interrupter {
     /// Makes the run that goes on, or else the next one, return [`Exit::Interrupted`](crate::Exit::Interrupted). A
     /// run that is just coming back for another reason says that, and the next one is interrupted.
     pub fn interrupt(&self) {
-        let mut interrupts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut interrupts = lock(&self.0);
         match &interrupts.seat {
             Some(seat) => seat.interrupt(),
             None => interrupts.pending = true,

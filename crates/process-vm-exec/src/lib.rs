@@ -13,6 +13,7 @@ mod maps;
 mod memory;
 mod signal;
 mod space;
+mod sync;
 
 pub use crate::arch::x86_64::Registers;
 pub use crate::arch::x86_64::xstate::size as xstate_size;

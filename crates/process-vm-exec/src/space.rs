@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -28,6 +28,7 @@ use crate::executor::{layout, setup};
 use crate::exit::{Exit, Fault, Syscall, WaitStatus};
 use crate::memory::{Mapping, Protection};
 use crate::signal::SignalSet;
+use crate::sync::lock;
 
 /// An address space of its own, in which the supervisor runs code.
 ///
@@ -386,7 +387,7 @@ impl Inner {
         if self.settings.engine_in_use() == Engine::Ptrace {
             return self.tracees.seat(|| self.start_executor());
         }
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let free = lock(&self.free).pop();
         match free {
             Some(seat) => Ok(seat),
             None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.rewriter.clone()))),
@@ -403,7 +404,7 @@ impl Inner {
         if self.settings.engine_in_use() == Engine::Ptrace {
             return;
         }
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
+        lock(&self.free).push(seat);
     }
 
     fn call(&self, call: Call) -> Result<std::result::Result<u64, Errno>> {
@@ -444,7 +445,7 @@ impl Inner {
             call,
             Entry::new(libc::SYS_close, [received, 0, 0, 0, 0, 0]),
         ];
-        let pair = self.keeper.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let pair = lock(&self.keeper.files);
         let (ours, theirs) = &*pair;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);

@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ use crate::executor::life::Life;
 use crate::executor::task::Executor;
 use crate::exit::{Access, Arch, Fault, WaitStatus};
 use crate::signal::SigInfo;
+use crate::sync::lock;
 
 /// The traced tasks of one space.
 #[derive(Debug, Default)]
@@ -55,10 +56,6 @@ impl Tracees {
         }
         Traced::release_unused();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One traced task.

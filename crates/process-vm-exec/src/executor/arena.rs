@@ -3,13 +3,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::layout;
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// Length of a slot, as memory calls want it.
 #[expect(clippy::cast_possible_truncation, reason = "x86-64 only")]
@@ -48,7 +49,7 @@ impl Arena {
     /// A slot full of zeroes.
     pub(crate) fn slot(self: &Arc<Self>) -> Result<Slot> {
         let index = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free = lock(&self.free);
             match free.returned.pop() {
                 Some(index) => index,
                 None if free.fresh < SLOTS => {
@@ -85,7 +86,7 @@ impl Arena {
     }
 
     fn put_back(&self, index: u64) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).returned.push(index);
+        lock(&self.free).returned.push(index);
     }
 }
 

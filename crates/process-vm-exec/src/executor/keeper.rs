@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::fs;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::{ptr, thread};
 
 use rustix::fs::MemfdFlags;
@@ -23,6 +23,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::exit::WaitStatus;
 use crate::maps;
+use crate::sync::lock;
 
 /// The supervisor's end of the keeper and of the template.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Keeper {
     /// This process's keeper.
     pub(crate) fn get() -> Result<Arc<Self>> {
         static KEEPER: Mutex<Option<Arc<Keeper>>> = Mutex::new(None);
-        let mut keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keeper = lock(&KEEPER);
         if let Some(keeper) = &*keeper
             && keeper.supervisor == rustix::process::getpid()
             && !lock(&keeper.living).keeper_is_gone
@@ -143,10 +144,6 @@ impl Keeper {
         living.lives.insert(number, Arc::clone(life));
         Ok(())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A clone whose child becomes the service task of `slot`, in a process of its own.

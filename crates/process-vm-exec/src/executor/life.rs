@@ -8,6 +8,7 @@ use rustix::process::Pid;
 use super::arena::Slot;
 use super::{layout, machine};
 use crate::exit::WaitStatus;
+use crate::sync::lock;
 
 /// The life of one process and of the slot it writes to.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Life {
     /// Waits until the process is known to be dead. It has been killed.
     pub(crate) fn wait_for_end(&self) {
         let (ended, changed) = &self.ended;
-        let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = lock(ended);
         drop(changed.wait_while(ended, |ended| !*ended).unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -86,7 +87,7 @@ impl Life {
         let _ = self.end.compare_exchange(0, end, Ordering::SeqCst, Ordering::SeqCst);
         *self.pid.write().unwrap_or_else(PoisonError::into_inner) = None;
         let (ended, changed) = &self.ended;
-        *ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *lock(ended) = true;
         changed.notify_all();
         let executors = u64::from(self.executors.load(Ordering::SeqCst));
         let mailboxes = (0..executors).map(|index| layout::MAILBOXES + index * layout::MAILBOX_STRIDE);

@@ -1,7 +1,7 @@
 //! The service task of a process: executes system calls there for the supervisor.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
@@ -10,6 +10,7 @@ use super::layout;
 use super::life::Life;
 use super::machine::{self, Host};
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// One system call for the service task.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +78,7 @@ impl Service {
         entries: &[Entry],
         results: &mut Vec<std::result::Result<u64, Errno>>,
     ) -> Result<()> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if self.life.status().is_some() {
             return Err(Error::Dead);
         }
