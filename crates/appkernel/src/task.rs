@@ -185,7 +185,10 @@ impl Task {
     pub fn run(&mut self) -> Result<WaitStatus, Error> {
         let status = loop {
             match self.space.run(&mut self.context, &SignalSet::all())? {
-                Exit::Syscall(call) => self.answer(&call),
+                Exit::Syscall => {
+                    let call = *self.context.syscall();
+                    self.answer(&call);
+                }
                 Exit::Fault(fault) => {
                     self.stats.faults += 1;
                     self.raise_fault(&fault);

@@ -18,8 +18,8 @@ fn main() -> process_vm_exec::Result<()> {
     let start = Instant::now();
     for _ in 0..ROUNDS {
         match space.run(&mut ctx, &SignalSet::all())? {
-            Exit::Syscall(call)
-                if Sysno::new(call.nr.try_into().unwrap_or(usize::MAX)) == Some(Sysno::getppid) =>
+            Exit::Syscall
+                if Sysno::new(ctx.syscall().nr.try_into().unwrap_or(usize::MAX)) == Some(Sysno::getppid) =>
             {
                 ctx.set_return(1);
             }

@@ -4,8 +4,9 @@ use std::cell::OnceCell;
 use std::sync::{Arc, Mutex};
 
 use crate::arch::x86_64::{self, Registers, xstate};
-use crate::engine::{Called, Enter, Event, Seat};
+use crate::engine::{Called, Enter, Seat};
 use crate::error::Result;
+use crate::exit::{Arch, Syscall};
 use crate::space::Inner;
 use crate::sync::lock;
 
@@ -32,6 +33,7 @@ pub struct Context {
     xstate: Xstate,
     seat: Option<Seated>,
     interrupts: Arc<Mutex<Interrupts>>,
+    syscall: Syscall,
     calls: Calls,
 }
 
@@ -88,6 +90,7 @@ impl Context {
             xstate: Xstate::Initial,
             seat: None,
             interrupts: Arc::default(),
+            syscall: Syscall { nr: 0, args: [0; 6], arch: Arch::X86_64 },
             calls: Calls::default(),
         }
     }
@@ -111,6 +114,12 @@ impl Context {
         self.registers();
         self.changed = true;
         self.registers.get_mut().expect("just read")
+    }
+
+    /// The system call with which the last run that returned [`Exit::Syscall`](crate::Exit::Syscall) ended.
+    #[inline]
+    pub fn syscall(&self) -> &Syscall {
+        &self.syscall
     }
 
     /// Sets `rax`: the answer to a system call, `-errno` for an error. Costs less than
@@ -176,9 +185,9 @@ impl Context {
         Ok(clone)
     }
 
-    /// Goes to the guest in `space` and comes back.
+    /// Makes ready to go to the guest in `space`, from the seat and in the way that it returns.
     #[inline]
-    pub(crate) fn enter(&mut self, space: &Arc<Inner>) -> Result<Event> {
+    pub(crate) fn prepare(&mut self, space: &Arc<Inner>) -> Result<(&dyn Seat, Enter)> {
         let is_seated = |seated: &Seated| Arc::ptr_eq(&seated.space, space) && seated.seat.is_usable();
         if !self.seat.as_ref().is_some_and(is_seated) {
             self.sit(space)?;
@@ -187,7 +196,7 @@ impl Context {
             self.load_xstate()?;
         }
         let entry = if self.changed { self.load_registers()? } else { Enter::Answer(self.rax) };
-        Ok(self.seat().enter(&entry))
+        Ok((self.seat(), entry))
     }
 
     fn seat(&self) -> &dyn Seat {
@@ -274,6 +283,14 @@ impl Context {
             Called::Rewritten => self.calls.rewritten += 1,
             Called::Trapped => self.calls.trapped += 1,
         }
+    }
+
+    /// The guest has run and made a call.
+    #[inline]
+    pub(crate) fn called(&mut self, arch: Arch) {
+        let Seated { seat, .. } = self.seat.as_ref().expect("the context has a seat");
+        seat.read_call(arch, &mut self.syscall);
+        self.left(self.syscall.nr);
     }
 
     /// The guest has run: the seat has its state now.

@@ -5,9 +5,9 @@ use crate::signal::SigInfo;
 /// Why [`AddressSpace::run`](crate::AddressSpace::run) came back.
 #[derive(Clone, Copy, Debug)]
 pub enum Exit {
-    /// The guest made a system call; it has not been executed. Answer it with
-    /// [`Context::set_return`](crate::Context::set_return) and run on.
-    Syscall(Syscall),
+    /// The guest made a system call; it has not been executed. [`Context::syscall`](crate::Context::syscall) tells
+    /// which, [`Context::set_return`](crate::Context::set_return) answers it.
+    Syscall,
     /// An instruction of the guest could not complete. RIP is the instruction's own (a fault) or the next
     /// one's (a trap, such as `int3` or a single step), as the processor has it.
     Fault(Fault),

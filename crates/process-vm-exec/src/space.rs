@@ -25,7 +25,7 @@ use crate::executor::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
 use crate::executor::service::{Entry, Service};
 use crate::executor::task::Executor;
 use crate::executor::{layout, setup};
-use crate::exit::{Exit, Fault, Syscall, WaitStatus};
+use crate::exit::{Exit, Fault, WaitStatus};
 use crate::memory::{Mapping, Protection};
 use crate::signal::SignalSet;
 use crate::sync::lock;
@@ -50,8 +50,8 @@ use crate::sync::lock;
 /// space.protect(code, 4096, Protection::READ | Protection::EXEC)?;
 ///
 /// let mut ctx = Context::new(code, 0);
-/// let Exit::Syscall(call) = space.run(&mut ctx, &SignalSet::all())? else { panic!() };
-/// assert_eq!(call.nr, 39);
+/// let Exit::Syscall = space.run(&mut ctx, &SignalSet::all())? else { panic!() };
+/// assert_eq!(ctx.syscall().nr, 39);
 /// ctx.set_return(1);
 /// let Exit::Fault(fault) = space.run(&mut ctx, &SignalSet::all())? else { panic!() };
 /// assert_eq!((fault.signal, ctx.registers().rax), (libc::SIGSEGV, 1));
@@ -319,20 +319,22 @@ impl AddressSpace {
             return Ok(Exit::Died(status));
         }
         loop {
-            let event = match ctx.enter(&self.0) {
+            // Matched where it is: to move an event costs more than to find out which one it is.
+            let event = match ctx.prepare(&self.0) {
+                Ok((seat, entry)) => seat.enter(&entry),
                 Err(Error::Dead) => Event::Died,
-                event => event?,
+                Err(error) => return Err(error),
             };
             match event {
-                Event::Call { registers: [rax, args @ ..], arch, how } => {
-                    ctx.left(rax);
+                Event::Call { arch, how } => {
+                    ctx.called(arch);
                     ctx.count(how);
                     if how == Called::Trapped
                         && let Some(rewriter) = &self.0.rewriter
                     {
                         ctx.move_with_text(|registers| rewriter.after_trap(&self.0, registers, arch));
                     }
-                    return Ok(Exit::Syscall(Syscall { nr: rax, args, arch }));
+                    return Ok(Exit::Syscall);
                 }
                 Event::Interrupted { rax } => {
                     ctx.left(rax);

@@ -9,7 +9,7 @@ pub(crate) mod trap;
 use crate::arch::x86_64::Registers;
 use crate::error::Error;
 use crate::executor::task;
-use crate::exit::{Arch, Fault};
+use crate::exit::{Arch, Fault, Syscall};
 use crate::signal::SigInfo;
 
 /// How a context gets onto a processor in the other address space.
@@ -113,6 +113,10 @@ pub(crate) trait Seat: Send + Sync + fmt::Debug {
     /// load, the guest goes on with all the state it left, but for `rax`.
     fn enter(&self, entry: &Enter) -> Event;
 
+    /// Reads the call that has just been reported, whose entry was `arch`'s. Into where it is to be: a processor
+    /// that copies on what it has just stored, in pieces of another size, stalls.
+    fn read_call(&self, arch: Arch, call: &mut Syscall);
+
     /// The registers that the guest left, of which `rax` may be out of date.
     fn registers(&self) -> Registers;
 
@@ -147,8 +151,8 @@ pub(crate) enum Enter {
 /// Why a guest came back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    /// It made a system call; `registers` are `rax` and the six arguments.
-    Call { registers: [u64; 7], arch: Arch, how: Called },
+    /// It made a system call, which [`Seat::read_call`] tells.
+    Call { arch: Arch, how: Called },
     /// An instruction faulted.
     Fault { rax: u64, fault: Fault },
     /// A signal came from outside.

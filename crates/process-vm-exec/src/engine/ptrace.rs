@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::executor::code;
 use crate::executor::life::Life;
 use crate::executor::task::Executor;
-use crate::exit::{Access, Arch, Fault, WaitStatus};
+use crate::exit::{Access, Arch, Fault, Syscall, WaitStatus};
 use crate::signal::SigInfo;
 use crate::sync::lock;
 
@@ -146,7 +146,7 @@ impl Tracee {
                     return Event::Died;
                 }
                 Stop::Event => continue,
-                Stop::Syscall => self.fetch(stop).and_then(|()| self.call()),
+                Stop::Syscall => self.fetch(stop).and_then(|()| self.called()),
                 Stop::Signal(code::INTERRUPT_SIGNAL) if !self.interrupt.swap(false, Ordering::SeqCst) => {
                     continue;
                 }
@@ -182,25 +182,16 @@ impl Tracee {
         Ok(())
     }
 
-    fn call(&self) -> rustix::io::Result<Event> {
+    fn called(&self) -> rustix::io::Result<Event> {
         // struct ptrace_syscall_info: op, arch, ...
         let mut info = [0u32; 24];
         request(PTRACE_GET_SYSCALL_INFO, self.tid, size_of_val(&info), info.as_mut_ptr() as usize)?;
-        Ok(self.call_event(info[1]))
+        Ok(Self::call_event(info[1]))
     }
 
-    fn call_event(&self, arch: u32) -> Event {
-        let Registers { rax, rdi, rsi, rdx, r10, r8, r9, rbx, rcx, rbp, .. } = lock(&self.guest).registers;
-        match arch {
-            code::AUDIT_ARCH_X86_64 => {
-                let registers = [rax, rdi, rsi, rdx, r10, r8, r9];
-                Event::Call { registers, arch: Arch::X86_64, how: Called::Trapped }
-            }
-            _ => {
-                let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp];
-                Event::Call { registers, arch: Arch::I386, how: Called::Trapped }
-            }
-        }
+    fn call_event(arch: u32) -> Event {
+        let arch = if arch == code::AUDIT_ARCH_X86_64 { Arch::X86_64 } else { Arch::I386 };
+        Event::Call { arch, how: Called::Trapped }
     }
 
     fn signal(&self) -> rustix::io::Result<Event> {
@@ -209,7 +200,7 @@ impl Tracee {
         let info = SigInfo::from_bytes(bytes);
         if info.signal() == libc::SIGSYS && info.code() > 0 {
             // The filter's: a call through the vsyscall page, which ptrace does not see.
-            return Ok(self.call_event(info.i32_at(28).cast_unsigned()));
+            return Ok(Self::call_event(info.i32_at(28).cast_unsigned()));
         }
         let registers = lock(&self.guest).registers;
         if !code::is_synchronous(info.signal()) || info.code() <= 0 {
@@ -274,6 +265,15 @@ impl Seat for Tracee {
             Ok(_) => self.resume(),
             Err(_) => self.died(),
         }
+    }
+
+    fn read_call(&self, arch: Arch, call: &mut Syscall) {
+        let registers = lock(&self.guest).registers;
+        let [nr, args @ ..] = match arch {
+            Arch::X86_64 => registers.call(),
+            Arch::I386 => registers.i386_call(),
+        };
+        *call = Syscall { nr, args, arch };
     }
 
     fn registers(&self) -> Registers {

@@ -9,7 +9,7 @@ use crate::arch::x86_64::Registers;
 use crate::error::Result;
 use crate::executor::code;
 use crate::executor::task::{Executor, Report, Trap};
-use crate::exit::{Access, Arch, Fault};
+use crate::exit::{Access, Arch, Fault, Syscall};
 use crate::signal::SigInfo;
 
 /// A seat on an executor.
@@ -44,6 +44,15 @@ impl Seat for ExecutorSeat {
             &Enter::Answer(rax) => self.event(self.executor.answer(rax)),
             Enter::Load(registers) => self.load(registers),
         }
+    }
+
+    #[inline]
+    fn read_call(&self, arch: Arch, call: &mut Syscall) {
+        let [nr, args @ ..] = match arch {
+            Arch::X86_64 => self.executor.call(),
+            Arch::I386 => self.executor.registers().i386_call(),
+        };
+        *call = Syscall { nr, args, arch };
     }
 
     fn registers(&self) -> Registers {
@@ -86,10 +95,10 @@ impl ExecutorSeat {
     #[inline]
     fn event(&self, report: Report) -> Event {
         match report {
-            Report::Call { rewritten: true } => {
-                Event::Call { registers: self.executor.call(), arch: Arch::X86_64, how: Called::Rewritten }
+            Report::Call { rewritten: true } => Event::Call { arch: Arch::X86_64, how: Called::Rewritten },
+            Report::Call { rewritten: false } => {
+                Event::Call { arch: self.executor.call_arch(), how: Called::Trapped }
             }
-            Report::Call { rewritten: false } => self.trapped_call(),
             Report::Signal => self.signal(),
             Report::Interrupted => {
                 self.executor.take_interrupt();
@@ -97,18 +106,6 @@ impl ExecutorSeat {
             }
             Report::Done | Report::Dead => Event::Died,
         }
-    }
-
-    fn trapped_call(&self) -> Event {
-        let arch = self.executor.call_arch();
-        let registers = match arch {
-            Arch::X86_64 => self.executor.call(),
-            Arch::I386 => {
-                let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp, .. } = self.executor.registers();
-                [rax, rbx, rcx, rdx, rsi, rdi, rbp]
-            }
-        };
-        Event::Call { registers, arch, how: Called::Trapped }
     }
 
     fn signal(&self) -> Event {

@@ -111,6 +111,7 @@ impl Slot {
         self.index * layout::SIZE
     }
 
+    #[inline]
     fn at<T>(&self, offset: u64) -> *mut T {
         let offset = usize::try_from(offset).expect("64-bit");
         assert!(offset + size_of::<T>() <= SLOT_LEN && offset.is_multiple_of(align_of::<T>()));
@@ -118,19 +119,30 @@ impl Slot {
         unsafe { self.base.as_ptr().add(offset).cast() }
     }
 
+    #[inline]
     pub(crate) fn u32(&self, offset: u64) -> &AtomicU32 {
         // SAFETY: `at` gives an aligned address inside the mapping, which lives as long as `self` and is
         // accessed atomically only.
         unsafe { AtomicU32::from_ptr(self.at(offset)) }
     }
 
+    /// The [`layout::HALF_LEN`] bytes from `offset` on, word by word.
+    #[inline]
+    pub(crate) fn words(&self, offset: u64) -> &[AtomicU32; layout::HALF_LEN / 4] {
+        // SAFETY: `at` gives an aligned address, with room for all of them inside the mapping, which lives as long as
+        // `self` and is accessed atomically only.
+        unsafe { &*self.at::<[AtomicU32; layout::HALF_LEN / 4]>(offset) }
+    }
+
     /// A copy of what is there now. `T` is made of integers only: any bytes are a valid value.
+    #[inline]
     pub(crate) fn read<T: Plain>(&self, offset: u64) -> T {
         // SAFETY: inside the mapping, aligned, and any bytes are a valid `T`.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
 
     /// Writes `value` there.
+    #[inline]
     pub(crate) fn write<T: Plain>(&self, offset: u64, value: T) {
         // SAFETY: inside the mapping and aligned.
         unsafe { self.at::<T>(offset).write_volatile(value) }

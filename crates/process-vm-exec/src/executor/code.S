@@ -13,17 +13,21 @@
  */
 
 /* Wait until the word at (rbp) differs from r12d; the new one is left in eax.
- * First look often, then with pauses, then yield between looks, then sleep: executor::handoff is the same in Rust,
- * and says why.
+ * Look with pauses, then with the clock in between, then yield between looks, then sleep: executor::handoff is the
+ * same in Rust, and says why.
  * Clobbers rax rcx rdx rsi rdi r8 r10 r11 r13. */
 .macro WAIT
+    mov {CPU}(%rbp), %ecx
+    cmp %ecx, {CPU}(%rbx)
+    je 10f
     mov ${QUICK_LOOKS}, %ecx
 1:  mov (%rbp), %eax
     cmp %r12d, %eax
     jne 9f
+    pause
     dec %ecx
     jnz 1b
-    rdtscp
+10: rdtscp
     and $0xfff, %ecx
     shl $32, %rdx
     or %rdx, %rax

@@ -24,8 +24,10 @@ pub(crate) const CONTROL: u64 = 1 << 20;
 pub(crate) const CONTROL_LEN: u64 = 1 << 20;
 /// Offset of the parameters.
 pub(crate) const PARAMS: u64 = CONTROL + 0x4000;
-/// Offset of the commands to executors, [`COMMAND_STRIDE`] bytes each.
-pub(crate) const COMMANDS: u64 = CONTROL + 0x8_0000;
+/// Offset of the commands to executors, [`COMMAND_STRIDE`] bytes each. Not a multiple of a page, as the mailboxes'
+/// offset is: processors compare the low bits of addresses first when they look for a load's value among the stores
+/// under way, and either side looks at one half's word just after it has written the other's.
+pub(crate) const COMMANDS: u64 = CONTROL + 0x8_0800;
 /// Length of one executor's commands. `MAILBOX_STRIDE / COMMAND_STRIDE` is a power of two: the executor's
 /// code computes the address of one from the other.
 pub(crate) const COMMAND_STRIDE: u64 = 512;
@@ -42,7 +44,9 @@ pub(crate) const MAILBOX_STRIDE: u64 = 64 << 10;
 /// As many executors as one space can have.
 pub(crate) const MAX_EXECUTORS: u64 = (SIZE - MAILBOXES) / MAILBOX_STRIDE;
 
-/// In command and mailbox, request and result alike: the word that passes control.
+/// What the two sides of a hand-off write, in command and mailbox, request and result alike, is in so many bytes.
+pub(crate) const HALF_LEN: usize = 512;
+/// In each of them: the word that passes control.
 pub(crate) const WORD: u64 = 0;
 /// Set while the writer of this half sleeps in a futex.
 pub(crate) const SLEEPING: u64 = 0x100;

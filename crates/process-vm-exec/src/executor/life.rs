@@ -68,6 +68,7 @@ impl Life {
     }
 
     /// How it ended, if it did.
+    #[inline]
     pub(crate) fn status(&self) -> Option<WaitStatus> {
         let end = self.end.load(Ordering::SeqCst);
         let number = i32::try_from(end & 0xffff_ffff).unwrap_or(i32::MAX);

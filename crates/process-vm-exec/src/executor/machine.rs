@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
+use super::arena::Slot;
 use super::handoff::{Budget, Half, Machine};
+use super::layout;
 
 /// How long the two sides of a space wait for each other before they sleep, unless told otherwise. About what it
 /// costs to wake a task on another processor of a virtual machine, so that waiting costs at most twice the best.
@@ -17,8 +19,8 @@ pub(crate) const SPIN_WITHOUT_YIELD_NS: u64 = 3_000;
 /// Two switches between tasks and some work take less.
 pub(crate) const PATIENCE_NS: u64 = 20_000;
 
-/// Looks before a waiter reads the clock: some 100 ns.
-pub(crate) const QUICK_LOOKS: u32 = 100;
+/// Looks before a waiter reads the clock, with a `pause` after each: up to 1 us.
+pub(crate) const QUICK_LOOKS: u32 = 40;
 /// Looks between two readings of the clock.
 pub(crate) const LOOKS: u32 = 16;
 
@@ -84,12 +86,16 @@ fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
 
 /// The half at `offset` of a slot.
 #[inline]
-pub(crate) fn half(slot: &super::arena::Slot, offset: u64) -> Half<'_> {
+pub(crate) fn half(slot: &Slot, offset: u64) -> Half<'_> {
+    const fn index(offset: u64) -> usize {
+        (offset / 4) as usize
+    }
+    let words = slot.words(offset);
     Half {
-        word: slot.u32(offset + super::layout::WORD),
-        sleeping: slot.u32(offset + super::layout::SLEEPING),
-        cpu: slot.u32(offset + super::layout::CPU),
-        no_yield: slot.u32(offset + super::layout::NO_YIELD),
+        word: &words[const { index(layout::WORD) }],
+        sleeping: &words[const { index(layout::SLEEPING) }],
+        cpu: &words[const { index(layout::CPU) }],
+        no_yield: &words[const { index(layout::NO_YIELD) }],
     }
 }
 

@@ -191,7 +191,7 @@ impl Guest {
     #[track_caller]
     pub(crate) fn call(&mut self) -> Syscall {
         match self.run() {
-            Exit::Syscall(call) => call,
+            Exit::Syscall => *self.ctx.syscall(),
             other => panic!("a system call was expected, not {other:?} at {:#x}", self.ctx.registers().rip),
         }
     }

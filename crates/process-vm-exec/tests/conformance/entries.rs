@@ -24,7 +24,8 @@ claims! {
             let regs = guest.regs();
             (regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp) = (1, 2, 3, 4, 5, 6);
             match guest.run() {
-                Exit::Syscall(call) => {
+                Exit::Syscall => {
+                    let call = guest.ctx.syscall();
                     assert_eq!((call.arch, call.nr & 0xffff_ffff), (Arch::I386, u64::from(nr)));
                     assert_eq!(call.args, [1, 2, 3, 4, 5, 6]);
                     assert_eq!(guest.ctx.registers().rip, CODE + 7);
@@ -47,7 +48,10 @@ claims! {
         });
         match guest.run() {
             Exit::Fault(_) => {}
-            Exit::Syscall(call) => assert_eq!((call.arch, call.nr), (Arch::I386, u64::from(I386_EXIT))),
+            Exit::Syscall => {
+                let call = guest.ctx.syscall();
+                assert_eq!((call.arch, call.nr), (Arch::I386, u64::from(I386_EXIT)));
+            }
             other => panic!("{other:?}"),
         }
         guest.regs().rip = CODE + 7;
@@ -113,7 +117,7 @@ claims! {
                 a.syscall()
             });
             match guest.run() {
-                Exit::Syscall(call) => assert_eq!(call.nr, nr, "the call was answered by the host"),
+                Exit::Syscall => assert_eq!(guest.ctx.syscall().nr, nr, "the call was answered by the host"),
                 Exit::Fault(fault) => assert_eq!(fault.signal, libc::SIGSEGV, "{fault:?}"),
                 other => panic!("{other:?}"),
             }
@@ -133,7 +137,7 @@ claims! {
             one.regs().rip = vdso.start + at as u64;
             one.regs().rax = u64::from(NR);
             match one.run() {
-                Exit::Syscall(call) => assert_eq!(call.nr, u64::from(NR)),
+                Exit::Syscall => assert_eq!(one.ctx.syscall().nr, u64::from(NR)),
                 other => panic!("{other:?} at +{at:#x}"),
             }
             seen += 1;

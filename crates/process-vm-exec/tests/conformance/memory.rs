@@ -52,7 +52,7 @@ fn count_in_memory(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 fn count(space: &AddressSpace, ctx: &mut Context) -> u64 {
     match space.run(ctx, &SignalSet::all()).expect("a run") {
-        Exit::Syscall(call) => call.args[0],
+        Exit::Syscall => ctx.syscall().args[0],
         other => panic!("{other:?}"),
     }
 }
@@ -372,7 +372,7 @@ claims! {
             space.write(CODE, &asm(|a| { a.mov(eax, nr)?; a.syscall() })).expect("memory");
             let mut ctx = Context::new(CODE, 0);
             match space.run(&mut ctx, &SignalSet::all()) {
-                Ok(Exit::Syscall(call)) => assert_eq!(call.nr, u64::from(nr)),
+                Ok(Exit::Syscall) => assert_eq!(ctx.syscall().nr, u64::from(nr)),
                 other => panic!("{other:?}"),
             }
         }

@@ -161,7 +161,7 @@ claims! {
             let mut ctx = process_vm_exec::Context::new(CODE, crate::common::STACK_TOP);
             (ctx.registers_mut().cs, ctx.registers_mut().ss) = (code, stack);
             let result = guest.space.run(&mut ctx, &SignalSet::all());
-            let ran = matches!(result, Ok(process_vm_exec::Exit::Syscall(_)));
+            let ran = matches!(result, Ok(process_vm_exec::Exit::Syscall));
             assert!(!ran || ctx.registers().cs == 0x33, "cs {code:#x} ss {stack:#x}: {result:?}");
         }
         let mut after = guest.another(1);

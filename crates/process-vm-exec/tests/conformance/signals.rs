@@ -83,7 +83,7 @@ claims! {
             for _ in 0..100_000 {
                 match guest.run() {
                     Exit::Signal(info) => seen.push(info.signal()),
-                    Exit::Syscall(_) => {}
+                    Exit::Syscall => {}
                     other => panic!("{other:?}"),
                 }
                 if seen.len() == expected.len() {
@@ -116,7 +116,7 @@ claims! {
         let (mut calls, mut signals) = (1, 0);
         while signals == 0 || !sender.is_finished() {
             match guest.run() {
-                Exit::Syscall(_) => calls += 1,
+                Exit::Syscall => calls += 1,
                 Exit::Signal(info) => {
                     assert_eq!(info.signal(), libc::SIGUSR1);
                     signals += 1;
@@ -209,7 +209,7 @@ claims! {
             kill(pid, libc::SIGKILL);
             loop {
                 match other.run() {
-                    Exit::Syscall(_) => {}
+                    Exit::Syscall => {}
                     Exit::Died(status) => break assert_eq!(status, WaitStatus::Signaled(libc::SIGKILL)),
                     other => panic!("{other:?}"),
                 }
@@ -226,7 +226,7 @@ claims! {
         loop {
             match guest.run() {
                 // The signal may take a moment.
-                Exit::Syscall(_) => {}
+                Exit::Syscall => {}
                 Exit::Died(status) => break assert_eq!(status, WaitStatus::Signaled(libc::SIGKILL)),
                 other => panic!("{other:?}"),
             }
@@ -256,7 +256,7 @@ claims! {
             });
             loop {
                 match guest.run() {
-                    Exit::Syscall(_) => guest.ctx.set_return(0),
+                    Exit::Syscall => guest.ctx.set_return(0),
                     Exit::Died(status) => break assert_eq!(status, WaitStatus::Signaled(libc::SIGKILL)),
                     other => panic!("round {round}: {other:?}"),
                 }

@@ -152,7 +152,7 @@ claims! {
         for round in 1..=10u64 {
             let space = &spaces[usize::from(round % 2 == 0)];
             match space.run(&mut ctx, &SignalSet::all()).expect("a run") {
-                Exit::Syscall(call) => assert_eq!(call.args[0], 5 * round),
+                Exit::Syscall => assert_eq!(ctx.syscall().args[0], 5 * round),
                 other => panic!("round {round}: {other:?}"),
             }
         }

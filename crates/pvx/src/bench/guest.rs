@@ -61,7 +61,7 @@ impl Guest {
     /// One system call, answered.
     pub(super) fn answer_one_call(&mut self) -> Result<()> {
         match self.space.run(&mut self.ctx, &SignalSet::all())? {
-            Exit::Syscall(_) => self.ctx.set_return(ANSWER),
+            Exit::Syscall => self.ctx.set_return(ANSWER),
             other => bail!("a system call was expected, not {other:?}"),
         }
         Ok(())

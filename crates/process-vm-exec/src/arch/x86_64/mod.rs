@@ -36,6 +36,18 @@ pub struct Registers {
     pub gs_base: u64,
 }
 
+impl Registers {
+    /// Number and arguments of a call by the `syscall` instruction.
+    pub(crate) const fn call(&self) -> [u64; 7] {
+        [self.rax, self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+
+    /// Number and arguments of a call by `int 0x80`.
+    pub(crate) const fn i386_call(&self) -> [u64; 7] {
+        [self.rax, self.rbx, self.rcx, self.rdx, self.rsi, self.rdi, self.rbp]
+    }
+}
+
 impl Default for Registers {
     fn default() -> Self {
         Self {
@@ -63,6 +75,14 @@ impl Default for Registers {
             gs_base: 0,
         }
     }
+}
+
+/// A full barrier: what follows is done after everybody can see the writes before. As Linux's `smp_mb()`
+/// (arch/x86/include/asm/barrier.h): an `mfence`, which the standard library's fence is, takes several times as long.
+#[inline]
+pub(crate) fn full_barrier() {
+    // SAFETY: a locked instruction that changes nothing, on the top of this task's stack.
+    unsafe { std::arch::asm!("lock or dword ptr [rsp], 0") };
 }
 
 /// The 64-bit user code segment (`__USER_CS`, arch/x86/include/asm/segment.h).
