@@ -404,8 +404,7 @@ fn system_calls_of_32_bit_programs_fail_with_enosys() {
 fn a_system_call_that_is_missing_is_named_once_at_the_end() {
     let place = Place::new();
     for engine in engines() {
-        let seen =
-            place.guest(&["--engine", engine.name()], &["busybox", "sh", "-c", "(exit 1); echo not forked"]);
+        let seen = place.guest(&["--engine", engine.name()], &["sh", "-c", "(exit 1); echo not forked"]);
         let lines: Vec<_> =
             seen.stderr.lines().filter(|line| line.contains("not implemented (they")).collect();
         assert_eq!(lines.len(), 1, "{engine}: {seen:?}");
@@ -417,7 +416,7 @@ fn a_system_call_that_is_missing_is_named_once_at_the_end() {
 fn a_trace_names_calls_flags_and_errors() {
     let place = Place::new();
     for engine in engines() {
-        let seen = place.guest(&["--engine", engine.name(), "--trace"], &["busybox", "cat", "/nope"]);
+        let seen = place.guest(&["--engine", engine.name(), "--trace"], &["cat", "/nope"]);
         assert_eq!(seen.status, 1);
         let error = "= -1 ENOENT (No such file or directory)";
         let open = |line: &&str| {
@@ -435,7 +434,7 @@ fn a_trace_names_calls_flags_and_errors() {
 #[test]
 fn a_trace_can_go_to_a_file_and_counts_to_standard_error() {
     let place = Place::new();
-    let seen = place.guest(&["--trace-file", "trace", "--stats"], &["busybox", "echo", "hello"]);
+    let seen = place.guest(&["--trace-file", "trace", "--stats"], &["/bin/echo", "hello"]);
     assert_eq!((seen.status, seen.stdout.as_str()), (0, "hello\n"));
     assert!(fs::read_to_string(place.path("trace")).unwrap().contains("write(1, \"hello\\n\", 6) = 6"));
     assert!(seen.stderr.lines().any(|line| line.trim() == "1  write"), "{}", seen.stderr);
