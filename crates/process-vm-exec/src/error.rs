@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 
 use crate::engine::Engine;
+use crate::exit::Exit;
 
 /// A result of this library.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -48,6 +49,24 @@ pub enum Error {
     /// `PROCESS_VM_EXEC_ENGINE` names no engine.
     #[error("PROCESS_VM_EXEC_ENGINE={0:?} is no engine; use ptrace, trap or rewrite")]
     UnknownEngine(String),
+    /// A live process cannot be attached to; nothing of it has changed.
+    #[error("cannot attach to process {pid}: {why}")]
+    Attach {
+        /// The process.
+        pid: i32,
+        /// What stands in the way, and what to do about it.
+        why: String,
+        /// What a system call would say.
+        errno: Errno,
+    },
+    /// A function called in a space did not return.
+    #[error("the function at {addr:#x} did not return: {exit:?}")]
+    Function {
+        /// The function.
+        addr: u64,
+        /// What happened instead.
+        exit: Exit,
+    },
     /// The address space's task is gone.
     #[error("the address space is gone: its task died")]
     Dead,
@@ -64,7 +83,8 @@ impl Error {
     /// The errno that says best what happened.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::Host { errno, .. } | Self::Space { errno, .. } => *errno,
+            Self::Host { errno, .. } | Self::Space { errno, .. } | Self::Attach { errno, .. } => *errno,
+            Self::Function { .. } => Errno::FAULT,
             Self::Reserved { .. } | Self::Context(_) | Self::UnknownEngine(_) => Errno::INVAL,
             Self::Engine { .. } => Errno::NOSYS,
             Self::Dead => Errno::SRCH,

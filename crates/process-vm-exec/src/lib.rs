@@ -4,6 +4,7 @@ pub use rustix::io::Errno;
 pub use syscalls::Sysno;
 
 mod arch;
+mod attach;
 mod context;
 mod engine;
 mod error;
@@ -17,6 +18,7 @@ mod sync;
 
 pub use crate::arch::x86_64::Registers;
 pub use crate::arch::x86_64::xstate::size as xstate_size;
+pub use crate::attach::{Owner, Tls};
 pub use crate::context::{Calls, Context, Interrupter};
 pub use crate::engine::{Detection, Engine};
 pub use crate::error::{Error, Result};

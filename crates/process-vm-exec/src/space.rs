@@ -14,6 +14,7 @@ use rustix::net::{
 use syscalls::Sysno;
 
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
+use crate::attach::{Owner, Tls};
 use crate::context::Context;
 use crate::engine::ptrace::Tracees;
 use crate::engine::rewrite::Rewriter;
@@ -79,6 +80,21 @@ pub struct Builder {
     engine: Option<Engine>,
     rewriting: Rewriting,
     spin_budget_ns: u64,
+    owners: Owners,
+}
+
+/// Whose things calls in a live process mean.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owners {
+    pub(crate) files: Owner,
+    pub(crate) directory: Owner,
+    pub(crate) handlers: Owner,
+}
+
+impl Default for Owners {
+    fn default() -> Self {
+        Self { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Caller }
+    }
 }
 
 /// Whether the `rewrite` engine may rewrite call sites.
@@ -120,6 +136,39 @@ impl Builder {
     pub fn spin_budget_ns(mut self, spin_budget_ns: u64) -> Self {
         self.spin_budget_ns = spin_budget_ns;
         self
+    }
+
+    /// Whose descriptors calls in a live process mean: the caller's, unless told otherwise. Descriptors among a call's
+    /// arguments are passed there, and those it returns come back.
+    #[must_use]
+    pub fn files(mut self, files: Owner) -> Self {
+        self.owners.files = files;
+        self
+    }
+
+    /// Whose working directory and umask calls in a live process mean: the caller's, as they are when it attaches,
+    /// unless told otherwise.
+    #[must_use]
+    pub fn directory(mut self, directory: Owner) -> Self {
+        self.owners.directory = directory;
+        self
+    }
+
+    /// Whose signal handlers calls in a live process mean: the executor's own, unless told otherwise. Nothing can be
+    /// [run](AddressSpace::run) with the target's.
+    #[must_use]
+    pub fn handlers(mut self, handlers: Owner) -> Self {
+        self.owners.handlers = handlers;
+        self
+    }
+
+    /// Puts an executor into a live process: see [`AddressSpace::attach`].
+    ///
+    /// # Errors
+    /// As for [`AddressSpace::attach`].
+    pub fn attach(self, target: BorrowedFd<'_>) -> Result<AddressSpace> {
+        let _ = target;
+        Err(Error::Host { call: "attach", errno: Errno::NOSYS })
     }
 
     /// Creates the space.
@@ -169,9 +218,55 @@ impl AddressSpace {
         Self::builder().create()
     }
 
+    /// Puts an executor into the live process of `target`, a pidfd (pidfd_open(2)): from then on code and system
+    /// calls run in its memory beside its own threads, which run on. One of them is stopped once, for some 50
+    /// microseconds; a system call that it waits in goes on with the time that was left.
+    ///
+    /// Dropping the value, or the end of this process in whatever way, removes all that was added.
+    ///
+    /// # Errors
+    /// [`Error::Attach`] says why the process cannot be attached to; it is as it was then.
+    pub fn attach(target: BorrowedFd<'_>) -> Result<Self> {
+        Self::builder().attach(target)
+    }
+
+    /// As [`attach`](Self::attach), for the process with this number now.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_pid(pid: i32) -> Result<Self> {
+        let _ = pid;
+        Err(Error::Host { call: "attach", errno: Errno::NOSYS })
+    }
+
+    /// Removes all that [`attach`](Self::attach) added to a live process, or ends a space that was created, and waits
+    /// until that is done. Dropping the value does the same and says nothing.
+    ///
+    /// # Errors
+    /// [`Error::Dead`] if the process is gone already.
+    pub fn detach(self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Calls the function at `addr` in the space with up to six integer arguments, as the System V ABI has it, on a
+    /// stack of its own, and returns what it leaves in `rax`. The system calls that it makes are executed in the
+    /// space.
+    ///
+    /// # Errors
+    /// [`Error::Function`] if it does not return, but faults.
+    pub fn call(&self, addr: u64, args: &[u64], tls: Tls) -> Result<u64> {
+        let _ = (addr, args, tls);
+        Err(Error::Host { call: "call", errno: Errno::NOSYS })
+    }
+
     /// To create a space with something else than the defaults.
     pub fn builder() -> Builder {
-        Builder { engine: None, rewriting: Rewriting::On, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS }
+        Builder {
+            engine: None,
+            rewriting: Rewriting::On,
+            spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
+            owners: Owners::default(),
+        }
     }
 
     fn new(
