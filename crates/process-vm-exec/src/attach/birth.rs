@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::bootstrap::{self, Bootstrap};
 use super::inject::result_of;
@@ -26,9 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Has `tid`, which we have seized, make executors with these flags for their clones.
 pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result<Born, Errno> {
-    let thread = Stopped::stop(tid, time_asleep(tid))?;
+    let elapsed = time_asleep(tid);
+    let visit = Visit::to_processor_of(tid);
+    let thread = Stopped::stop(tid, elapsed)?;
     let made = commit(&thread, place, executors).and_then(|()| step_over_clone(tid));
     thread.release()?;
+    drop(visit);
     made?;
     let [executor, sharer] = midwife(executors)?;
     Ok(Born { executor: executor.ok_or(Errno::AGAIN)?, sharer, fs_base: thread.registers().fs_base })
@@ -86,14 +90,17 @@ fn any_stop() -> Result<Option<(i32, bool)>, Errno> {
     }
 }
 
-/// Lets helper and parent run to their ends, and keeps the executors, in the order of their births.
+/// Lets helper and parent run to their ends, and keeps the executors.
 fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
     /// How many there are before the executors: the helper, then the parent.
     const ELDERS: usize = 2;
-    let deadline = Instant::now() + PATIENCE;
+    /// How long a task that has been made may take to be seen.
+    const SOON: Duration = Duration::from_millis(500);
+    let wanted = ELDERS + executors.iter().filter(|&&flags| flags != 0).count();
+    let mut deadline = Instant::now() + PATIENCE;
     let mut tasks = Vec::new();
     let mut helper_is_there = true;
-    while helper_is_there {
+    while helper_is_there || tasks.len() < wanted {
         match any_stop()? {
             Some((tid, true)) => {
                 let index = tasks.iter().position(|&known| known == tid).unwrap_or_else(|| {
@@ -104,15 +111,52 @@ fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
                     request(libc::PTRACE_CONT, tid, 0, 0)?;
                 }
             }
-            Some((tid, false)) => helper_is_there = tasks.first() != Some(&tid),
-            None if Instant::now() > deadline => return Err(Errno::TIME),
-            None => std::thread::yield_now(),
+            Some((tid, false)) if tasks.first() == Some(&tid) => {
+                helper_is_there = false;
+                deadline = Instant::now() + SOON;
+            }
+            Some((_, false)) => {}
+            None if Instant::now() < deadline => std::thread::yield_now(),
+            // The parent could not make them all.
+            None => return Err(Errno::AGAIN),
         }
     }
-    let wanted = executors.iter().filter(|&&flags| flags != 0).count();
-    match &tasks[ELDERS.min(tasks.len())..] {
-        born if born.len() == wanted => Ok([born.first().copied(), born.get(1).copied()]),
-        _ => Err(Errno::AGAIN),
+    // They are seen in any order, but still have in rdi with which flags they were made.
+    let mut born = [None; 2];
+    for &tid in &tasks[ELDERS..] {
+        let flags = get_registers(tid)?.rdi & !u64::from(libc::CLONE_PTRACE.unsigned_abs());
+        let place = executors.iter().position(|&wanted| u64::from(wanted.unsigned_abs()) == flags);
+        born[place.ok_or(Errno::AGAIN)?] = Some(tid);
+    }
+    Ok(born)
+}
+
+/// A stay on the processor of a running thread. Two tasks on one processor take turns for less than it costs to wake
+/// one on another.
+struct Visit {
+    home: CpuSet,
+}
+
+impl Visit {
+    /// `None` if the thread is not running, or its processor is not one of ours.
+    fn to_processor_of(tid: i32) -> Option<Self> {
+        // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
+        let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        if fields.next()? != "R" {
+            return None;
+        }
+        let processor = fields.nth(35)?.parse::<usize>().ok()?;
+        let home = sched_getaffinity(None).ok()?;
+        let mut there = CpuSet::new();
+        there.set(processor);
+        (home.is_set(processor) && sched_setaffinity(None, &there).is_ok()).then_some(Self { home })
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(None, &self.home);
     }
 }
 

@@ -93,9 +93,10 @@ impl Stopped {
     }
 }
 
-/// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer.
+/// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer. It gives way between looks:
+/// the one who is to stop may be waiting for this very processor.
 pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
-    const AWAKE: Duration = Duration::from_micros(300);
+    const AWAKE: Duration = Duration::from_micros(500);
     const NAP: Duration = Duration::from_micros(100);
     let start = Instant::now();
     loop {
@@ -108,6 +109,8 @@ pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
         }
         if now - start > AWAKE {
             std::thread::sleep(NAP);
+        } else {
+            rustix::thread::sched_yield();
         }
     }
 }
