@@ -498,6 +498,10 @@ impl Drop for AddressSpace {
     fn drop(&mut self) {
         self.0.service.life.kill();
         self.0.tracees.collect();
+        // Another attachment may follow at once, and finds the target as it was.
+        if let Origin::Attached(_) = self.0.origin {
+            self.0.service.life.wait_for_end();
+        }
     }
 }
 

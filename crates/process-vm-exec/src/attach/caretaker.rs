@@ -85,8 +85,11 @@ impl<'a> Ward<'a> {
         let tracing = if status.has_seccomp_filter() { Tracing::GoesOn } else { Tracing::Ends };
         let thread = thread_to_stop(pid)?;
         let region = layout::BASE..layout::BASE + layout::SIZE;
-        if maps::of(order.pid)?.iter().any(|map| map.range.start < region.end && map.range.end > region.start)
-        {
+        let maps = maps::of(order.pid).map_err(|error| match error.errno() {
+            Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
+            _ => error,
+        })?;
+        if maps.iter().any(|map| map.range.start < region.end && map.range.end > region.start) {
             let why = format!(
                 "its memory at {:#x} to {:#x} is in use (by another supervisor that is attached?)",
                 region.start, region.end

@@ -79,6 +79,11 @@ impl Target {
         for result in service.request(&[advise(libc::MADV_DONTFORK), advise(libc::MADV_DONTDUMP)])? {
             result.map_err(|errno| Error::Space { call: "madvise", errno })?;
         }
+        // Copies of the target's handlers are neither the target's nor any use here.
+        setup::install_handlers(service)?;
+        if let Some((sharer, _)) = self.sharer.as_ref().filter(|_| self.owners.handlers == Owner::Caller) {
+            setup::install_handlers(sharer)?;
+        }
         match self.owners.directory {
             Owner::Target => Ok(()),
             Owner::Caller => self.go_to_our_directory(service),
@@ -175,7 +180,7 @@ impl Target {
             return Err(Error::Engine { engine: Engine::Trap, why: why.to_owned() });
         }
         if self.is_ready_to_run.get().is_none() {
-            setup::prepare_to_run(service)?;
+            setup::renounce_privileges(service)?;
             let _ = self.is_ready_to_run.set(());
         }
         Ok(())

@@ -88,15 +88,13 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
     run_all(service, &calls)
 }
 
-/// Makes the service task of a live process one that executors can be made beside: with their handlers, and without
-/// privileges to gain, which the kernel wants before it takes a filter.
-pub(crate) fn prepare_to_run(service: &Service) -> Result<()> {
+/// No privileges to gain, which the kernel wants before it takes a filter.
+pub(crate) fn renounce_privileges(service: &Service) -> Result<()> {
     let no_new_privs = Entry::new(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]);
-    run_all(service, &[(no_new_privs, "prctl")])?;
-    install_handlers(service)
+    run_all(service, &[(no_new_privs, "prctl")])
 }
 
-/// Gives the template the signal handlers of executors; copies inherit them.
+/// Gives the template, or the executor in a live process, the signal handlers of executors; copies inherit them.
 pub(crate) fn install_handlers(service: &Service) -> Result<()> {
     let slot = &service.life.slot;
     let mut arguments = Arguments { slot, next: layout::ARGUMENTS };
