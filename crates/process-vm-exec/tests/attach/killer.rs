@@ -13,7 +13,7 @@ use process_vm_exec::{AddressSpace, Errno, Sysno};
 use crate::{
     common::{Killed, Numbers, attached, skip, soak, soon, this_program, turn},
     target::Target,
-    trace::{assert_no_trace, descendants},
+    trace::{assert_no_trace, descendants, has_region},
 };
 
 /// Set in supervisors that are to be killed: the target's pid, and what to do.
@@ -44,7 +44,11 @@ fn supervisor() {
     match AddressSpace::attach_pid(pid) {
         Err(error) if error.errno() == Errno::NOSYS => return println!("\nMISSING"),
         // The first time costs more: afterwards it is as it always is.
-        space => drop(space.expect("attaching")),
+        space => {
+            let space = space.expect("attaching");
+            assert!(has_region(pid), "attached to {pid}, and the library's pages are not there");
+            drop(space);
+        }
     }
     let attach = || AddressSpace::attach_pid(pid).expect("attaching");
     match moment {
