@@ -103,10 +103,15 @@ fn start(pid: i32, moment: Moment) -> Option<(Killed, BufReader<ChildStdout>)> {
     panic!("a supervisor of {pid} has ended before it was killed")
 }
 
-/// When a process was started: tells it from a later one with its number.
+/// When a process was started: tells it from a later one with its number. A zombie counts as gone: when the first of
+/// all processes reaps it is not our affair.
 fn start_time(pid: i32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(')').next()?.split_whitespace().nth(19).map(str::to_owned)
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    match fields.next()? {
+        "Z" | "X" => None,
+        _ => fields.nth(18).map(str::to_owned),
+    }
 }
 
 /// Kills at a random microsecond, hundreds of times; `within_us` is some rounds of what the supervisor does.
