@@ -13,7 +13,7 @@ use process_vm_exec::Sysno;
 
 use crate::{
     common::{Killed, attached, has, scratch, skip, soon, turn},
-    trace::{Trace, assert_no_trace_but, numbers},
+    trace::{Trace, assert_no_trace_but, has_region, numbers},
 };
 
 /// Attaches, calls and detaches once.
@@ -35,7 +35,11 @@ fn assert_left_alone(pid: i32) {
 fn says_the_same(command: impl Fn() -> Command) {
     let alone = command().stdin(Stdio::null()).output().expect("the program");
     if !alone.status.success() {
-        return skip(&format!("{:?}: {}", command(), String::from_utf8_lossy(&alone.stderr)));
+        return skip(&format!(
+            "{}: {}",
+            command().get_program().display(),
+            String::from_utf8_lossy(&alone.stderr)
+        ));
     }
     let mut child = command()
         .stdin(Stdio::null())
@@ -60,6 +64,10 @@ fn says_the_same(command: impl Fn() -> Command) {
                 return skip("attach is not there yet");
             }
             Ok(space) => {
+                assert!(
+                    has_region(pid) || matches!(child.0.try_wait(), Ok(Some(_))),
+                    "nothing of ours in {pid}"
+                );
                 let result = space.syscall(Sysno::getpid, [0; 6]);
                 thread::sleep(Duration::from_millis(1));
                 let detached = space.detach();
@@ -83,7 +91,7 @@ fn says_the_same(command: impl Fn() -> Command) {
     text += &rest.join().expect("its output");
     assert!(visits > 10, "only {visits} visits");
     assert_eq!(text, String::from_utf8_lossy(&alone.stdout), "after {visits} visits");
-    eprintln!("{:?}: {visits} visits", command());
+    eprintln!("{}: {visits} visits", command().get_program().display());
 }
 
 fn is_there(command: &str) -> bool {

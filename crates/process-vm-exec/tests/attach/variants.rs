@@ -31,7 +31,6 @@ fn storm(linked: Linked, options: &[&str], least: u32) {
             let results = space.batch(&yields).expect("a batch");
             assert!(results.iter().all(|result| *result == Ok(0)), "{results:?}");
         }
-        assert!(has_region(pid), "attached, and its pages are not there");
         thread::sleep(Duration::from_micros(numbers.below(1000)));
         space.detach().expect("detaching");
         assert!(!has_region(pid), "detached, and its pages are there");
@@ -190,6 +189,7 @@ fn a_filter_that_kills() {
         for _ in rounds(ROUNDS) {
             match process_vm_exec::AddressSpace::attach_pid(pid) {
                 Ok(space) => {
+                    assert!(has_region(pid), "attached to {pid}, and the library's pages are not there");
                     space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
                     space.detach().expect("detaching");
                     works += 1;
