@@ -100,5 +100,23 @@ fn wait(tid: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<Sto
     }))
 }
 
+/// What has become of a task that this thread traces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Task {
+    Stopped,
+    Gone,
+}
+
+/// The next task of those that this thread traces to stop or end; `None` if `options` say not to wait.
+pub(crate) fn wait_for_any(options: libc::c_int) -> rustix::io::Result<Option<(libc::pid_t, Task)>> {
+    let mut status = 0;
+    // SAFETY: `status` is valid for the call.
+    match unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD | options) } {
+        0 => Ok(None),
+        tid if tid > 0 => Ok(Some((tid, if libc::WIFSTOPPED(status) { Task::Stopped } else { Task::Gone }))),
+        _ => Err(last_errno()),
+    }
+}
+
 /// A system-call stop under `PTRACE_O_TRACESYSGOOD`.
 const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;

@@ -169,8 +169,8 @@ impl Builder {
         self
     }
 
-    /// Whose signal handlers calls in a live process mean: the executor's own, unless told otherwise. Nothing can be
-    /// [run](AddressSpace::run) with the target's.
+    /// Whose signal handlers calls in a live process mean: the executor's own, unless told otherwise. What is
+    /// [run](AddressSpace::run) there has the executor's in any case.
     #[must_use]
     pub fn handlers(mut self, handlers: Owner) -> Self {
         self.owners.handlers = handlers;

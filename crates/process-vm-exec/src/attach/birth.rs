@@ -10,7 +10,7 @@ use super::bootstrap::{self, Bootstrap};
 use super::inject::result_of;
 use super::place::Place;
 use super::stop::{Stopped, wait_until};
-use crate::ptrace::{Stop, get_registers, last_errno, request, set_registers, set_signal_mask};
+use crate::ptrace::{Stop, Task, get_registers, request, set_registers, set_signal_mask, wait_for_any};
 
 /// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
 #[derive(Debug)]
@@ -75,21 +75,6 @@ fn step_over_clone(tid: i32) -> Result<(), Errno> {
     result_of(get_registers(tid)?.rax).map(drop)
 }
 
-/// A traced task that has stopped (true) or is gone (false).
-fn any_stop() -> Result<Option<(i32, bool)>, Errno> {
-    let mut status = 0;
-    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
-    // SAFETY: `status` is valid for the call.
-    match unsafe { libc::waitpid(-1, &raw mut status, options) } {
-        0 => Ok(None),
-        tid if tid > 0 => Ok(Some((tid, libc::WIFSTOPPED(status)))),
-        _ => match last_errno() {
-            Errno::INTR => Ok(None),
-            errno => Err(errno),
-        },
-    }
-}
-
 /// Lets helper and parent run to their ends, and keeps the executors.
 fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
     /// How many there are before the executors: the helper, then the parent.
@@ -101,8 +86,8 @@ fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
     let mut tasks = Vec::new();
     let mut helper_is_there = true;
     while helper_is_there || tasks.len() < wanted {
-        match any_stop()? {
-            Some((tid, true)) => {
+        match wait_for_any(libc::WNOHANG)? {
+            Some((tid, Task::Stopped)) => {
                 let index = tasks.iter().position(|&known| known == tid).unwrap_or_else(|| {
                     tasks.push(tid);
                     tasks.len() - 1
@@ -111,11 +96,11 @@ fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
                     request(libc::PTRACE_CONT, tid, 0, 0)?;
                 }
             }
-            Some((tid, false)) if tasks.first() == Some(&tid) => {
+            Some((tid, Task::Gone)) if tasks.first() == Some(&tid) => {
                 helper_is_there = false;
                 deadline = Instant::now() + SOON;
             }
-            Some((_, false)) => {}
+            Some((_, Task::Gone)) => {}
             None if Instant::now() < deadline => std::thread::yield_now(),
             // The parent could not make them all.
             None => return Err(Errno::AGAIN),

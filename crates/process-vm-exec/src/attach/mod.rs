@@ -95,7 +95,8 @@ pub enum Owner {
 /// Which thread-local storage a called function finds: see [`AddressSpace::call`](crate::AddressSpace::call).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// An empty one of its own: FS base points to zeroes. Enough for code that uses none.
+    /// One of its own: FS base points to zeroes, but for the pointer to itself that the ABI wants there. Enough for
+    /// code that has no variables in it.
     Own,
     /// That of the target's main thread, which goes on using it: for functions that only read theirs, or while that
     /// thread is known to be still.

@@ -6,10 +6,11 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::io::Errno;
 
 use super::inject;
 use crate::executor::{code, layout};
-use crate::ptrace::{get_registers, request, wait_for_stop};
+use crate::ptrace::{Task, get_registers, request, wait_for_any, wait_for_stop};
 
 /// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
 #[derive(Debug, Default)]
@@ -85,6 +86,13 @@ fn is_ours(tid: i32, site: u64) -> bool {
 fn kill(pid: i32) {
     // SAFETY: kill only sends a signal.
     unsafe { libc::kill(pid, libc::SIGKILL) };
-    // As its tracer we are told first; its parent is told after that.
-    let _ = wait_for_stop(pid);
+    // As its tracer we are told first; its parent is told after that. We are not told before all its tasks that we
+    // trace have been waited for.
+    loop {
+        match wait_for_any(0) {
+            Ok(Some((tid, Task::Gone))) if tid == pid => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
 }

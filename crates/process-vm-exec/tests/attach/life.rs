@@ -158,7 +158,9 @@ fn a_target_that_is_killed_while_calls_are_made_hangs_nobody() {
 #[test]
 fn a_stopped_target_stays_stopped_and_goes_on_when_told() {
     let _turn = turn();
-    for options in [&["--threads=1", "--slack-ms=60000"] as &[_], &["--slack-ms=60000"]] {
+    // Without children, for which a stopped target would not wait, and epoll_wait, which says EINTR after a stop.
+    let workers = "--workers=spin,nanosleep,poll,queue,tick";
+    for options in [&[workers, "--threads=1", "--slack-ms=60000"] as &[_], &[workers, "--slack-ms=60000"]] {
         let Some(mut target) = Target::start(options) else { return };
         let pid = target.pid();
         kill(pid, libc::SIGSTOP);
