@@ -3,14 +3,16 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod call;
 mod check;
+mod live;
 mod run;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Run programs in another address space, under an application kernel, and measure what that costs.
+/// Run programs in another address space, under an application kernel; reach into live processes.
 #[derive(Debug, Parser)]
 #[command(name = "pvx", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
@@ -21,6 +23,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Call(call::CallArgs),
     Bench(bench::BenchArgs),
     Check(check::CheckArgs),
 }
@@ -28,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Call(args) => call::call(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Check(args) => check::check(&args),
     };
