@@ -5,6 +5,7 @@
 mod bench;
 mod call;
 mod check;
+mod inspect;
 mod live;
 mod run;
 
@@ -24,6 +25,7 @@ struct Cli {
 enum Command {
     Run(run::RunArgs),
     Call(call::CallArgs),
+    Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Check(check::CheckArgs),
 }
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Call(args) => call::call(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Check(args) => check::check(&args),
     };

@@ -1,10 +1,12 @@
 //! Constants by their names, for those who type a call. All that a trace shows, and further ones that it never meets
 //! or would show in another way.
 
+#![expect(clippy::cast_sign_loss, reason = "negative constants are sign extended, as in registers")]
+
 use super::names::{self, Names, names};
 
 const OPEN: Names = names!(
-    O_RDONLY O_WRONLY O_RDWR O_ACCMODE O_DSYNC O_RSYNC O_ASYNC O_LARGEFILE O_TMPFILE O_NDELAY
+    O_RDONLY O_WRONLY O_RDWR O_ACCMODE O_DSYNC O_RSYNC O_ASYNC O_TMPFILE O_NDELAY
 );
 const OTHER: Names = names!(
     AT_FDCWD AT_EACCESS F_OK PROT_NONE PROT_GROWSDOWN PROT_GROWSUP MAP_ANON MAP_FILE MAP_SHARED_VALIDATE MAP_SYNC

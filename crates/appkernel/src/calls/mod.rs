@@ -9,7 +9,7 @@ mod table;
 pub(crate) use names::{describe_open, signal_name};
 pub use {
     constants::{constant, constant_names},
-    names::{Names, describe_bits, error, name_of_signal},
+    names::{Names, describe_bits, error, name_of_signal, open_flags},
     records::{Field, FieldValue, Record, SIGACTION, Shape},
     table::{Kind, kinds, returns_address},
 };

@@ -1,5 +1,7 @@
 //! Names of flags, signals and errors.
 
+#![expect(clippy::cast_sign_loss, reason = "negative constants are sign extended, as in registers")]
+
 use std::fmt::Write;
 
 use process_vm_exec::Errno;
@@ -29,8 +31,9 @@ mod lists {
     );
     pub(crate) const MREMAP: Names = names!(MREMAP_MAYMOVE MREMAP_FIXED);
     pub(crate) const OPEN: Names = names!(
-        O_CREAT O_EXCL O_NOCTTY O_TRUNC O_APPEND O_NONBLOCK O_SYNC O_DIRECT O_DIRECTORY O_NOFOLLOW O_NOATIME
-        O_CLOEXEC O_PATH
+        linux_raw_sys::general;
+        O_CREAT O_EXCL O_NOCTTY O_TRUNC O_APPEND O_NONBLOCK O_SYNC O_DIRECT O_LARGEFILE O_DIRECTORY O_NOFOLLOW
+        O_NOATIME O_CLOEXEC O_PATH
     );
     pub(crate) const ACCESS: Names = names!(R_OK W_OK X_OK);
     pub(crate) const AT: Names = names!(
@@ -80,7 +83,9 @@ mod lists {
     pub(crate) const MSYNC: Names = names!(MS_ASYNC MS_INVALIDATE MS_SYNC);
     pub(crate) const STACK: Names = names!(SS_ONSTACK SS_DISABLE);
     pub(crate) const ACTION: Names = names!(
+        linux_raw_sys::general;
         SA_NOCLDSTOP SA_NOCLDWAIT SA_SIGINFO SA_ONSTACK SA_RESTART SA_NODEFER SA_RESETHAND
+        SA_RESTORER
     );
     pub(crate) const SIGNALS: Names = names!(
         SIGHUP SIGINT SIGQUIT SIGILL SIGTRAP SIGABRT SIGBUS SIGFPE SIGKILL SIGUSR1 SIGSEGV SIGUSR2 SIGPIPE SIGALRM
@@ -141,6 +146,14 @@ pub fn describe_bits(value: u64, names: Names, line: &mut String) -> std::fmt::R
     } else {
         Ok(())
     }
+}
+
+/// The flags of open(2) by name: `O_RDWR|O_CLOEXEC`.
+pub fn open_flags(flags: u32) -> String {
+    let mut line = String::new();
+    let written = describe_open(flags, &mut line);
+    debug_assert!(written.is_ok(), "writing to a String does not fail");
+    line
 }
 
 /// Appends the flags of open(2), whose two lowest bits are a number.

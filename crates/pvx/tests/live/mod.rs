@@ -4,16 +4,17 @@
 use std::{
     ffi::OsString,
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Errno};
+use process_vm_exec::{AddressSpace, Errno, Sysno};
 use tempfile::TempDir;
 
-/// A `sleep` in a directory of its own. It ends with the value.
+/// A `sleep`, or a shell, in a directory and process group of its own. It ends with the value.
 #[derive(Debug)]
 pub(crate) struct Target {
     child: Child,
@@ -23,28 +24,46 @@ pub(crate) struct Target {
 impl Target {
     /// Starts it and waits until it sleeps: before that it is not yet the program.
     pub(crate) fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let child = Command::new("sleep")
-            .arg("1000")
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sleep starts");
-        let target = Self { child, directory };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !target.sleeps() {
-            assert!(Instant::now() < deadline, "it does not come to sleep");
-            thread::sleep(Duration::from_millis(5));
-        }
-        target
+        Self::spawn(&["sleep", "1000"]).waits_until("it sleeps", Self::sleeps)
     }
 
     /// Starts it, if this library attaches to processes at all; says so otherwise.
     pub(crate) fn attachable() -> Option<Self> {
-        let target = Self::start();
-        match AddressSpace::attach_pid(target.number()) {
+        Self::start().if_attachable()
+    }
+
+    /// A shell instead, that has come to a command in `script` which it waits for.
+    pub(crate) fn attachable_shell(script: &str) -> Option<Self> {
+        Self::spawn(&["sh", "-c", script])
+            .waits_until("it waits for a child", Self::waits_for_child)
+            .if_attachable()
+    }
+
+    fn spawn(command: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let child = Command::new(command[0])
+            .args(&command[1..])
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("it starts");
+        Self { child, directory }
+    }
+
+    fn waits_until(self, what: &str, test: impl Fn(&Self) -> bool) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !test(&self) {
+            assert!(Instant::now() < deadline, "it does not come to this: {what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
+    fn if_attachable(self) -> Option<Self> {
+        match AddressSpace::attach_pid(self.number()) {
             Err(error) if error.errno() == Errno::NOSYS => {
                 println!("SKIP: {error}");
                 None
@@ -52,7 +71,7 @@ impl Target {
             Err(error) => panic!("a child of one's own can be attached to: {error}"),
             Ok(space) => {
                 space.detach().expect("it is still there");
-                Some(target)
+                Some(self)
             }
         }
     }
@@ -74,11 +93,21 @@ impl Target {
         Path::new("/proc").join(self.pid()).join(name)
     }
 
-    /// clock_nanosleep is number 230 (syscalls(2)). The file is only readable for those who may trace the process.
+    /// Whether it waits in one of these calls. The file is only readable for those who may trace the process.
+    fn is_in(&self, calls: &[Sysno]) -> bool {
+        let line = fs::read_to_string(self.proc("syscall")).unwrap_or_default();
+        let number = line.split(' ').next().and_then(|word| word.parse().ok());
+        number.and_then(Sysno::new).is_some_and(|call| calls.contains(&call))
+    }
+
+    /// A call that was interrupted goes on as restart_syscall(2).
     fn sleeps(&self) -> bool {
-        let call = fs::read_to_string(self.proc("syscall")).unwrap_or_default();
         let name = fs::read_to_string(self.proc("comm")).unwrap_or_default();
-        name == "sleep\n" && call.starts_with("230 ")
+        name == "sleep\n" && self.is_in(&[Sysno::clock_nanosleep, Sysno::nanosleep, Sysno::restart_syscall])
+    }
+
+    fn waits_for_child(&self) -> bool {
+        self.is_in(&[Sysno::wait4, Sysno::waitid])
     }
 
     /// Whether it lives and sleeps its old sleep.
@@ -113,7 +142,10 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // A shell's children, too: all are in its group.
+        if let Some(group) = rustix::process::Pid::from_raw(self.number()) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
         let _ = self.child.wait();
     }
 }
