@@ -78,7 +78,9 @@ fn text_is_a_page_and_all_is_more() {
     let target = Target::start();
     let page = text(&["--no-attach", &target.pid()]);
     assert!(page.starts_with(&format!("process {}: sleep 1000\n", target.pid())));
-    for section in ["memory", "threads", "signals", "descriptors", "limits", "settings", "not known"] {
+    for section in
+        ["rights", "memory", "threads", "signals", "descriptors", "limits", "namespaces", "not known"]
+    {
         assert!(page.contains(&format!("\n{section}\n")), "{section}:\n{page}");
     }
     let all = text(&["--no-attach", "--all", &target.pid()]);

@@ -226,3 +226,27 @@ pub fn kinds(call: Sysno) -> Option<&'static [Kind]> {
 pub const fn returns_address(call: Sysno) -> bool {
     matches!(call, Sysno::mmap | Sysno::brk | Sysno::mremap | Sysno::shmat | Sysno::rt_sigreturn)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_has_six_arguments_at_most() {
+        assert!(Sysno::iter().filter_map(kinds).all(|kinds| kinds.len() <= 6));
+    }
+
+    #[test]
+    fn bytes_come_with_their_size_and_lengths_with_their_buffer() {
+        for call in Sysno::iter() {
+            let kinds = kinds(call).unwrap_or_default();
+            for (index, kind) in kinds.iter().enumerate() {
+                match kind {
+                    Text | Data => assert_eq!(kinds.get(index + 1), Some(&Size), "{call}"),
+                    Length => assert!(matches!(kinds[index - 1], Out(_)), "{call}"),
+                    _ => {}
+                }
+            }
+        }
+    }
+}

@@ -32,7 +32,8 @@ Arguments of the call:
   10 0x1f 0644 -1            numbers; C has the same forms. Permissions are octal always
   PROT_READ|PROT_WRITE       constants by name, joined with others or with numbers; NULL is 0
   /etc/hostname              strings, where the call takes a path or bytes; 0x... is an address there
-  @text:hello @hex:00ff      bytes put into the process, whose address is passed, where the call takes one
+  @text:hello @hex:00ff      bytes put into the process, whose address is passed, where the call takes one; shown
+                             afterwards if the call changed them
   @out:64                    so many bytes for the call to fill, shown afterwards
   0.5                        seconds, where the call takes a time
   _                          left to pvx, as are those omitted at the end: buffers that the call fills, and sizes.
@@ -55,7 +56,8 @@ pub(crate) struct CallArgs {
     /// Whose signal handlers the call means
     #[arg(long, value_name = "caller|target", default_value = "caller", value_parser = owner, hide_possible_values = true)]
     handlers: Owner,
-    /// Print JSON instead of text
+    /// Print JSON instead of text: the call, its args, its result or error, and buffers by argument, with text or fields
+    /// and always in hex
     #[arg(long)]
     json: bool,
     /// The process

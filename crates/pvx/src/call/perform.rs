@@ -85,6 +85,15 @@ fn place(space: &AddressSpace, plan: &Plan, scratch: u64) -> Result<Vec<u64>> {
 fn collect(space: &AddressSpace, plan: &Plan, args: &[u64], value: u64) -> Result<Vec<Buffer>> {
     let mut buffers = Vec::new();
     for (index, argument) in plan.args.iter().enumerate() {
+        if let (Value::In(before), Kind::Hex) = (&argument.value, argument.kind) {
+            // The table does not say what this is. It is worth a look if the call changed it.
+            let mut bytes = vec![0; before.len()];
+            space.read(args[index], &mut bytes)?;
+            if bytes != *before {
+                buffers.push(Buffer { index, kind: argument.kind, bytes });
+            }
+            continue;
+        }
         let Some(room) = shown_room(argument, args[index], value) else { continue };
         let len = match argument.kind {
             Kind::Data => room.min(usize::try_from(value).unwrap_or(room)),
@@ -200,6 +209,17 @@ mod tests {
         assert_eq!(outcome(&space, &format!("madvise {page:#x} 4096 MADV_DONTNEED")).result, Ok(0));
         space.read(page, &mut there).unwrap();
         assert_eq!(there, [0; 16]);
+    }
+
+    #[test]
+    fn bytes_that_the_call_changes_are_read_back() {
+        let space = AddressSpace::create().unwrap();
+        // A struct pollfd (poll(2)) of a descriptor that is not open: the call sets POLLNVAL.
+        let polled = outcome(&space, "poll @hex:ff03000001000000 1 0");
+        assert_eq!(polled.result, Ok(1));
+        assert_eq!(polled.buffers[0].bytes, [0xff, 3, 0, 0, 1, 0, 0x20, 0]);
+        let slept = outcome(&space, "clock_nanosleep CLOCK_MONOTONIC 0 0.001");
+        assert!(slept.buffers.is_empty());
     }
 
     #[test]

@@ -18,11 +18,11 @@ pub(crate) struct Descriptor {
 }
 
 /// All descriptors of `pid`, by number. One that is closed meanwhile is left out.
-pub(crate) fn descriptors(pid: i32) -> Result<Vec<Descriptor>, std::io::Error> {
+pub(crate) fn descriptors(pid: i32) -> Result<Vec<Descriptor>, String> {
     let directory = Path::new("/proc").join(pid.to_string());
     let mut descriptors = Vec::new();
-    for entry in fs::read_dir(directory.join("fd"))? {
-        let entry = entry?;
+    let entries = fs::read_dir(directory.join("fd")).map_err(|error| format!("{error}: /proc/{pid}/fd"))?;
+    for entry in entries.flatten() {
         let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(target) = fs::read_link(entry.path()) else { continue };
         let info = fs::read_to_string(directory.join("fdinfo").join(entry.file_name())).unwrap_or_default();

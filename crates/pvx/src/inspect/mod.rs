@@ -151,7 +151,7 @@ fn robust_lists(space: &AddressSpace, threads: &mut [Thread]) -> process_vm_exec
             .zip(places.clone())
             .map(|(thread, at)| Call {
                 nr: Sysno::get_robust_list,
-                args: [u64::from(thread.tid.cast_unsigned()), at, at + 8, 0, 0, 0],
+                args: [u64::from(thread.tid_inside.cast_unsigned()), at, at + 8, 0, 0, 0],
             })
             .collect();
         for ((thread, at), result) in threads.iter_mut().zip(places).zip(space.batch(&calls)?) {

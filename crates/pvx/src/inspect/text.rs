@@ -235,7 +235,7 @@ fn describe_settings(settings: &Settings, out: &mut String) {
         settings.policy.unwrap_or(0),
         settings.real_time_priority.unwrap_or(0)
     );
-    section("settings", out);
+    section("settings, as /proc has them of the main thread", out);
     pairs(
         [
             ("seccomp", seccomp),

@@ -12,6 +12,8 @@ use super::{report::hex, signals::names};
 #[derive(Debug, Serialize)]
 pub(crate) struct Thread {
     pub(crate) tid: i32,
+    /// Its number in the namespace that it lives in: the one by which a task in the process knows it.
+    pub(crate) tid_inside: i32,
     pub(crate) name: String,
     /// `sleeping`, `running`, ...
     pub(crate) state: String,
@@ -64,6 +66,7 @@ impl Thread {
             fs::read_to_string(path.join("syscall")).map_or((None, None), |line| where_it_is(&line));
         Some(Self {
             tid: task.tid,
+            tid_inside: status.nspid.and_then(|numbers| numbers.last().copied()).unwrap_or(task.tid),
             name: stat.comm,
             state: state(stat.state),
             call,
@@ -147,8 +150,14 @@ mod tests {
     #[test]
     fn every_thread_of_this_process_is_found() {
         let (send, receive) = std::sync::mpsc::channel::<()>();
-        let thread =
-            std::thread::Builder::new().name("looked-for".into()).spawn(move || receive.recv()).unwrap();
+        let (ready, is_ready) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            let _ = ready.send(());
+            receive.recv()
+        };
+        let thread = std::thread::Builder::new().name("looked-for".into()).spawn(work).unwrap();
+        // A thread gives itself its name, before anything else.
+        is_ready.recv().unwrap();
         let threads = threads(&Process::myself().unwrap()).unwrap();
         assert!(threads.iter().any(|thread| thread.name == "looked-for"), "{threads:?}");
         drop(send);

@@ -63,6 +63,12 @@ impl Target {
     }
 
     fn if_attachable(self) -> Option<Self> {
+        // pvx is no ancestor of the target, and from 1 on Yama lets only those and root attach (ptrace(2)).
+        let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+        if !matches!(scope.trim(), "" | "0") && !rustix::process::geteuid().is_root() {
+            println!("SKIP: kernel.yama.ptrace_scope={} lets only root attach", scope.trim());
+            return None;
+        }
         match AddressSpace::attach_pid(self.number()) {
             Err(error) if error.errno() == Errno::NOSYS => {
                 println!("SKIP: {error}");
