@@ -28,6 +28,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Check(check::CheckArgs),
+    #[command(hide = true)]
+    BenchTarget(bench::TargetArgs),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::Call(args) => call::call(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::BenchTarget(args) => bench::target(&args),
         Command::Check(args) => check::check(&args),
     };
     result.unwrap_or_else(|error| {
