@@ -24,7 +24,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Puts an executor into the process `pid`; dropping the space takes it out again.
+/// Puts an executor into the process `pid`; [`leave`] takes it out again.
 pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> {
     let number = Pid::from_raw(pid).filter(|_| pid > 0);
     let number =
@@ -46,6 +46,13 @@ pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> 
             error @ Error::Attach { .. } => Refusal(error.to_string()),
             error => Refusal(format!("cannot attach to process {pid}: {error}")),
         })
+}
+
+/// Takes the executor out again, and waits for that: whoever looks at the process once pvx has ended, or attaches to it
+/// next, finds nothing. Dropping the space would leave it to somebody else, a little later.
+pub(crate) fn leave(space: AddressSpace) {
+    // It can only fail because the process is gone, and all of ours with it.
+    let _ = space.detach();
 }
 
 /// Maps `len` bytes of zeroes as long as `work` lasts; nothing for none.

@@ -116,6 +116,25 @@ fn descriptors_of_the_caller_are_not_those_of_the_process() {
 }
 
 #[test]
+fn signal_handlers_of_the_process_can_be_asked_for() {
+    let Some(shell) = Target::attachable_shell("trap '' USR1; while :; do sleep 1000; done") else { return };
+    // A handler of 1 is SIG_IGN.
+    let shown = output(&[&shell.pid(), "--handlers", "target", "rt_sigaction", "SIGUSR1"]);
+    assert!(shown.contains("sa_handler_kernel  0x1\n"), "{shown}");
+    assert!(shell.is_in_its_wait());
+}
+
+#[test]
+fn memory_is_the_process_own() {
+    let Some(target) = Target::attachable() else { return };
+    let maps = target.maps();
+    let stack = maps.lines().find(|line| line.ends_with("[stack]")).expect("it has a stack");
+    let start = format!("0x{}", stack.split('-').next().expect("a range"));
+    assert_eq!(output(&[&target.pid(), "madvise", &start, "4096", "MADV_WILLNEED"]), "= 0\n");
+    assert!(target.is_unharmed());
+}
+
+#[test]
 fn json_gives_result_and_buffers() {
     let Some(target) = Target::attachable() else { return };
     let json: Value = serde_json::from_str(&output(&["--json", &target.pid(), "getrlimit", "RLIMIT_NOFILE"]))

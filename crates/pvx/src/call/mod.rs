@@ -24,6 +24,8 @@ const REFUSED: u8 = 126;
 /// belongs to a task (its number, credentials, signal mask, timers, what prctl sets) is that of the library's task, not
 /// of the process: `pvx inspect` shows the process's.
 ///
+/// A call that waits for ever ends with pvx (^C), but leaves the buffers of its arguments mapped then.
+///
 /// Exit status: 0 if the call succeeded, 1 if it failed, 2 if the command line is wrong (nothing was touched), 126 if
 /// the process cannot be attached to.
 #[derive(Debug, clap::Args)]
@@ -86,10 +88,9 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(REFUSED));
         }
     };
-    let outcome =
-        perform::perform(&space, &plan).with_context(|| format!("{} in process {}", args.name, args.pid))?;
-    // What was added to the process is gone before anybody reads of it.
-    drop(space);
+    let outcome = perform::perform(&space, &plan);
+    live::leave(space);
+    let outcome = outcome.with_context(|| format!("{} in process {}", args.name, args.pid))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&show::Report::new(plan.call, &outcome))?);
     } else {

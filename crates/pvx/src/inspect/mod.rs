@@ -116,13 +116,17 @@ fn from_proc(pid: i32) -> Result<Report> {
 fn from_inside(pid: i32, report: &mut Report) {
     let owners = Owners { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Target };
     let why = match live::attach(pid, owners) {
-        Ok(space) => match ask(&space, report) {
-            Ok(()) => {
-                report.attached = true;
-                return;
+        Ok(space) => {
+            let asked = ask(&space, report);
+            live::leave(space);
+            match asked {
+                Ok(()) => {
+                    report.attached = true;
+                    return;
+                }
+                Err(error) => format!("{error:#}"),
             }
-            Err(error) => format!("{error:#}"),
-        },
+        }
         Err(refusal) => refusal.to_string(),
     };
     eprintln!("pvx: {why}; this is what /proc tells");

@@ -116,10 +116,20 @@ impl Target {
         self.is_in(&[Sysno::wait4, Sysno::waitid])
     }
 
+    /// Whether a shell still waits for its child.
+    pub(crate) fn is_in_its_wait(&self) -> bool {
+        self.comes_to(Self::waits_for_child)
+    }
+
     /// Whether it lives and sleeps its old sleep.
     pub(crate) fn is_unharmed(&self) -> bool {
+        self.comes_to(Self::sleeps)
+    }
+
+    /// A thread that was stopped needs a moment to get back to where it was.
+    fn comes_to(&self, test: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + Duration::from_secs(5);
-        while !self.sleeps() {
+        while !test(self) {
             if Instant::now() > deadline {
                 return false;
             }
