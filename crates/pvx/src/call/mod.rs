@@ -50,13 +50,13 @@ Examples:
   pvx call 1234 --json getrlimit RLIMIT_NOFILE")]
 pub(crate) struct CallArgs {
     /// Whose descriptors the call means: pvx's own, which end with it, or the process's
-    #[arg(long, value_name = "caller|target", default_value = "caller", value_parser = owner, hide_possible_values = true)]
+    #[arg(long, value_name = "caller|target", default_value = "caller", value_parser = owner)]
     files: Owner,
     /// Whose working directory and umask the call means
-    #[arg(long, value_name = "caller|target", default_value = "target", value_parser = owner, hide_possible_values = true)]
+    #[arg(long, value_name = "caller|target", default_value = "target", value_parser = owner)]
     directory: Owner,
     /// Whose signal handlers the call means
-    #[arg(long, value_name = "caller|target", default_value = "caller", value_parser = owner, hide_possible_values = true)]
+    #[arg(long, value_name = "caller|target", default_value = "caller", value_parser = owner)]
     handlers: Owner,
     /// Print JSON instead of text: the call, its args, its result or error, and buffers by argument, with text or fields
     /// and always in hex
