@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod abi;
+pub mod calls;
 mod dispatch;
 pub mod elf;
 mod files;

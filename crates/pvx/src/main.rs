@@ -3,14 +3,17 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod call;
 mod check;
+mod inspect;
+mod live;
 mod run;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Run programs in another address space, under an application kernel, and measure what that costs.
+/// Run programs in another address space, under an application kernel; reach into live processes.
 #[derive(Debug, Parser)]
 #[command(name = "pvx", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
@@ -21,6 +24,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Call(call::CallArgs),
+    Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Check(check::CheckArgs),
     #[command(hide = true)]
@@ -30,6 +35,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Call(args) => call::call(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::BenchTarget(args) => bench::target(&args),
         Command::Check(args) => check::check(&args),

@@ -5,12 +5,9 @@ use std::fmt::Write;
 use process_vm_exec::{AddressSpace, Syscall};
 use syscalls::Sysno;
 
-use super::{
-    flags::{self, Names},
-    table::{Kind, kinds},
-};
 use crate::{
     abi::{Answer, i64_at, int, long, size, uint},
+    calls::{self, Kind, Names, kinds},
     files::AT_FDCWD,
     guest::GuestMemory,
 };
@@ -58,14 +55,14 @@ fn describe_one(
     let written = match kind {
         Kind::Int => write!(line, "{}", int(value)),
         Kind::Long => write!(line, "{}", long(value)),
-        Kind::Size => write!(line, "{value}"),
-        Kind::Hex if value == 0 => write!(line, "NULL"),
-        Kind::Hex => write!(line, "{value:#x}"),
+        Kind::Size | Kind::SigsetSize => write!(line, "{value}"),
+        Kind::Hex | Kind::Out(_) | Kind::Length if value == 0 => write!(line, "NULL"),
+        Kind::Hex | Kind::Out(_) | Kind::Length => write!(line, "{value:#x}"),
         Kind::Offset => write!(line, "{value:#x}"),
         Kind::Octal => write!(line, "{:#o}", uint(value)),
         Kind::Dir if int(value) == AT_FDCWD => write!(line, "AT_FDCWD"),
         Kind::Dir => write!(line, "{}", int(value)),
-        Kind::Signal => write!(line, "{}", flags::signal_name(int(value))),
+        Kind::Signal => write!(line, "{}", calls::signal_name(int(value))),
         Kind::Path => describe_path(space, value, line),
         Kind::Text => describe_bytes(space, value, call.args.get(index + 1).copied().unwrap_or(0), line),
         Kind::Data => match answer {
@@ -86,19 +83,16 @@ fn describe_one(
             _ if value == 0 => write!(line, "NULL"),
             _ => write!(line, "{value:#x}"),
         },
-        Kind::Bits(names) => flags::describe_bits(u64::from(uint(value)), names, line),
+        Kind::Bits(names) => calls::describe_bits(u64::from(uint(value)), names, line),
         Kind::One(names) => describe_choice(u64::from(uint(value)), names, line),
-        Kind::OpenFlags => flags::describe_open(uint(value), line),
+        Kind::OpenFlags => calls::describe_open(uint(value), line),
     };
     debug_assert!(written.is_ok(), "writing to a String does not fail");
 }
 
 /// Appends what a successful call returned.
 pub(super) fn describe_result(call: &Syscall, value: u64, line: &mut String) {
-    let is_address = matches!(
-        Sysno::new(size(call.nr)),
-        Some(Sysno::mmap | Sysno::brk | Sysno::mremap | Sysno::rt_sigreturn)
-    );
+    let is_address = Sysno::new(size(call.nr)).is_some_and(calls::returns_address);
     let _ = if is_address { write!(line, "{value:#x}") } else { write!(line, "{}", long(value)) };
 }
 

@@ -1,8 +1,6 @@
 //! System calls in the words of strace(1), one line each.
 
 mod args;
-mod flags;
-mod table;
 
 use std::{fmt, io::Write};
 
@@ -10,7 +8,7 @@ use process_vm_exec::{Arch, SigInfo, Syscall, WaitStatus};
 
 use crate::{
     abi::{Answer, size},
-    stats,
+    calls, stats,
     task::{Next, Task},
 };
 
@@ -35,14 +33,14 @@ impl Tracer {
     }
 
     pub(crate) fn signal(&mut self, info: &SigInfo) {
-        let name = flags::signal_name(info.signal());
+        let name = calls::signal_name(info.signal());
         self.write(&format!("--- {name} {{si_code={}, si_addr={:#x}}} ---", info.code(), info.addr()));
     }
 
     pub(crate) fn end(&mut self, status: WaitStatus) {
         let line = match status {
             WaitStatus::Exited(status) => format!("+++ exited with {status} +++"),
-            WaitStatus::Signaled(signal) => format!("+++ killed by {} +++", flags::signal_name(signal)),
+            WaitStatus::Signaled(signal) => format!("+++ killed by {} +++", calls::signal_name(signal)),
         };
         self.write(&line);
     }
@@ -78,7 +76,7 @@ impl Task {
         match (self.next, answer) {
             (Next::End(_), _) => line.push('?'),
             (_, Ok(value)) => args::describe_result(call, value, &mut line),
-            (_, Err(errno)) => line.push_str(&flags::error(errno)),
+            (_, Err(errno)) => line.push_str(&calls::error(errno)),
         }
         if let Some(tracer) = &mut self.config.tracer {
             tracer.write(&line);

@@ -1,0 +1,90 @@
+//! The one way into a live process: all that `pvx` does there begins with [`attach`]. What follows works on an
+//! [`AddressSpace`], and so on one that was created too.
+
+use std::{fmt, os::fd::AsFd};
+
+use process_vm_exec::{AddressSpace, Errno, Error, Mapping, Owner, Protection};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// Whose things the calls in the process mean.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owners {
+    pub(crate) files: Owner,
+    pub(crate) directory: Owner,
+    pub(crate) handlers: Owner,
+}
+
+/// Why a process cannot be attached to, and what to do about it, in one line.
+#[derive(Debug)]
+pub(crate) struct Refusal(String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Puts an executor into the process `pid`; [`leave`] takes it out again.
+pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> {
+    let number = Pid::from_raw(pid).filter(|_| pid > 0);
+    let number =
+        number.ok_or_else(|| Refusal(format!("{pid} is no process; a process has a number from 1 on")))?;
+    let target = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| {
+        Refusal(match errno {
+            Errno::SRCH => format!("there is no process {pid}; `ps` lists those that are there"),
+            // What pidfd_open(2) says of threads that lead no process.
+            Errno::INVAL | Errno::NOENT => format!("{pid} is a thread; name its process"),
+            errno => format!("process {pid} cannot be opened: {errno}"),
+        })
+    })?;
+    AddressSpace::builder()
+        .files(owners.files)
+        .directory(owners.directory)
+        .handlers(owners.handlers)
+        .attach(target.as_fd())
+        .map_err(|error| match error {
+            error @ Error::Attach { .. } => Refusal(error.to_string()),
+            error => Refusal(format!("cannot attach to process {pid}: {error}")),
+        })
+}
+
+/// Takes the executor out again, and waits for that: whoever looks at the process once pvx has ended, or attaches to it
+/// next, finds nothing. Dropping the space would leave it to somebody else, a little later.
+pub(crate) fn leave(space: AddressSpace) {
+    // It can only fail because the process is gone, and all of ours with it.
+    let _ = space.detach();
+}
+
+/// Maps `len` bytes of zeroes as long as `work` lasts; nothing for none.
+pub(crate) fn with_scratch<T>(
+    space: &AddressSpace,
+    len: u64,
+    work: impl FnOnce(u64) -> process_vm_exec::Result<T>,
+) -> process_vm_exec::Result<T> {
+    if len == 0 {
+        return work(0);
+    }
+    let scratch = space.map(Mapping::anonymous(len, Protection::READ | Protection::WRITE))?;
+    let done = work(scratch);
+    let unmapped = space.unmap(scratch, len);
+    let value = done?;
+    unmapped.map(|()| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(pid: i32) -> String {
+        let owners = Owners { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Caller };
+        attach(pid, owners).expect_err("it cannot be attached to").to_string()
+    }
+
+    #[test]
+    fn what_is_no_process_is_told_before_anything_is_touched() {
+        // The kernel's limit for numbers of processes is 2^22 (proc(5), pid_max).
+        assert!(refusal(i32::MAX).contains("there is no process"));
+        assert!(refusal(0).contains("is no process"));
+        assert!(refusal(-1).contains("is no process"));
+    }
+}

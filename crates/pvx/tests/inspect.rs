@@ -1,0 +1,158 @@
+//! `pvx inspect` as its users see it.
+
+mod live;
+
+use std::process::{Command, Output};
+
+use live::Target;
+use serde_json::Value;
+
+const NOBODY: &str = "2147483647";
+
+fn inspect(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pvx")).arg("inspect").args(words).output().expect("pvx starts")
+}
+
+#[track_caller]
+fn text(words: &[&str]) -> String {
+    let output = inspect(words);
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[track_caller]
+fn json(words: &[&str]) -> Value {
+    serde_json::from_str(&text(&[&["--json"], words].concat())).expect("JSON")
+}
+
+fn missing(report: &Value) -> Vec<&str> {
+    let missing = report["missing"].as_array().expect("a list");
+    missing.iter().map(|entry| entry["what"].as_str().expect("a name")).collect()
+}
+
+#[test]
+fn a_process_that_is_not_there_gets_one_line_and_status_1() {
+    for words in [&[NOBODY][..], &["--no-attach", NOBODY], &["--json", "0"], &["--", "-1"]] {
+        let output = inspect(words);
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+        assert!(stderr.starts_with("pvx: there is no process") && stderr.lines().count() == 1, "{stderr}");
+    }
+}
+
+#[test]
+fn what_is_no_number_is_a_wrong_command_line() {
+    assert_eq!(inspect(&["sleep"]).status.code(), Some(2));
+    assert_eq!(inspect(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn without_attaching_the_report_has_all_that_proc_tells() {
+    let target = Target::start();
+    let report = json(&["--no-attach", &target.pid()]);
+    assert_eq!(report["pid"].to_string(), target.pid());
+    assert_eq!(report["attached"], false);
+    assert_eq!(report["handlers"], Value::Null);
+    assert_eq!(report["identity"]["command_line"], serde_json::json!(["sleep", "1000"]));
+    assert_eq!(report["identity"]["working_directory"], target.directory().display().to_string());
+    assert_eq!(report["threads"][0]["call"]["name"], "clock_nanosleep");
+    assert!(report["threads"][0]["registers"]["rip"].as_str().is_some_and(|rip| rip.starts_with("0x")));
+    let mappings = report["memory"]["mappings"].as_array().expect("mappings");
+    assert_eq!(mappings.len(), target.maps().lines().count());
+    assert!(mappings.iter().all(|mapping| mapping["flags"].is_array()));
+    let descriptors = report["descriptors"].as_array().expect("descriptors");
+    assert_eq!(descriptors.len(), target.descriptors().len());
+    assert_eq!(descriptors[0]["target"], "/dev/null");
+    assert_eq!(report["limits"].as_array().map(Vec::len), Some(16));
+    for section in ["signals", "credentials", "namespaces", "settings"] {
+        assert_ne!(report[section], Value::Null, "{section}");
+    }
+    assert!(missing(&report).contains(&"handlers"));
+    assert!(missing(&report).contains(&"rseq"));
+    assert!(target.is_unharmed());
+}
+
+#[test]
+fn text_is_a_page_and_all_is_more() {
+    let target = Target::start();
+    let page = text(&["--no-attach", &target.pid()]);
+    assert!(page.starts_with(&format!("process {}: sleep 1000\n", target.pid())));
+    for section in
+        ["rights", "memory", "threads", "signals", "descriptors", "limits", "namespaces", "not known"]
+    {
+        assert!(page.contains(&format!("\n{section}\n")), "{section}:\n{page}");
+    }
+    let all = text(&["--no-attach", "--all", &target.pid()]);
+    assert!(all.lines().count() >= page.lines().count());
+    assert!(all.contains("[vsyscall]") || !target.maps().contains("[vsyscall]"));
+    assert!(!all.contains("--all"));
+}
+
+#[test]
+fn text_and_json_agree_on_the_memory() {
+    let target = Target::start();
+    let report = json(&["--no-attach", &target.pid()]);
+    let first = &report["memory"]["mappings"][0];
+    let range = [&first["start"], &first["end"]]
+        .map(|end| end.as_str().expect("hexadecimal")[2..].to_owned())
+        .join("-");
+    assert!(text(&["--no-attach", "--all", &target.pid()]).contains(&range));
+}
+
+#[test]
+fn a_process_that_cannot_be_attached_to_is_reported_as_far_as_proc_goes() {
+    if !live::is_kernel_thread(2) {
+        println!("SKIP: process 2 is no kernel thread here");
+        return;
+    }
+    let output = inspect(&["--json", "2"]);
+    assert!(output.status.success());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.starts_with("pvx: ") && stderr.lines().count() == 1, "{stderr}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["attached"], false);
+    assert_eq!(report["threads"][0]["registers"], Value::Null);
+    assert!(missing(&report).contains(&"handlers"));
+}
+
+#[test]
+fn an_attached_report_has_handlers_and_robust_lists() {
+    let Some(target) = Target::attachable() else { return };
+    let output = inspect(&["--json", &target.pid()]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["attached"], true);
+    assert!(report["handlers"].is_array());
+    assert!(report["threads"][0]["robust_list"].is_string(), "{}", report["threads"][0]);
+    assert!(!missing(&report).contains(&"handlers"));
+    assert!(target.is_unharmed());
+}
+
+#[test]
+fn handlers_are_those_of_the_process_and_agree_with_proc() {
+    let Some(shell) = Target::attachable_shell("trap '' USR1; trap : USR2; while :; do sleep 1000; done")
+    else {
+        return;
+    };
+    let report = json(&[&shell.pid()]);
+    let find = |name: &str| {
+        let handlers = report["handlers"].as_array().expect("handlers");
+        handlers.iter().find(|handler| handler["signal"] == name).cloned()
+    };
+    assert_eq!(find("SIGUSR1").expect("it is ignored")["action"], "ignore");
+    let caught = find("SIGUSR2").expect("it is caught");
+    assert!(caught["action"].as_str().is_some_and(|action| action.starts_with("0x")), "{caught}");
+    let names = |list: &Value| list.as_array().expect("names").clone();
+    assert!(names(&report["signals"]["caught"]).contains(&"SIGUSR2".into()));
+}
+
+#[test]
+fn inspecting_leaves_the_process_as_it_was() {
+    let Some(target) = Target::attachable() else { return };
+    let before = (target.maps(), target.descriptors());
+    text(&[&target.pid()]);
+    assert_eq!((target.maps(), target.descriptors()), before);
+    assert!(target.is_unharmed());
+}
