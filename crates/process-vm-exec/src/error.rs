@@ -65,7 +65,7 @@ pub enum Error {
         /// The function.
         addr: u64,
         /// What happened instead.
-        exit: Exit,
+        exit: Box<Exit>,
     },
     /// The address space's task is gone.
     #[error("the address space is gone: its task died")]

@@ -12,6 +12,7 @@ mod executor;
 mod exit;
 mod maps;
 mod memory;
+mod ptrace;
 mod signal;
 mod space;
 mod sync;

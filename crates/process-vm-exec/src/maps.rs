@@ -18,6 +18,12 @@ pub(crate) struct Map {
 }
 
 impl Map {
+    /// Private memory that can be written.
+    pub(crate) fn is_private_data(&self) -> bool {
+        let [_, write, _, private] = self.permissions;
+        write == b'w' && private == b'p'
+    }
+
     /// Private memory that can be executed and not written: the text of a program.
     pub(crate) fn is_private_text(&self) -> bool {
         let [_, write, execute, private] = self.permissions;

@@ -2,6 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 
+use rustix::io::Errno;
+
 bitflags::bitflags! {
     /// What a guest may do with a page (mmap(2), `PROT_*`).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,4 +75,42 @@ impl<'fd> Mapping<'fd> {
         self.flags |= flags;
         self
     }
+}
+
+/// Reads all of `buffer` from the memory of a process (process_vm_readv(2)).
+pub(crate) fn read(pid: i32, addr: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    transfer(addr, local, |local, remote| {
+        // SAFETY: `local` is the rest of `buffer`, which is writable; the remote address needs no guarantee.
+        unsafe { libc::process_vm_readv(pid, local, 1, remote, 1, 0) }
+    })
+}
+
+/// Writes all of `bytes` to the memory of a process (process_vm_writev(2)).
+pub(crate) fn write(pid: i32, addr: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    transfer(addr, local, |local, remote| {
+        // SAFETY: `local` is the rest of `bytes`, and only read; the remote address needs no guarantee.
+        unsafe { libc::process_vm_writev(pid, local, 1, remote, 1, 0) }
+    })
+}
+
+/// Copies between `local` and a process's memory at `addr`, all of it.
+fn transfer(
+    addr: u64,
+    mut local: libc::iovec,
+    copy: impl Fn(*const libc::iovec, *const libc::iovec) -> isize,
+) -> Result<(), Errno> {
+    let mut remote = libc::iovec { iov_base: addr as *mut _, iov_len: local.iov_len };
+    while local.iov_len != 0 {
+        let copied = match usize::try_from(copy(&raw const local, &raw const remote)) {
+            Ok(copied) if copied > 0 => copied,
+            _ => return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::FAULT)),
+        };
+        local.iov_base = local.iov_base.wrapping_byte_add(copied);
+        remote.iov_base = remote.iov_base.wrapping_byte_add(copied);
+        local.iov_len -= copied;
+        remote.iov_len -= copied;
+    }
+    Ok(())
 }

@@ -1,20 +1,16 @@
 //! Address spaces: create, fork, map, read, write, and run in them.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use syscalls::Sysno;
 
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
-use crate::attach::{Owner, Tls};
+use crate::attach::target::Target;
+use crate::attach::{self, Owner, Tls, function};
 use crate::context::Context;
 use crate::engine::ptrace::Tracees;
 use crate::engine::rewrite::Rewriter;
@@ -27,7 +23,7 @@ use crate::executor::service::{Entry, Service};
 use crate::executor::task::Executor;
 use crate::executor::{layout, setup};
 use crate::exit::{Exit, Fault, WaitStatus};
-use crate::memory::{Mapping, Protection};
+use crate::memory::{self, Mapping, Protection};
 use crate::signal::SignalSet;
 use crate::sync::lock;
 
@@ -64,7 +60,7 @@ pub struct AddressSpace(Arc<Inner>);
 /// A space, shared by its owner and the contexts that run in it.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    keeper: Arc<Keeper>,
+    origin: Origin,
     service: Service,
     settings: Builder,
     /// Executors that no context uses.
@@ -72,6 +68,15 @@ pub(crate) struct Inner {
     executors: AtomicU64,
     rewriter: Option<Arc<Rewriter>>,
     tracees: Tracees,
+}
+
+/// Where a space comes from.
+#[derive(Debug)]
+enum Origin {
+    /// It was made here: a process of the keeper's.
+    Created(Arc<Keeper>),
+    /// A live process has it.
+    Attached(Target),
 }
 
 /// How a space is to be: see [`AddressSpace::builder`].
@@ -94,6 +99,16 @@ pub(crate) struct Owners {
 impl Default for Owners {
     fn default() -> Self {
         Self { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Caller }
+    }
+}
+
+impl Owners {
+    /// What of the target an executor shares besides memory: flags of clone(2).
+    pub(crate) fn shared(self) -> libc::c_int {
+        let flag = |owner, flag| if owner == Owner::Target { flag } else { 0 };
+        flag(self.files, libc::CLONE_FILES)
+            | flag(self.directory, libc::CLONE_FS)
+            | flag(self.handlers, libc::CLONE_SIGHAND)
     }
 }
 
@@ -167,8 +182,16 @@ impl Builder {
     /// # Errors
     /// As for [`AddressSpace::attach`].
     pub fn attach(self, target: BorrowedFd<'_>) -> Result<AddressSpace> {
-        let _ = target;
-        Err(Error::Host { call: "attach", errno: Errno::NOSYS })
+        let engine = match self.engine {
+            Some(engine) => engine,
+            None => default_engine()?,
+        };
+        // The target's text is not ours to rewrite.
+        let engine = if engine == Engine::Rewrite { Engine::Trap } else { engine };
+        engine.require()?;
+        let settings = Self { engine: Some(engine), rewriting: Rewriting::Off, ..self };
+        let (service, target) = Target::attach(target, self.owners, engine, self.spin_budget_ns)?;
+        Ok(AddressSpace::new(Origin::Attached(target), service, settings, None))
     }
 
     /// Creates the space.
@@ -185,7 +208,7 @@ impl Builder {
         let keeper = Keeper::get()?;
         let service = keeper.create(engine, self.spin_budget_ns)?;
         let rewriter = settings.rewrites().then(Arc::default);
-        Ok(AddressSpace::new(keeper, service, settings, rewriter))
+        Ok(AddressSpace::new(Origin::Created(keeper), service, settings, rewriter))
     }
 
     fn engine_in_use(&self) -> Engine {
@@ -235,8 +258,7 @@ impl AddressSpace {
     /// # Errors
     /// As for [`attach`](Self::attach).
     pub fn attach_pid(pid: i32) -> Result<Self> {
-        let _ = pid;
-        Err(Error::Host { call: "attach", errno: Errno::NOSYS })
+        Self::attach(attach::open(pid)?.as_fd())
     }
 
     /// Removes all that [`attach`](Self::attach) added to a live process, or ends a space that was created, and waits
@@ -245,7 +267,12 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::Dead`] if the process is gone already.
     pub fn detach(self) -> Result<()> {
-        Ok(())
+        let life = &self.0.service.life;
+        let was_alive = life.status().is_none();
+        life.kill();
+        self.0.tracees.collect();
+        life.wait_for_end();
+        if was_alive { Ok(()) } else { Err(Error::Dead) }
     }
 
     /// Calls the function at `addr` in the space with up to six integer arguments, as the System V ABI has it, on a
@@ -255,8 +282,11 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::Function`] if it does not return, but faults.
     pub fn call(&self, addr: u64, args: &[u64], tls: Tls) -> Result<u64> {
-        let _ = (addr, args, tls);
-        Err(Error::Host { call: "call", errno: Errno::NOSYS })
+        let main_fs_base = match &self.0.origin {
+            Origin::Created(_) => None,
+            Origin::Attached(target) => target.fs_base(),
+        };
+        function::call(self, addr, args, tls, main_fs_base)
     }
 
     /// To create a space with something else than the defaults.
@@ -269,15 +299,10 @@ impl AddressSpace {
         }
     }
 
-    fn new(
-        keeper: Arc<Keeper>,
-        service: Service,
-        settings: Builder,
-        rewriter: Option<Arc<Rewriter>>,
-    ) -> Self {
+    fn new(origin: Origin, service: Service, settings: Builder, rewriter: Option<Arc<Rewriter>>) -> Self {
         let free = Mutex::default();
         let (executors, tracees) = (AtomicU64::new(0), Tracees::default());
-        Self(Arc::new(Inner { keeper, service, settings, free, executors, rewriter, tracees }))
+        Self(Arc::new(Inner { origin, service, settings, free, executors, rewriter, tracees }))
     }
 
     /// The engine that runs contexts here.
@@ -285,14 +310,22 @@ impl AddressSpace {
         self.0.settings.engine_in_use()
     }
 
-    /// The host's process that the space belongs to; 0 once it is dead.
+    /// The host's process that the space belongs to; 0 once it is dead, or we have detached from it.
     pub fn pid(&self) -> i32 {
+        if let Origin::Attached(target) = &self.0.origin
+            && self.0.service.life.status().is_none()
+        {
+            return target.pid();
+        }
         self.0.service.life.pid().map_or(0, |pid| pid.as_raw_nonzero().get())
     }
 
     /// Where the kernel's vDSO is mapped (vdso(7)): for `AT_SYSINFO_EHDR`.
     pub fn vdso(&self) -> Option<Range<u64>> {
-        self.0.keeper.vdso.clone()
+        match &self.0.origin {
+            Origin::Created(keeper) => keeper.vdso.clone(),
+            Origin::Attached(target) => target.vdso(),
+        }
     }
 
     /// Maps memory and returns its address.
@@ -302,7 +335,7 @@ impl AddressSpace {
     pub fn map(&self, mapping: Mapping<'_>) -> Result<u64> {
         let Mapping { addr, len, protection, flags, file } = mapping;
         let (fd, offset) = match file {
-            Some((_, offset)) => (u64::from(RECEIVED_FD), offset),
+            Some((_, offset)) => (0, offset),
             None => (u64::MAX, 0),
         };
         let (protection, flags) = (u64::from(protection.bits()), u64::from(flags));
@@ -337,11 +370,8 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::Space`] with `EFAULT` if it may not read all of it; `buffer`'s contents are unspecified then.
     pub fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
-        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        self.0.transfer("process_vm_readv", addr, local, |pid, local, remote| {
-            // SAFETY: `local` is the rest of `buffer`, which is writable; the remote address needs no guarantee.
-            unsafe { libc::process_vm_readv(pid, local, 1, remote, 1, 0) }
-        })
+        let pid = self.0.service.life.pid().ok_or(Error::Dead)?.as_raw_nonzero().get();
+        memory::read(pid, addr, buffer).map_err(|errno| Error::Space { call: "process_vm_readv", errno })
     }
 
     /// Copies `bytes` to the space's memory at `addr`, as far as the guest may write there.
@@ -349,26 +379,26 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::Space`] with `EFAULT` if it may not write all of it; what comes before that is written.
     pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
-        let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        self.0.transfer("process_vm_writev", addr, local, |pid, local, remote| {
-            // SAFETY: `local` is the rest of `bytes`, and only read; the remote address needs no guarantee.
-            unsafe { libc::process_vm_writev(pid, local, 1, remote, 1, 0) }
-        })
+        let pid = self.0.service.life.pid().ok_or(Error::Dead)?.as_raw_nonzero().get();
+        memory::write(pid, addr, bytes).map_err(|errno| Error::Space { call: "process_vm_writev", errno })
     }
 
     /// A new space with a copy of this one's memory (shared mappings stay shared), engine and settings. Contexts
     /// stay here: [`Context::try_clone`] makes some to run there.
     ///
     /// # Errors
-    /// As for [`Builder::create`].
+    /// As for [`Builder::create`]; `EOPNOTSUPP` for a live process's.
     pub fn fork(&self) -> Result<Self> {
-        let Inner { keeper, service, settings, rewriter, .. } = &*self.0;
+        let Inner { origin, service, settings, rewriter, .. } = &*self.0;
+        let Origin::Created(keeper) = origin else {
+            return Err(Error::Host { call: "fork of a live process's memory", errno: Errno::OPNOTSUPP });
+        };
         let fork = || keeper.fork(service, settings.engine_in_use(), settings.spin_budget_ns);
         let (service, rewriter) = match rewriter {
             Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(Arc::new(copy))))?,
             None => (fork()?, None),
         };
-        Ok(Self::new(Arc::clone(keeper), service, *settings, rewriter))
+        Ok(Self::new(Origin::Created(Arc::clone(keeper)), service, *settings, rewriter))
     }
 
     /// Executes a system call in the space: system call mode. Addresses in it are the space's; descriptors are those
@@ -471,9 +501,6 @@ impl Drop for AddressSpace {
     }
 }
 
-/// The number that a received file gets in a service task: the lowest, as it has none below [`layout::ARENA_FD`].
-const RECEIVED_FD: u32 = 0;
-
 impl Inner {
     pub(crate) fn service(&self) -> &Service {
         &self.service
@@ -492,6 +519,9 @@ impl Inner {
     }
 
     fn start_executor(&self) -> Result<Executor> {
+        if let Origin::Attached(target) = &self.origin {
+            target.prepare_to_run(&self.service)?;
+        }
         let index = self.executors.fetch_add(1, Ordering::Relaxed);
         Executor::start(&self.service, Host::new(self.settings.spin_budget_ns), index)
     }
@@ -510,7 +540,10 @@ impl Inner {
 
     fn calls(&self, calls: &[Call]) -> Result<Vec<std::result::Result<u64, Errno>>> {
         let entries = self.prepare(calls)?;
-        self.service.request(&entries)
+        match &self.origin {
+            Origin::Created(_) => self.service.request(&entries),
+            Origin::Attached(target) => target.execute(&self.service, calls, &entries),
+        }
     }
 
     /// Sees that no call touches what is ours, and that none finds rewritten text.
@@ -527,65 +560,20 @@ impl Inner {
         Ok(calls.iter().map(|call| Entry::new(i64::from(call.nr.id()), call.args)).collect())
     }
 
-    /// Executes `call`, in which [`RECEIVED_FD`] stands for `file`.
-    fn call_with_file(&self, call: Call, file: BorrowedFd<'_>) -> Result<std::result::Result<u64, Errno>> {
-        let call = self.prepare(&[call])?[0];
-        // A msghdr with room for one byte and one descriptor (unix(7)); the kernel writes to it.
-        let at = |offset| layout::BASE + layout::SCRATCH + offset;
-        let slot = &self.service.life.slot;
-        slot.write(layout::SCRATCH, [0u64, 0, at(0x40), 1, at(0x80), 24, 0]);
-        slot.write(layout::SCRATCH + 0x40, [at(0x60), 1]);
-        let receive = [layout::FILES_FD as u64, at(0), libc::MSG_DONTWAIT as u64, 0, 0, 0];
-        let received = u64::from(RECEIVED_FD);
-        let entries = [
-            Entry::new(libc::SYS_recvmsg, receive),
-            call,
-            Entry::new(libc::SYS_close, [received, 0, 0, 0, 0, 0]),
-        ];
-        let pair = lock(&self.keeper.files);
-        let (ours, theirs) = &*pair;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(&file)));
-        sendmsg(ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty())
-            .map_err(Error::host("sendmsg of a file to map"))?;
-        let results = self.service.request(&entries);
-        if !matches!(&results, Ok(results) if results[0].is_ok()) {
-            // Nobody took it. It must not meet the next request.
-            let mut byte = [0];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let _ = recvmsg(theirs, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::DONTWAIT);
-        }
-        results.map(|results| results[1])
-    }
-
-    /// Copies between `local` and the space's memory at `addr`, all of it.
-    fn transfer(
+    /// Executes a call for which `file` is to be mapped; its descriptor is filled in.
+    fn call_with_file(
         &self,
-        name: &'static str,
-        addr: u64,
-        mut local: libc::iovec,
-        copy: impl Fn(i32, *const libc::iovec, *const libc::iovec) -> isize,
-    ) -> Result<()> {
-        let pid = self.service.life.pid();
-        let pid = pid.ok_or(Error::Dead)?.as_raw_nonzero().get();
-        let mut remote = libc::iovec { iov_base: addr as *mut _, iov_len: local.iov_len };
-        while local.iov_len != 0 {
-            let copied = match usize::try_from(copy(pid, &raw const local, &raw const remote)) {
-                Ok(copied) if copied > 0 => copied,
-                _ => {
-                    let errno =
-                        Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::FAULT);
-                    return Err(Error::Space { call: name, errno });
-                }
-            };
-            local.iov_base = local.iov_base.wrapping_byte_add(copied);
-            remote.iov_base = remote.iov_base.wrapping_byte_add(copied);
-            local.iov_len -= copied;
-            remote.iov_len -= copied;
-        }
-        Ok(())
+        mut call: Call,
+        file: BorrowedFd<'_>,
+    ) -> Result<std::result::Result<u64, Errno>> {
+        const DESCRIPTOR: usize = 4;
+        let (service, passage) = match &self.origin {
+            Origin::Created(keeper) => (&self.service, &keeper.files),
+            Origin::Attached(target) => (target.carrier(&self.service), target.passage(&self.service)?),
+        };
+        call.args[DESCRIPTOR] = passage.number(0);
+        let entry = self.prepare(&[call])?[0];
+        passage.carry(service, &[file], entry)
     }
 
     /// Has only one context ever run here at a time?

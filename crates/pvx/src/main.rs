@@ -23,12 +23,15 @@ enum Command {
     Run(run::RunArgs),
     Bench(bench::BenchArgs),
     Check(check::CheckArgs),
+    #[command(hide = true)]
+    BenchTarget(bench::TargetArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Bench(args) => bench::bench(&args),
+        Command::BenchTarget(args) => bench::target(&args),
         Command::Check(args) => check::check(&args),
     };
     result.unwrap_or_else(|error| {

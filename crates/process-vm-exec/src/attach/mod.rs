@@ -1,4 +1,86 @@
 //! Live processes: getting an executor into one that nobody prepared, and out again.
+//!
+//! In the order of what happens: [`rights`] says whether it may be done, [`place`] finds room for the [`bootstrap`],
+//! [`birth`] has one thread of the target, [`stop`]ped, make an executor, [`settle`] gives that its pages and sends it
+//! into the resident code. The [`caretaker`] is the thread that does all this and stays; [`removal`] is the way back,
+//! taken by the caretaker or, if the supervisor dies, by the [`janitor`].
+
+mod birth;
+mod bootstrap;
+mod caretaker;
+pub(crate) mod descriptors;
+pub(crate) mod function;
+mod inject;
+mod janitor;
+mod place;
+mod removal;
+mod rights;
+mod settle;
+mod stop;
+pub(crate) mod target;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::executor::service::Service;
+use crate::space::Owners;
+
+/// A live process with an executor in it.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) pid: Pid,
+    pub(crate) service: Service,
+    /// The executor's process.
+    pub(crate) executor: OwnedFd,
+    /// Another executor, that shares things with the target.
+    pub(crate) sharer: Option<(Service, OwnedFd)>,
+    /// FS base of the target's main thread, if that was stopped.
+    pub(crate) fs_base: Option<u64>,
+    pub(crate) tracing: Tracing,
+}
+
+/// Whether executors are traced when they are ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tracing {
+    /// No: they are tasks like others.
+    Ends,
+    /// By the caretaker, as long as they live: it keeps the target's seccomp filter away from them.
+    GoesOn,
+}
+
+/// Attaches to the process of `pidfd`.
+pub(crate) fn attach(
+    pidfd: BorrowedFd<'_>,
+    owners: Owners,
+    engine: Engine,
+    spin_budget_ns: u64,
+) -> Result<Attachment> {
+    let pid = caretaker::pid_of(pidfd)?;
+    let pidfd = pidfd.try_clone_to_owned().map_err(|_| Error::TooMany("open descriptors"))?;
+    let shared = owners.shared();
+    let sharer = if shared == 0 { 0 } else { libc::CLONE_VM | shared };
+    let executors = [libc::CLONE_VM, sharer];
+    caretaker::attach(caretaker::Order { pid, pidfd, executors, engine, spin_budget_ns })
+}
+
+/// A pidfd for the process that has this number now.
+pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
+    let refusal = |errno: Errno| rights::refusal(pid, errno, "there is no such process");
+    let number = Pid::from_raw(pid.max(0)).ok_or_else(|| refusal(Errno::SRCH))?;
+    rustix::process::pidfd_open(number, PidfdFlags::empty()).map_err(|errno| match errno {
+        // Of a thread that leads no process.
+        Errno::INVAL | Errno::NOENT => rights::refusal(
+            pid,
+            errno,
+            "it is a thread, not a process; give the process (Tgid in /proc/PID/status)",
+        ),
+        errno => refusal(errno),
+    })
+}
 
 /// Whose descriptors, directory or signal handlers the calls in a live process mean: see
 /// [`Builder::files`](crate::Builder::files) and the like.

@@ -21,7 +21,11 @@ use crate::error::{Error, Result};
 use crate::executor::code;
 use crate::executor::life::Life;
 use crate::executor::task::Executor;
-use crate::exit::{Access, Arch, Fault, Syscall, WaitStatus};
+use crate::exit::{Access, Arch, Fault, Syscall};
+use crate::ptrace::{
+    NO_SYSCALL, NT_X86_XSTATE, PTRACE_GET_SYSCALL_INFO, Stop, get_registers, request, set_signal_mask,
+    wait_for_stop,
+};
 use crate::signal::SigInfo;
 use crate::sync::lock;
 
@@ -79,17 +83,6 @@ struct Guest {
     registers: Registers,
     xstate: Vec<u8>,
     has_run: bool,
-}
-
-/// Why a traced task stopped.
-#[derive(Clone, Copy)]
-enum Stop {
-    Syscall,
-    Signal(i32),
-    /// An event of ptrace, such as the answer to `PTRACE_INTERRUPT`.
-    Event,
-    /// The whole process has been killed; this is how.
-    Gone(WaitStatus),
 }
 
 impl Tracee {
@@ -369,67 +362,6 @@ impl Drop for Traced {
         }
     }
 }
-
-const NT_X86_XSTATE: usize = 0x202;
-const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
-const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
-/// In `orig_rax`: the task is not in a system call that could be restarted.
-const NO_SYSCALL: u64 = !0;
-
-fn request(
-    request: libc::c_uint,
-    tid: libc::pid_t,
-    addr: usize,
-    data: usize,
-) -> rustix::io::Result<libc::c_long> {
-    // SAFETY: the callers pass for `data` what the request takes (ptrace(2)): nothing, options, or the address of a
-    // live structure of its type; requests on tasks that are not ours fail.
-    let result = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data as *mut c_void) };
-    if result < 0 { Err(last_errno()) } else { Ok(result) }
-}
-
-/// Sets the signals that the task blocks.
-fn set_signal_mask(tid: libc::pid_t, mask: u64) -> rustix::io::Result<()> {
-    request(PTRACE_SETSIGMASK, tid, size_of_val(&mask), (&raw const mask) as usize).map(drop)
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::SRCH)
-}
-
-fn get_registers(tid: libc::pid_t) -> rustix::io::Result<libc::user_regs_struct> {
-    // SAFETY: integers, for which zeroes are a value.
-    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    request(libc::PTRACE_GETREGS, tid, 0, (&raw mut registers) as usize)?;
-    Ok(registers)
-}
-
-fn wait_for_stop(tid: libc::pid_t) -> Stop {
-    let mut status = 0;
-    loop {
-        // SAFETY: `status` is valid for the call.
-        if unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) } == tid {
-            break;
-        }
-        if last_errno() != Errno::INTR {
-            return Stop::Gone(WaitStatus::Signaled(libc::SIGKILL));
-        }
-    }
-    if libc::WIFEXITED(status) {
-        return Stop::Gone(WaitStatus::Exited(libc::WEXITSTATUS(status)));
-    }
-    if libc::WIFSIGNALED(status) {
-        return Stop::Gone(WaitStatus::Signaled(libc::WTERMSIG(status)));
-    }
-    match libc::WSTOPSIG(status) {
-        _ if status >> 16 != 0 => Stop::Event,
-        SYSCALL_STOP => Stop::Syscall,
-        signal => Stop::Signal(signal),
-    }
-}
-
-/// A system-call stop under `PTRACE_O_TRACESYSGOOD`.
-const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
 
 fn this_thread() -> libc::pid_t {
     thread_local!(static TID: Cell<libc::pid_t> = Cell::new(rustix::thread::gettid().as_raw_nonzero().get()));

@@ -59,30 +59,8 @@ impl Arena {
                 None => return Err(Error::TooMany("address spaces")),
             }
         };
-        let offset = index * layout::SIZE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-        let mapped = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                SLOT_LEN,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &self.file,
-                offset,
-            )
-        };
-        let base = mapped.map_err(|errno| {
-            self.put_back(index);
-            Error::Host { call: "mmap of a mailbox slot", errno }
-        })?;
-        // SAFETY: the range is the mapping just made. A child of the supervisor has no use for it.
-        unsafe { rustix::mm::madvise(base, SLOT_LEN, Advice::LinuxDontFork) }
-            .map_err(Error::host("madvise of a mailbox slot"))?;
-        Ok(Slot {
-            arena: Arc::clone(self),
-            index,
-            base: NonNull::new(base.cast()).expect("mmap never returns null"),
-        })
+        let base = map(&self.file, index * layout::SIZE).inspect_err(|_| self.put_back(index))?;
+        Ok(Slot { place: Some((Arc::clone(self), index)), base })
     }
 
     fn put_back(&self, index: u64) {
@@ -90,13 +68,33 @@ impl Arena {
     }
 }
 
+/// Maps a slot that begins at `offset`.
+fn map(file: &OwnedFd, offset: u64) -> Result<NonNull<u8>> {
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+    let mapped = unsafe {
+        rustix::mm::mmap(
+            std::ptr::null_mut(),
+            SLOT_LEN,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            file,
+            offset,
+        )
+    };
+    let base = mapped.map_err(Error::host("mmap of a mailbox slot"))?;
+    // SAFETY: the range is the mapping just made. A child of the supervisor has no use for it.
+    unsafe { rustix::mm::madvise(base, SLOT_LEN, Advice::LinuxDontFork) }
+        .map_err(Error::host("madvise of a mailbox slot"))?;
+    Ok(NonNull::new(base.cast()).expect("mmap never returns null"))
+}
+
 /// One space's control pages and mailboxes, mapped in the supervisor. Offsets are those of [`layout`].
 ///
 /// All access is atomic, or volatile and by copy: guests write here too, at any time.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    arena: Arc<Arena>,
-    index: u64,
+    /// The arena that it goes back to, and its number there; none for a slot that is a whole file.
+    place: Option<(Arc<Arena>, u64)>,
     base: NonNull<u8>,
 }
 
@@ -106,9 +104,15 @@ unsafe impl Send for Slot {}
 unsafe impl Sync for Slot {}
 
 impl Slot {
+    /// A slot in a file of its own, which is made as long.
+    pub(crate) fn of_file(file: OwnedFd) -> Result<Self> {
+        rustix::fs::ftruncate(&file, layout::SIZE).map_err(Error::host("ftruncate of the mailboxes"))?;
+        Ok(Self { place: None, base: map(&file, 0)? })
+    }
+
     /// Where the slot begins in the memory file.
     pub(crate) fn file_offset(&self) -> u64 {
-        self.index * layout::SIZE
+        self.place.as_ref().map_or(0, |(_, index)| index * layout::SIZE)
     }
 
     #[inline]
@@ -168,15 +172,12 @@ impl Drop for Slot {
         // SAFETY: the mapping is ours, and with `self` the last way to it goes.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), SLOT_LEN) };
         debug_assert!(unmapped.is_ok());
-        let punched = rustix::fs::fallocate(
-            &self.arena.file,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            self.file_offset(),
-            layout::SIZE,
-        );
+        let Some((arena, index)) = &self.place else { return };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched = rustix::fs::fallocate(&arena.file, flags, self.file_offset(), layout::SIZE);
         // A slot that still has its old contents is not used again.
         if punched.is_ok() {
-            self.arena.put_back(self.index);
+            arena.put_back(*index);
         }
     }
 }

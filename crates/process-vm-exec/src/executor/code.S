@@ -186,6 +186,8 @@ adopt_slot:                             /* r15 = offset of the slot in the memor
     jne leave
     mov (%rbp), %r12d
 
+    .globl process_vm_exec_service
+process_vm_exec_service:                /* a task of a live process comes in here */
 service_reply:
     mov %r12d, %eax
     PUBLISH
@@ -202,6 +204,8 @@ service_next:
     mov 48(%r14), %r9
     mov 56(%r14), %r15
     mov (%r14), %rax
+    .globl process_vm_exec_service_call
+process_vm_exec_service_call:
     syscall
     test %rax, %rax
     jnz service_store

@@ -164,6 +164,8 @@ global_asm!(
 unsafe extern "C" {
     static process_vm_exec_code: u8;
     static process_vm_exec_code_end: u8;
+    static process_vm_exec_service: u8;
+    static process_vm_exec_service_call: u8;
     static process_vm_exec_handler: u8;
     static process_vm_exec_sigreturn: u8;
     static process_vm_exec_trampoline: u8;
@@ -176,6 +178,13 @@ fn bytes() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
+/// The same, filled up to whole words.
+pub(crate) fn bytes_in_words() -> Vec<u8> {
+    let mut words = bytes().to_vec();
+    words.resize(words.len().next_multiple_of(8), 0);
+    words
+}
+
 /// The address that a label of the code has in a guest.
 fn address_of(label: *const u8) -> u64 {
     layout::CODE + (label as u64 - &raw const process_vm_exec_code as u64)
@@ -184,6 +193,16 @@ fn address_of(label: *const u8) -> u64 {
 /// Where the code is in a guest.
 pub(crate) fn range() -> Range<u64> {
     layout::CODE..address_of(&raw const process_vm_exec_code_end)
+}
+
+/// Where a service task begins that has its request in `rbp`, its result in `rbx`, and in `r12d` the word it starts with.
+pub(crate) fn service() -> u64 {
+    address_of(&raw const process_vm_exec_service)
+}
+
+/// A `syscall` instruction.
+pub(crate) fn syscall() -> u64 {
+    address_of(&raw const process_vm_exec_service_call)
 }
 
 /// The signal handler of executors.

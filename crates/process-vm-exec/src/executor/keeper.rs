@@ -16,6 +16,7 @@ use rustix::process::{Pid, WaitOptions};
 use super::arena::{Arena, Slot};
 use super::life::Life;
 use super::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
+use super::passage::Passage;
 use super::service::{Entry, Service};
 use super::setup::{self, Params};
 use super::{code, layout};
@@ -33,9 +34,8 @@ pub(crate) struct Keeper {
     pid: Pid,
     arena: Arc<Arena>,
     template: Service,
-    /// Files to map go to service tasks through this pair: ours, and a copy of theirs. The lock keeps each file
-    /// with the request that it belongs to.
-    pub(crate) files: Mutex<(OwnedFd, OwnedFd)>,
+    /// Files to map go to service tasks through it.
+    pub(crate) files: Passage,
     /// Where the vDSO is in every space.
     pub(crate) vdso: Option<Range<u64>>,
     /// Held while a process is created, so that just one child of the keeper is not registered yet.
@@ -205,7 +205,9 @@ impl Started {
         template.wait_for_start()?;
         setup::install_handlers(&template)?;
 
-        let (files, birth) = (Mutex::new((ours, theirs)), Mutex::new(()));
+        // No service task has a descriptor below the arena's.
+        let files = Passage::new(ours, theirs, layout::FILES_FD as u64, 0);
+        let birth = Mutex::new(());
         Ok(Self { keeper: Keeper { supervisor, pid, arena, template, files, birth, living, vdso }, service })
     }
 }

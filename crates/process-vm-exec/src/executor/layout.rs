@@ -24,6 +24,8 @@ pub(crate) const CONTROL: u64 = 1 << 20;
 pub(crate) const CONTROL_LEN: u64 = 1 << 20;
 /// Offset of the parameters.
 pub(crate) const PARAMS: u64 = CONTROL + 0x4000;
+/// Offset of what calls that the library makes itself point to.
+pub(crate) const ARGUMENTS: u64 = CONTROL + 0x6000;
 /// Offset of the commands to executors, [`COMMAND_STRIDE`] bytes each. Not a multiple of a page, as the mailboxes'
 /// offset is: processors compare the low bits of addresses first when they look for a load's value among the stores
 /// under way, and either side looks at one half's word just after it has written the other's.
@@ -36,6 +38,10 @@ pub(crate) const COMMAND_STRIDE: u64 = 512;
 pub(crate) const RESULT: u64 = 2 << 20;
 /// Offset of memory that calls in the service task may use for their buffers.
 pub(crate) const SCRATCH: u64 = RESULT + 0x1_0000;
+
+/// How far behind request and result of the service task those of a second one are: of an executor that shares things
+/// with a live process.
+pub(crate) const SHARER: u64 = 0x8000;
 
 /// Offset of the mailboxes, [`MAILBOX_STRIDE`] bytes each.
 pub(crate) const MAILBOXES: u64 = 32 << 20;

@@ -1,5 +1,6 @@
 //! Whether the process of a space is alive, and what its end means to those who wait for it.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -19,6 +20,9 @@ pub(crate) struct Life {
     ended: (Mutex<bool>, Condvar),
     /// 0 while alive.
     end: AtomicU64,
+    /// How to say that the process is to go, if it lives in the memory of another: who kills it must first take out
+    /// what it has there.
+    removal: Option<Arc<OwnedFd>>,
     /// How many executors have been started, hence whose mailboxes may be waited on.
     pub(crate) executors: AtomicU32,
 }
@@ -33,8 +37,14 @@ impl Life {
             pid: RwLock::new(None),
             ended: <_>::default(),
             end: AtomicU64::new(0),
+            removal: None,
             executors: AtomicU32::new(0),
         }
+    }
+
+    /// The life of an executor in a live process, whose caretaker waits for `removal`.
+    pub(crate) fn of_guest_in(slot: Arc<Slot>, removal: Arc<OwnedFd>) -> Self {
+        Self { removal: Some(removal), ..Self::new(slot) }
     }
 
     /// The process has been created.
@@ -49,7 +59,11 @@ impl Life {
 
     /// Kills the process, if it still lives.
     pub(crate) fn kill(&self) {
-        self.signal(libc::SIGKILL);
+        match &self.removal {
+            // The caretaker waits for any value.
+            Some(removal) => drop(rustix::io::write(removal, &1u64.to_ne_bytes())),
+            None => self.signal(libc::SIGKILL),
+        }
     }
 
     /// Sends it a signal, if it still lives.
@@ -92,7 +106,7 @@ impl Life {
         changed.notify_all();
         let executors = u64::from(self.executors.load(Ordering::SeqCst));
         let mailboxes = (0..executors).map(|index| layout::MAILBOXES + index * layout::MAILBOX_STRIDE);
-        for half in mailboxes.chain([layout::RESULT]) {
+        for half in mailboxes.chain([layout::RESULT, layout::RESULT + layout::SHARER]) {
             let word = self.slot.u32(half + layout::WORD);
             word.store(layout::DEAD, Ordering::SeqCst);
             machine::wake(word);

@@ -17,6 +17,7 @@ pub(crate) mod keeper;
 pub(crate) mod layout;
 pub(crate) mod life;
 pub(crate) mod machine;
+pub(crate) mod passage;
 pub(crate) mod service;
 pub(crate) mod setup;
 pub(crate) mod task;

@@ -32,6 +32,8 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) life: Arc<Life>,
+    /// How far behind the first request and result those of this one are.
+    offset: u64,
     host: Host,
     /// The word of the last request. The lock makes requests one after the other.
     last: Mutex<u32>,
@@ -42,7 +44,12 @@ pub(crate) const STARTED: u32 = 1;
 
 impl Service {
     pub(crate) fn new(life: Arc<Life>, host: Host) -> Self {
-        Self { life, host, last: Mutex::new(STARTED) }
+        Self { life, offset: 0, host, last: Mutex::new(STARTED) }
+    }
+
+    /// The second service task of a slot.
+    pub(crate) fn sharer(life: Arc<Life>, host: Host) -> Self {
+        Self { offset: layout::SHARER, ..Self::new(life, host) }
     }
 
     /// Waits until the task has started.
@@ -83,12 +90,14 @@ impl Service {
             return Err(Error::Dead);
         }
         let slot = &self.life.slot;
-        for (at, entry) in (layout::CONTROL + layout::ENTRIES..).step_by(layout::ENTRY).zip(entries) {
+        for (at, entry) in
+            (self.offset + layout::CONTROL + layout::ENTRIES..).step_by(layout::ENTRY).zip(entries)
+        {
             let [a, b, c, d, e, f] = entry.args;
             slot.write(at, [entry.nr.cast_unsigned(), a, b, c, d, e, f, entry.child]);
         }
         let count = u32::try_from(entries.len()).expect("a chunk is short");
-        slot.u32(layout::CONTROL + layout::COUNT).store(count, Ordering::Relaxed);
+        slot.u32(self.offset + layout::CONTROL + layout::COUNT).store(count, Ordering::Relaxed);
         let previous = *last;
         // DEAD is skipped: it means something else.
         *last = if previous >= layout::DEAD - 1 { STARTED + 1 } else { previous + 1 };
@@ -102,7 +111,9 @@ impl Service {
                 return Err(Error::Dead);
             }
         }
-        for at in (layout::RESULT + layout::ENTRIES..).step_by(layout::ENTRY).take(entries.len()) {
+        for at in
+            (self.offset + layout::RESULT + layout::ENTRIES..).step_by(layout::ENTRY).take(entries.len())
+        {
             results.push(result_of(slot.read::<u64>(at)));
         }
         Ok(())
@@ -111,11 +122,11 @@ impl Service {
 
 impl Service {
     fn mine(&self) -> Half<'_> {
-        machine::half(&self.life.slot, layout::CONTROL)
+        machine::half(&self.life.slot, self.offset + layout::CONTROL)
     }
 
     fn other(&self) -> Half<'_> {
-        machine::half(&self.life.slot, layout::RESULT)
+        machine::half(&self.life.slot, self.offset + layout::RESULT)
     }
 }
 

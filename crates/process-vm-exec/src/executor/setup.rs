@@ -11,9 +11,6 @@ use crate::arch::x86_64::xstate;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
-/// Where in the control pages these set-up calls find what they point to.
-const ARGUMENTS: u64 = layout::CONTROL + 0x6000;
-
 /// What a new space is to be like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Params {
@@ -61,7 +58,7 @@ pub(crate) fn dispatch_works() -> bool {
 /// two, no capabilities, no terminal, no working directory. `mapped` is what it has mapped besides.
 pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<()> {
     let slot = &service.life.slot;
-    let mut arguments = Arguments { slot, next: ARGUMENTS };
+    let mut arguments = Arguments { slot, next: layout::ARGUMENTS };
     let root = arguments.put(&[u64::from(b'/')]);
     let name = arguments.put(&[u64::from_le_bytes(*b"pvx-spac"), u64::from(b'e')]);
     let no_core = arguments.put(&[0, 0]);
@@ -91,10 +88,18 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
     run_all(service, &calls)
 }
 
+/// Makes the service task of a live process one that executors can be made beside: with their handlers, and without
+/// privileges to gain, which the kernel wants before it takes a filter.
+pub(crate) fn prepare_to_run(service: &Service) -> Result<()> {
+    let no_new_privs = Entry::new(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]);
+    run_all(service, &[(no_new_privs, "prctl")])?;
+    install_handlers(service)
+}
+
 /// Gives the template the signal handlers of executors; copies inherit them.
 pub(crate) fn install_handlers(service: &Service) -> Result<()> {
     let slot = &service.life.slot;
-    let mut arguments = Arguments { slot, next: ARGUMENTS };
+    let mut arguments = Arguments { slot, next: layout::ARGUMENTS };
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | SA_RESTORER).cast_unsigned();
     let no_defer = libc::SA_NODEFER.cast_unsigned();
     // struct sigaction of the kernel: handler, flags, restorer, mask (asm/signal.h).
@@ -114,7 +119,7 @@ pub(crate) fn install_handlers(service: &Service) -> Result<()> {
 /// Calls that make `signal`, sent to the process, take its default action: on the service task, because others may
 /// be stopped or have it blocked.
 pub(crate) fn default_action(slot: &Slot, signal: i32) -> [Entry; 2] {
-    let mut arguments = Arguments { slot, next: ARGUMENTS };
+    let mut arguments = Arguments { slot, next: layout::ARGUMENTS };
     let action = arguments.put(&[0; 4]);
     let mask = arguments.put(&[!(1 << (signal - 1))]);
     let number = u64::from(signal.unsigned_abs());

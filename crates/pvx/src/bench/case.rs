@@ -3,7 +3,7 @@
 use anyhow::Result;
 use process_vm_exec::Engine;
 
-use super::{baseline, cpus::Cpus, guest};
+use super::{baseline, cpus::Cpus, guest, live};
 
 /// What one round is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,17 +12,23 @@ pub(super) enum Case {
     Fault,
     Interrupt,
     Create,
+    Attach,
+    RemoteSyscall,
+    InjectPtrace,
     NativeGetppid,
     CacheLine,
     Spawn,
 }
 
 impl Case {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Syscall,
         Self::Fault,
         Self::Interrupt,
         Self::Create,
+        Self::Attach,
+        Self::RemoteSyscall,
+        Self::InjectPtrace,
         Self::NativeGetppid,
         Self::CacheLine,
         Self::Spawn,
@@ -34,9 +40,30 @@ impl Case {
             Self::Fault => "fault",
             Self::Interrupt => "interrupt",
             Self::Create => "create",
+            Self::Attach => "attach",
+            Self::RemoteSyscall => "remote-syscall",
+            Self::InjectPtrace => "inject-ptrace",
             Self::NativeGetppid => "native-getppid",
             Self::CacheLine => "cache-line",
             Self::Spawn => "spawn",
+        }
+    }
+
+    /// Is it about a live process? Then there is one way to do it, whatever engine runs contexts.
+    pub(super) const fn only_engine(self) -> Option<Engine> {
+        match self {
+            Self::Attach | Self::RemoteSyscall => Some(Engine::Trap),
+            Self::InjectPtrace => Some(Engine::Ptrace),
+            _ => None,
+        }
+    }
+
+    /// The case whose best `ptrace` median this one is compared with.
+    pub(super) const fn reference(self) -> Self {
+        match self {
+            Self::Attach | Self::RemoteSyscall => Self::InjectPtrace,
+            case if case.is_baseline() => Self::Syscall,
+            case => case,
         }
     }
 
@@ -94,6 +121,9 @@ impl Subject {
             (Case::Fault, Some(engine)) => guest::fault_rounds(engine, self.placement, cpus),
             (Case::Interrupt, Some(engine)) => guest::interrupt_rounds(engine, self.placement, cpus),
             (Case::Create, Some(engine)) => guest::create_rounds(engine, self.placement, cpus),
+            (Case::Attach, _) => live::attach_rounds(self.placement, cpus),
+            (Case::RemoteSyscall, _) => live::syscall_rounds(self.placement, cpus),
+            (Case::InjectPtrace, _) => live::inject_rounds(self.placement, cpus),
             (Case::CacheLine, _) => baseline::cache_line_rounds(cpus),
             (Case::Spawn, _) => baseline::spawn_rounds(self.placement, cpus),
             (_, _) => Ok(baseline::getppid_rounds()),

@@ -5,11 +5,13 @@ mod case;
 mod cpus;
 mod guest;
 mod guests;
+mod live;
 mod machine;
 mod plot;
 mod report;
 mod round_trips;
 mod spaces;
+mod target;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -17,6 +19,7 @@ use anyhow::{Result, bail, ensure};
 use process_vm_exec::Engine;
 
 use self::case::{Case, Subject};
+pub(crate) use self::target::{TargetArgs, run as target};
 
 /// Measure round trips into other address spaces, beside what bounds them.
 ///
@@ -32,6 +35,9 @@ Cases:
   create            an address space made and dropped
   native-getppid    a real getppid of this process (baseline)
   cache-line        a cache line there and back between two CPUs: no hand-off can beat it (baseline)
+  attach            AddressSpace::attach to a process that works a little and sleeps
+  remote-syscall    getpid executed in such a process, by an executor there
+  inject-ptrace     the same by stopping it, setting its registers, and stepping over one instruction
   spawn             posix_spawn of a program that exits at once, and wait (baseline)
 
 Examples:
@@ -40,14 +46,15 @@ Examples:
   pvx bench --engine trap --engine ptrace --json
   pvx bench --plot round-trips.svg             a chart too
   pvx bench --guests 64                        throughput and fairness of 64 guests
-  pvx bench --spaces 1000                      what an idle address space costs")]
+  pvx bench --spaces 1000                      what an idle address space costs
+  pvx bench --attachments 1000                 how long attaching stops a live process, by that one's own clock")]
 pub(crate) struct BenchArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 
     /// Draw a chart into this file, as SVG or PNG by its name
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "spaces"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "spaces", "attachments"])]
     plot: Option<PathBuf>,
 
     /// Measure this engine only: rewrite, trap, ptrace or baseline (repeatable)
@@ -55,7 +62,7 @@ pub(crate) struct BenchArgs {
     engine: Vec<String>,
 
     /// Measure this case only (repeatable)
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["guests", "spaces"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["guests", "spaces", "attachments"])]
     case: Vec<String>,
 
     /// How long to measure, in seconds, preparations not counted
@@ -69,6 +76,10 @@ pub(crate) struct BenchArgs {
     /// Hold this many address spaces at once instead, and report their memory and the time to create one
     #[arg(long, value_name = "COUNT")]
     spaces: Option<usize>,
+
+    /// Attach so often to a busy and to a sleeping process instead, and report what they see of it
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["guests", "spaces"])]
+    attachments: Option<usize>,
 }
 
 /// Which lines are asked for.
@@ -97,6 +108,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     } else if let Some(spaces) = args.spaces {
         ensure!(spaces > 0, "--spaces 0: use a number above 0");
         spaces::measure(spaces, &selection.engines)?.print(args.json)?;
+    } else if let Some(attachments) = args.attachments {
+        ensure!(attachments > 0, "--attachments 0: use a number above 0");
+        live::measure(attachments)?.print(args.json)?;
     } else {
         let report = round_trips::measure(&selection, budget)?;
         report.print(args.json)?;

@@ -22,7 +22,8 @@ pub(super) struct Line {
     pub(super) engine: &'static str,
     pub(super) placement: &'static str,
     pub(super) ns: Spread,
-    /// The best median of `ptrace` in this case (for a baseline: in `syscall`) divided by this median.
+    /// The best median of `ptrace` in this case (for a baseline: in `syscall`; for live processes: in
+    /// `inject-ptrace`) divided by this median.
     pub(super) ratio_to_ptrace: Option<f64>,
 }
 
@@ -58,7 +59,7 @@ impl Spread {
 impl Report {
     pub(super) fn new(machine: Machine, measured: Vec<Measured>) -> Self {
         let ptrace_ns = |case: Case| {
-            let wanted = if case.is_baseline() { Case::Syscall } else { case };
+            let wanted = case.reference();
             let medians = measured
                 .iter()
                 .filter(|one| one.subject.case == wanted && one.subject.engine_name() == "ptrace")

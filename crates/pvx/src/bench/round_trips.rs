@@ -42,7 +42,13 @@ fn subjects(selection: &Selection, cpus: &Cpus) -> Vec<Subject> {
         let engines = match case.is_baseline() {
             true if selection.baseline => vec![None],
             true => vec![],
-            false => selection.engines.iter().copied().map(Some).collect(),
+            false => selection
+                .engines
+                .iter()
+                .copied()
+                .filter(|&engine| case.only_engine().is_none_or(|only| only == engine))
+                .map(Some)
+                .collect(),
         };
         for placement in Placement::ALL {
             let possible = cpus.has_two() || placement == Placement::OneCpu;

@@ -1,0 +1,20 @@
+//! Asks a live process for its number and its parent's, without stopping it for that: `attach PID`.
+
+use std::time::Instant;
+
+use process_vm_exec::{AddressSpace, Sysno};
+
+fn main() -> process_vm_exec::Result<()> {
+    let pid = std::env::args().nth(1).and_then(|pid| pid.parse().ok()).unwrap_or(0);
+    let start = Instant::now();
+    let space = AddressSpace::attach_pid(pid)?;
+    println!("attached to {} in {:?}", space.pid(), start.elapsed());
+
+    const CALLS: u32 = 100_000;
+    let start = Instant::now();
+    for _ in 0..CALLS {
+        space.syscall(Sysno::getppid, [0; 6])?;
+    }
+    println!("one system call there: {:?}", start.elapsed() / CALLS);
+    space.detach()
+}

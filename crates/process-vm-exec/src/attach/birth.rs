@@ -1,0 +1,175 @@
+//! The birth of an executor in a live process: one thread of that is stopped, makes it, and goes on.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::bootstrap::{self, Bootstrap};
+use super::inject::result_of;
+use super::place::Place;
+use super::stop::{Stopped, wait_until};
+use crate::ptrace::{Stop, get_registers, last_errno, request, set_registers, set_signal_mask};
+
+/// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
+#[derive(Debug)]
+pub(super) struct Born {
+    pub(super) executor: i32,
+    /// One that shares things with the target, if that was asked for.
+    pub(super) sharer: Option<i32>,
+    /// The FS base of the thread that was stopped.
+    pub(super) fs_base: u64,
+}
+
+/// For how long tasks that need only run may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Has `tid`, which we have seized, make executors with these flags for their clones.
+pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result<Born, Errno> {
+    let elapsed = time_asleep(tid);
+    let visit = Visit::to_processor_of(tid);
+    let thread = Stopped::stop(tid, elapsed)?;
+    let made = commit(&thread, place, executors).and_then(|()| step_over_clone(tid));
+    thread.release()?;
+    drop(visit);
+    made?;
+    let [executor, sharer] = midwife(executors)?;
+    Ok(Born { executor: executor.ok_or(Errno::AGAIN)?, sharer, fs_base: thread.registers().fs_base })
+}
+
+/// From here on the thread, and what it makes, completes by itself.
+fn commit(thread: &Stopped, place: &Place, executors: [i32; 2]) -> Result<(), Errno> {
+    const USER32_CS: u64 = 0x23;
+    let registers = thread.registers();
+    let is_ours = (place.addr..place.addr + bootstrap::len()).contains(&registers.rip);
+    if registers.cs == USER32_CS || is_ours {
+        return Err(if is_ours { Errno::BUSY } else { Errno::NOEXEC });
+    }
+    let executors = executors.map(|flags| match flags {
+        0 => 0,
+        flags => (flags | libc::CLONE_PTRACE).cast_unsigned(),
+    });
+    let bootstrap =
+        Bootstrap { executors, signal_mask: thread.signal_mask, registers: &thread.registers_by_itself() };
+    place.write(&bootstrap.bytes()).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    set_registers(thread.tid, &bootstrap::entry(registers, place.addr))
+}
+
+/// One instruction of the thread, which is the clone.
+fn step_over_clone(tid: i32) -> Result<(), Errno> {
+    // Before the commit this could have outlived us.
+    set_signal_mask(tid, !0)?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut signal = 0;
+    loop {
+        request(libc::PTRACE_SINGLESTEP, tid, 0, signal)?;
+        match wait_until(tid, deadline).ok_or(Errno::TIME)? {
+            Stop::Signal(libc::SIGTRAP) => break,
+            // The one that cannot be blocked: its stop comes, and does not keep us from going on.
+            Stop::Signal(stop) => signal = stop.unsigned_abs() as usize,
+            Stop::Event | Stop::Syscall => signal = 0,
+            Stop::Gone(_) => return Err(Errno::SRCH),
+        }
+    }
+    result_of(get_registers(tid)?.rax).map(drop)
+}
+
+/// A traced task that has stopped (true) or is gone (false).
+fn any_stop() -> Result<Option<(i32, bool)>, Errno> {
+    let mut status = 0;
+    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    // SAFETY: `status` is valid for the call.
+    match unsafe { libc::waitpid(-1, &raw mut status, options) } {
+        0 => Ok(None),
+        tid if tid > 0 => Ok(Some((tid, libc::WIFSTOPPED(status)))),
+        _ => match last_errno() {
+            Errno::INTR => Ok(None),
+            errno => Err(errno),
+        },
+    }
+}
+
+/// Lets helper and parent run to their ends, and keeps the executors.
+fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
+    /// How many there are before the executors: the helper, then the parent.
+    const ELDERS: usize = 2;
+    /// How long a task that has been made may take to be seen.
+    const SOON: Duration = Duration::from_millis(500);
+    let wanted = ELDERS + executors.iter().filter(|&&flags| flags != 0).count();
+    let mut deadline = Instant::now() + PATIENCE;
+    let mut tasks = Vec::new();
+    let mut helper_is_there = true;
+    while helper_is_there || tasks.len() < wanted {
+        match any_stop()? {
+            Some((tid, true)) => {
+                let index = tasks.iter().position(|&known| known == tid).unwrap_or_else(|| {
+                    tasks.push(tid);
+                    tasks.len() - 1
+                });
+                if index < ELDERS {
+                    request(libc::PTRACE_CONT, tid, 0, 0)?;
+                }
+            }
+            Some((tid, false)) if tasks.first() == Some(&tid) => {
+                helper_is_there = false;
+                deadline = Instant::now() + SOON;
+            }
+            Some((_, false)) => {}
+            None if Instant::now() < deadline => std::thread::yield_now(),
+            // The parent could not make them all.
+            None => return Err(Errno::AGAIN),
+        }
+    }
+    // They are seen in any order, but still have in rdi with which flags they were made.
+    let mut born = [None; 2];
+    for &tid in &tasks[ELDERS..] {
+        let flags = get_registers(tid)?.rdi & !u64::from(libc::CLONE_PTRACE.unsigned_abs());
+        let place = executors.iter().position(|&wanted| u64::from(wanted.unsigned_abs()) == flags);
+        born[place.ok_or(Errno::AGAIN)?] = Some(tid);
+    }
+    Ok(born)
+}
+
+/// A stay on the processor of a running thread. Two tasks on one processor take turns for less than it costs to wake
+/// one on another.
+struct Visit {
+    home: CpuSet,
+}
+
+impl Visit {
+    /// `None` if the thread is not running, or its processor is not one of ours.
+    fn to_processor_of(tid: i32) -> Option<Self> {
+        // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
+        let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        if fields.next()? != "R" {
+            return None;
+        }
+        let processor = fields.nth(35)?.parse::<usize>().ok()?;
+        let home = sched_getaffinity(None).ok()?;
+        let mut there = CpuSet::new();
+        there.set(processor);
+        (home.is_set(processor) && sched_setaffinity(None, &there).is_ok()).then_some(Self { home })
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(None, &self.home);
+    }
+}
+
+/// For how long a thread has been off the processor: what its scheduler knows of it, against the same of ourselves,
+/// as we have just begun to run. `None` where the kernel does not tell (CONFIG_SCHED_DEBUG).
+fn time_asleep(tid: i32) -> Option<Duration> {
+    let began = |task: &str| {
+        let text = fs::read_to_string(format!("/proc/{task}/sched")).ok()?;
+        let line = text.lines().find(|line| line.starts_with("se.exec_start"))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    let theirs = began(&tid.to_string())?;
+    rustix::thread::sched_yield();
+    let ours = began("thread-self")?;
+    Duration::try_from_secs_f64((ours - theirs) / 1e3).ok()
+}

@@ -1,0 +1,220 @@
+//! The thread that attaches to one live process, stays as long as that lasts, and removes everything afterwards.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
+use super::birth::{self, Born};
+use super::janitor::{Janitor, Line};
+use super::place::Place;
+use super::rights::{Status, refusal};
+use super::settle::{How, settle};
+use super::{Attachment, Tracing, bootstrap};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::executor::arena::Slot;
+use crate::executor::layout;
+use crate::executor::life::Life;
+use crate::executor::machine::Host;
+use crate::executor::service::Service;
+use crate::executor::setup::Params;
+use crate::exit::WaitStatus;
+use crate::maps;
+use crate::ptrace::request;
+
+/// What to attach to, and how.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) pid: Pid,
+    pub(super) pidfd: OwnedFd,
+    /// Flags of the clones that make the executor, and the one that shares with the target, or 0.
+    pub(super) executors: [i32; 2],
+    pub(super) engine: Engine,
+    pub(super) spin_budget_ns: u64,
+}
+
+/// Attaches in a thread of its own: it traces, and the kernel ends that with the thread, whatever went wrong.
+pub(super) fn attach(order: Order) -> Result<Attachment> {
+    let janitor = Janitor::get()?;
+    let (sender, receiver) = sync_channel(1);
+    thread::Builder::new()
+        .name("pvx-attached".into())
+        .spawn(move || care(&order, &janitor, &sender))
+        .map_err(|error| Error::Host {
+            call: "starting the thread of an attached process",
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+        })?;
+    receiver.recv().unwrap_or(Err(Error::Dead))
+}
+
+fn care(order: &Order, janitor: &Arc<Janitor>, reply: &SyncSender<Result<Attachment>>) {
+    let line = match janitor.line() {
+        Ok(line) => line,
+        Err(error) => return drop(reply.send(Err(error))),
+    };
+    match Ward::admit(order, line) {
+        Ok((ward, attachment)) => {
+            // Nobody may want it any more; then its life ends with the attachment.
+            drop(reply.send(Ok(attachment)));
+            ward.care();
+        }
+        Err(error) => drop(reply.send(Err(error))),
+    }
+}
+
+/// An attached process, from its caretaker's side.
+struct Ward<'a> {
+    order: &'a Order,
+    line: Line,
+    life: Arc<Life>,
+    executor: OwnedFd,
+    leave: Arc<OwnedFd>,
+}
+
+impl<'a> Ward<'a> {
+    fn admit(order: &'a Order, line: Line) -> Result<(Self, Attachment)> {
+        let pid = order.pid.as_raw_nonzero().get();
+        let status = Status::of(pid)?;
+        status.require_possible()?;
+        let tracing = if status.has_seccomp_filter() { Tracing::GoesOn } else { Tracing::Ends };
+        let thread = thread_to_stop(pid)?;
+        let region = layout::BASE..layout::BASE + layout::SIZE;
+        if maps::of(order.pid)?.iter().any(|map| map.range.start < region.end && map.range.end > region.start)
+        {
+            let why = format!(
+                "its memory at {:#x} to {:#x} is in use (by another supervisor that is attached?)",
+                region.start, region.end
+            );
+            return Err(refusal(pid, Errno::EXIST, &why));
+        }
+        let options = seize(thread, &status, tracing)?;
+        line.added().options.store(options, std::sync::atomic::Ordering::Relaxed);
+        let path = format!("/proc/{pid}/mem");
+        let memory = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| refusal(pid, errno, "its memory cannot be written (/proc/PID/mem)"))?;
+        let place = Place::find(memory.into(), order.pid)?.ok_or_else(|| {
+            let why = format!("no text of it ends with {} unused bytes", bootstrap::len());
+            refusal(pid, Errno::NOMEM, &why)
+        })?;
+        let born = birth::give_birth(thread, &place, order.executors);
+        let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {
+            let parent = 0;
+            let params = Params { engine: order.engine, spin_budget_ns: order.spin_budget_ns, parent };
+            let how = How { shared: order.executors[1], tracing };
+            settle(&born, &place, line.added(), params, how).map(|slot| (born, slot))
+        });
+        let cleared = place.clear();
+        let (born, slot) = settled?;
+        cleared.map_err(|_| Error::Dead)?;
+        let fs_base = (thread == pid).then_some(born.fs_base);
+        Self::of(order, line, &born, Arc::new(slot), (fs_base, tracing))
+    }
+
+    fn of(
+        order: &'a Order,
+        line: Line,
+        born: &Born,
+        slot: Arc<Slot>,
+        (fs_base, tracing): (Option<u64>, Tracing),
+    ) -> Result<(Self, Attachment)> {
+        let pid = Pid::from_raw(born.executor).ok_or(Error::Dead)?;
+        let executor = open(pid)?;
+        let leave = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(Error::host("eventfd"))?);
+        let life = Arc::new(Life::of_guest_in(slot, Arc::clone(&leave)));
+        life.begin(pid);
+        let host = Host::new(order.spin_budget_ns);
+        let service = Service::new(Arc::clone(&life), host);
+        let sharer = match born.sharer.and_then(Pid::from_raw) {
+            Some(pid) => Some((Service::sharer(Arc::clone(&life), host), open(pid)?)),
+            None => None,
+        };
+        let theirs = executor.try_clone().map_err(|_| Error::TooMany("open descriptors"))?;
+        let attachment = Attachment { pid: order.pid, service, executor: theirs, sharer, fs_base, tracing };
+        Ok((Self { order, line, life, executor, leave }, attachment))
+    }
+
+    /// Waits until the target, the executor or the supervisor's interest ends, and removes what is left.
+    fn care(self) {
+        let fds = [self.order.pidfd.as_fd(), self.executor.as_fd(), self.leave.as_fd()];
+        let mut waits = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        while poll(&mut waits, None) == Err(Errno::INTR) {}
+        self.line.added().remove();
+        self.life.die(WaitStatus::Signaled(libc::SIGKILL));
+    }
+}
+
+fn open(pid: Pid) -> Result<OwnedFd> {
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(Error::host("pidfd_open of the executor"))
+}
+
+/// The main thread, unless that has ended or sleeps uninterruptibly, as it does in a vfork(2).
+fn thread_to_stop(pid: i32) -> Result<i32> {
+    let state = |tid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    let can_stop = |&tid: &i32| state(tid).is_some_and(|state| !"ZXD".contains(state));
+    if can_stop(&pid) {
+        return Ok(pid);
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .map_err(|_| refusal(pid, Errno::SRCH, "it has just ended"))?;
+    let tids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+    Ok(tids.into_iter().find(can_stop).unwrap_or(pid))
+}
+
+/// Begins to trace `tid`, and returns the options that did it.
+fn seize(tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
+    const SUSPEND_SECCOMP: u64 = 1 << 21;
+    let options = match tracing {
+        Tracing::GoesOn => SUSPEND_SECCOMP,
+        Tracing::Ends => 0,
+    };
+    match request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).expect("64-bit")) {
+        Ok(_) => Ok(options),
+        Err(_) if tracing == Tracing::GoesOn && request(libc::PTRACE_SEIZE, tid, 0, 0).is_ok() => {
+            let why =
+                "a seccomp filter judges its calls, and only CAP_SYS_ADMIN may set that aside; become root";
+            Err(refusal(tid, Errno::PERM, why))
+        }
+        Err(Errno::PERM) => Err(status.why_not_permitted()),
+        Err(errno) => Err(refusal(tid, errno, "it has just ended")),
+    }
+}
+
+fn why_not_born(errno: Errno) -> &'static str {
+    match errno {
+        Errno::BUSY => "its thread does not stop: it is in an uninterruptible sleep; try again later",
+        Errno::NOEXEC => "it runs 32-bit code, which cannot be helped here",
+        Errno::AGAIN | Errno::NOMEM => {
+            "it may have no more tasks (RLIMIT_NPROC, or pids.max of its control group)"
+        }
+        Errno::SRCH => "it has just ended",
+        _ => "a task could not be made in it",
+    }
+}
+
+/// The process of a pidfd, in our namespace (pidfd_open(2): /proc/PID/fdinfo/FD).
+pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Result<Pid> {
+    use std::os::fd::AsRawFd;
+    let info =
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
+    let field = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let Some(number) = field.and_then(|number| number.trim().parse::<i32>().ok()) else {
+        return Err(Error::Host { call: "attaching to a descriptor that is no pidfd", errno: Errno::BADF });
+    };
+    match Pid::from_raw(number.max(0)) {
+        Some(pid) => Ok(pid),
+        None => Err(refusal(
+            number,
+            Errno::SRCH,
+            "it has ended, or is in a pid namespace that is not below this one",
+        )),
+    }
+}

@@ -1,0 +1,43 @@
+//! Single system calls by a stopped, traced executor, before it has a mailbox and after.
+
+use rustix::io::Errno;
+
+use crate::ptrace::{NO_SYSCALL, Stop, get_registers, request, set_registers, wait_for_stop};
+
+/// Has `tid` execute one system call by the `syscall` instruction at `site`, and stops it again before anything else.
+/// Allocates nothing.
+pub(super) fn call(tid: i32, site: u64, nr: i64, args: [u64; 6]) -> Result<u64, Errno> {
+    let registers = get_registers(tid)?;
+    let [rdi, rsi, rdx, r10, r8, r9] = args;
+    let rax = nr.cast_unsigned();
+    let call = libc::user_regs_struct {
+        rip: site,
+        rax,
+        orig_rax: NO_SYSCALL,
+        rdi,
+        rsi,
+        rdx,
+        r10,
+        r8,
+        r9,
+        ..registers
+    };
+    set_registers(tid, &call)?;
+    loop {
+        request(libc::PTRACE_SINGLESTEP, tid, 0, 0)?;
+        match wait_for_stop(tid) {
+            Stop::Signal(libc::SIGTRAP) => break,
+            Stop::Signal(_) | Stop::Event | Stop::Syscall => {}
+            Stop::Gone(_) => return Err(Errno::SRCH),
+        }
+    }
+    result_of(get_registers(tid)?.rax)
+}
+
+/// What the kernel left in `rax`: `-errno` is in -4095 to -1.
+pub(super) fn result_of(rax: u64) -> Result<u64, Errno> {
+    match rax.cast_signed() {
+        negative @ -4095..=-1 => Err(Errno::from_raw_os_error(i32::try_from(-negative).expect("small"))),
+        _ => Ok(rax),
+    }
+}

@@ -1,0 +1,156 @@
+//! The janitor: a process that outlives the supervisor, and takes out of live processes what that has put in.
+//!
+//! It is a fork of the supervisor, made at the first attachment, that does nothing but wait for the supervisor's end.
+//! The two share the table of attachments. It closes all descriptors, leaves session and directory, and gives back
+//! what large memory of the supervisor it has a copy of. As a child without an exit signal it disturbs no wait(2).
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::process::{Pid, PidfdFlags};
+
+use super::removal::Added;
+use crate::error::{Error, Result};
+use crate::maps;
+use crate::sync::lock;
+
+/// As many attachments as one supervisor can have at once.
+const ATTACHMENTS: usize = 1024;
+
+/// The supervisor's side.
+#[derive(Debug)]
+pub(super) struct Janitor {
+    supervisor: Pid,
+    pid: i32,
+    table: &'static [Added],
+    free: Mutex<Vec<usize>>,
+}
+
+/// One attachment's line in the table.
+#[derive(Debug)]
+pub(super) struct Line {
+    janitor: Arc<Janitor>,
+    index: usize,
+}
+
+impl Janitor {
+    /// This process's.
+    pub(super) fn get() -> Result<Arc<Self>> {
+        static JANITOR: Mutex<Option<Arc<Janitor>>> = Mutex::new(None);
+        let mut janitor = lock(&JANITOR);
+        match &*janitor {
+            Some(janitor) if janitor.is_there() => Ok(Arc::clone(janitor)),
+            _ => Ok(Arc::clone(janitor.insert(Self::start()?))),
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        // SAFETY: waitpid without a status only asks.
+        let ended = || unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+        self.supervisor == rustix::process::getpid() && ended() == 0
+    }
+
+    fn start() -> Result<Arc<Self>> {
+        let supervisor = rustix::process::getpid();
+        let table = shared_table()?;
+        let large = large_memory()?;
+        // SAFETY: a fork without handlers or an exit signal. The child makes system calls and nothing else: it
+        // neither allocates nor locks, whatever other threads were about.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+        match i32::try_from(pid).unwrap_or(-1) {
+            0 => wait_for(supervisor, table, &large),
+            pid if pid > 0 => {
+                let free = Mutex::new((0..ATTACHMENTS).rev().collect());
+                Ok(Arc::new(Self { supervisor, pid, table, free }))
+            }
+            _ => Err(Error::Host {
+                call: "fork of the janitor",
+                errno: Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN),
+            }),
+        }
+    }
+
+    /// A line for a new attachment.
+    pub(super) fn line(self: &Arc<Self>) -> Result<Line> {
+        let index = lock(&self.free).pop().ok_or(Error::TooMany("attached processes"))?;
+        Ok(Line { janitor: Arc::clone(self), index })
+    }
+}
+
+impl Line {
+    pub(super) fn added(&self) -> &'static Added {
+        &self.janitor.table[self.index]
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        lock(&self.janitor.free).push(self.index);
+    }
+}
+
+/// A table of zeroes that a fork shares.
+fn shared_table() -> Result<&'static [Added]> {
+    let len = ATTACHMENTS * size_of::<Added>();
+    let flags = MapFlags::SHARED;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+    let mapped = unsafe {
+        rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags)
+    };
+    let table = mapped.map_err(Error::host("mmap of the janitor's table"))?;
+    // SAFETY: `len` bytes that are never unmapped; `Added` is made of atomic integers, for which zeroes are values.
+    Ok(unsafe { std::slice::from_raw_parts(table.cast(), ATTACHMENTS) })
+}
+
+/// As many ranges of memory as the janitor gives back.
+const LARGE: usize = 64;
+
+/// Private memory of a megabyte and more, without this thread's stack.
+fn large_memory() -> Result<[Range<usize>; LARGE]> {
+    const MEGABYTE: usize = 1 << 20;
+    let here = 0u8;
+    let stack = (&raw const here).addr();
+    let mut large = [const { 0..0 }; LARGE];
+    let maps = maps::of(rustix::process::getpid())?;
+    let ranges = maps.iter().filter(|map| map.is_private_data()).filter_map(|map| {
+        let range = usize::try_from(map.range.start).ok()?..usize::try_from(map.range.end).ok()?;
+        (range.len() >= MEGABYTE && !range.contains(&stack)).then_some(range)
+    });
+    for (place, range) in large.iter_mut().zip(ranges) {
+        *place = range;
+    }
+    Ok(large)
+}
+
+/// The janitor's life.
+fn wait_for(supervisor: Pid, table: &[Added], large: &[Range<usize>]) -> ! {
+    for range in large.iter().filter(|range| !range.is_empty()) {
+        // SAFETY: this process is alone in its copy of the memory, and uses its stack and the table only.
+        let _ = unsafe { rustix::mm::madvise(range.start as *mut _, range.len(), Advice::LinuxDontNeed) };
+    }
+    let all = !0u64;
+    // SAFETY: rt_sigprocmask reads 8 bytes; the name has its NUL; close_range takes numbers only, and nothing here
+    // uses a descriptor from before.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0, size_of_val(&all));
+        libc::prctl(libc::PR_SET_NAME, c"pvx-janitor".as_ptr());
+        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+    }
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir(c"/");
+    // The number is still the supervisor's as long as it is our parent.
+    if let Ok(pidfd) = rustix::process::pidfd_open(supervisor, PidfdFlags::empty())
+        && rustix::process::getppid() == Some(supervisor)
+    {
+        let mut wait = [PollFd::new(&pidfd, PollFlags::IN)];
+        while poll(&mut wait, None) == Err(Errno::INTR) {}
+    }
+    for added in table {
+        added.remove();
+    }
+    // SAFETY: ends this process, which has nothing to clean up.
+    unsafe { libc::_exit(0) }
+}

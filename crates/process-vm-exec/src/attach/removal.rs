@@ -1,0 +1,90 @@
+//! Taking everything out of a live process again. By the supervisor, or by the janitor if that is dead: so nothing here
+//! allocates or locks.
+
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use rustix::fs::{Mode, OFlags, RawDir};
+
+use super::inject;
+use crate::executor::{code, layout};
+use crate::ptrace::{get_registers, request, wait_for_stop};
+
+/// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
+#[derive(Debug, Default)]
+pub(super) struct Added {
+    /// The executor, or 0 if there is no attachment here. Written last.
+    pub(super) executor: AtomicI32,
+    /// The executor that shares things with the target, or 0.
+    pub(super) sharer: AtomicI32,
+    /// A `syscall` that the executor may come by when it is not in the resident code.
+    pub(super) site: AtomicU64,
+    /// Options to seize its tasks with.
+    pub(super) options: AtomicU64,
+}
+
+impl Added {
+    /// Removes the pages, then the tasks. Those that this thread does not trace it seizes.
+    pub(super) fn remove(&self) {
+        let executor = self.executor.load(Ordering::Acquire);
+        let sharer = self.sharer.load(Ordering::Relaxed);
+        if executor == 0 {
+            return;
+        }
+        let site = self.site.load(Ordering::Relaxed);
+        let options = self.options.load(Ordering::Relaxed);
+        if sharer != 0 && stop_all(sharer, options) {
+            kill(sharer);
+        }
+        if stop_all(executor, options) && is_ours(executor, site) {
+            // Its next instruction is gone then. It stops before that, and is never resumed.
+            let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
+            let _ = inject::call(executor, code::syscall(), libc::SYS_munmap, region)
+                .or_else(|_| inject::call(executor, site, libc::SYS_munmap, region));
+            kill(executor);
+        }
+        self.executor.store(0, Ordering::Release);
+    }
+}
+
+/// Stops all tasks of a process: one that ran on without its pages would fault, and the kernel would tell everybody.
+fn stop_all(pid: i32, options: u64) -> bool {
+    let mut path = [0u8; 32];
+    if write!(&mut path[..31], "/proc/{pid}/task").is_err() {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let path = std::ffi::CStr::from_bytes_until_nul(&path).unwrap_or_default();
+    let Ok(tasks) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(tasks, &mut buffer);
+    let mut all = true;
+    while let Some(Ok(entry)) = entries.next() {
+        let Some(tid) = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let _ = request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).unwrap_or(0));
+        match request(libc::PTRACE_INTERRUPT, tid, 0, 0) {
+            Ok(_) => drop(wait_for_stop(tid)),
+            Err(_) if tid == pid => all = false,
+            Err(_) => {}
+        }
+    }
+    all
+}
+
+/// Is the stopped task where only an executor can be? A process that has ended may have left its number to another.
+fn is_ours(tid: i32, site: u64) -> bool {
+    const NEARBY: u64 = 64;
+    get_registers(tid).is_ok_and(|registers| {
+        code::range().contains(&registers.rip) || registers.rip.abs_diff(site) < NEARBY
+    })
+}
+
+fn kill(pid: i32) {
+    // SAFETY: kill only sends a signal.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    // As its tracer we are told first; its parent is told after that.
+    let _ = wait_for_stop(pid);
+}

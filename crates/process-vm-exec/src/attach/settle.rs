@@ -1,0 +1,131 @@
+//! From an executor that has just been born to one that serves: its pages, and the way into the resident code.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+
+use super::birth::Born;
+use super::place::Place;
+use super::removal::Added;
+use super::{Tracing, bootstrap, inject};
+use crate::error::{Error, Result};
+use crate::executor::arena::Slot;
+use crate::executor::service::STARTED;
+use crate::executor::setup::Params;
+use crate::executor::{code, layout};
+use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers};
+
+/// What the second executor shares with the target (flags of clone(2)), and how both go on when they are ready.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    pub(super) shared: i32,
+    pub(super) tracing: Tracing,
+}
+
+/// Makes the executors' pages, and sends them into the resident code.
+pub(super) fn settle(born: &Born, place: &Place, added: &Added, params: Params, how: How) -> Result<Slot> {
+    let Born { executor, sharer, .. } = *born;
+    let How { shared, tracing } = how;
+    // The helper and the parent are gone: what was the thread's data is free for a name.
+    let name = place.addr + bootstrap::code().len() as u64;
+    place
+        .write_at(name, b"pvx-executor\0\0\0\0")
+        .map_err(|error| host("writing to /proc/PID/mem")(errno_of(&error)))?;
+
+    let leave = place.addr + bootstrap::site_exit();
+    let first = |call, nr, args| inject::call(executor, leave, nr, args).map_err(space(call));
+    let close_all = [0, u64::from(u32::MAX), 0, 0, 0, 0];
+    first("close_range", libc::SYS_close_range, close_all)?;
+    if let Some(sharer) = sharer.filter(|_| shared & libc::CLONE_FILES == 0) {
+        inject::call(sharer, leave, libc::SYS_close_range, close_all).map_err(space("close_range"))?;
+    }
+    // MFD_EXEC is known since Linux 6.3, and wanted where vm.memfd_noexec is 1.
+    let memfd = |flags| inject::call(executor, leave, libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0]);
+    let file =
+        memfd(u64::from(MemfdFlags::EXEC.bits())).or_else(|_| memfd(0)).map_err(space("memfd_create"))?;
+    for task in [Some(executor), sharer].into_iter().flatten() {
+        let _ = inject::call(task, leave, libc::SYS_setsid, [0; 6]);
+        let _ = inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
+        let _ = inject::call(task, leave, libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
+    }
+    let slot = Slot::of_file(fetch(executor, i32::try_from(file).map_err(|_| Error::Dead)?)?)?;
+    params.write(&slot);
+    slot.write_bytes(layout::CODE - layout::BASE, &code::bytes_in_words());
+    slot.write(layout::CONTROL + layout::SHARER + layout::WORD, STARTED);
+
+    let site = place.addr + bootstrap::site_pause();
+    added.site.store(site, Ordering::Relaxed);
+    added.sharer.store(sharer.unwrap_or(0), Ordering::Relaxed);
+    added.executor.store(executor, Ordering::Release);
+    // From here on the janitor, or whoever sees us fail, takes out what we put in.
+    let put_in = || -> Result<()> {
+        for (offset, len, protection) in [
+            (0, layout::CONTROL, libc::PROT_READ | libc::PROT_EXEC),
+            (layout::CONTROL, layout::CONTROL_LEN, libc::PROT_READ),
+            (layout::RESULT, layout::SIZE - layout::RESULT, libc::PROT_READ | libc::PROT_WRITE),
+        ] {
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+            let numbers = [protection, flags].map(|number| u64::from(number.cast_unsigned()));
+            let args = [layout::BASE + offset, len, numbers[0], numbers[1], file, offset];
+            inject::call(executor, site, libc::SYS_mmap, args)
+                .map_err(space("mmap of the executor's pages"))?;
+        }
+        inject::call(executor, site, libc::SYS_close, [file, 0, 0, 0, 0, 0]).map_err(space("close"))?;
+        if let Some(sharer) = sharer {
+            serve(sharer, layout::SHARER, tracing).map_err(host("PTRACE_DETACH"))?;
+        }
+        serve(executor, 0, tracing).map_err(host("PTRACE_DETACH"))
+    };
+    put_in().inspect_err(|_| added.remove())?;
+    Ok(slot)
+}
+
+/// Sends a task into the service loop, whose request and result are `offset` behind those of the first.
+fn serve(tid: i32, offset: u64, tracing: Tracing) -> std::result::Result<(), Errno> {
+    const INTERRUPTS_ON: u64 = 0x202;
+    let registers = libc::user_regs_struct {
+        rip: code::service(),
+        rbp: layout::BASE + layout::CONTROL + offset,
+        rbx: layout::BASE + layout::RESULT + offset,
+        r12: u64::from(STARTED),
+        rax: 0,
+        orig_rax: NO_SYSCALL,
+        eflags: INTERRUPTS_ON,
+        ..get_registers(tid)?
+    };
+    set_registers(tid, &registers)?;
+    let go_on = match tracing {
+        Tracing::Ends => libc::PTRACE_DETACH,
+        Tracing::GoesOn => libc::PTRACE_CONT,
+    };
+    request(go_on, tid, 0, 0).map(drop)
+}
+
+/// The descriptor that `fd` of the process `pid` is.
+fn fetch(pid: i32, fd: i32) -> Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or(Error::Dead)?;
+    let pidfd =
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(host("pidfd_open of the executor"))?;
+    rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())
+        .map_err(host("pidfd_getfd from the executor"))
+}
+
+/// Linux's values for Yama (linux/prctl.h): any process that may otherwise may trace this one. The supervisor is no
+/// ancestor of an executor, nor is the janitor.
+const PR_SET_PTRACER: u64 = 0x5961_6d61;
+const PR_SET_PTRACER_ANY: u64 = !0;
+
+fn host(call: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Host { call, errno }
+}
+
+fn space(call: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Space { call, errno }
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}

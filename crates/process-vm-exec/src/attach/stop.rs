@@ -1,0 +1,159 @@
+//! A thread of a live process that is stopped, and how it goes on as if it had not been.
+
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::memory;
+use crate::ptrace::{
+    NO_SYSCALL, Stop, get_registers, get_signal_mask, look_for_stop, request, set_registers, set_signal_mask,
+};
+
+/// What the kernel keeps in `rax` between the end of an interrupted system call and the return to user space
+/// (include/linux/errno.h).
+const ERESTARTSYS: i64 = 512;
+const ERESTARTNOINTR: i64 = 513;
+const ERESTARTNOHAND: i64 = 514;
+const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// `PTRACE_GET_RSEQ_CONFIGURATION` and `struct ptrace_rseq_configuration` (linux/ptrace.h, Linux 5.13).
+const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+#[repr(C)]
+#[derive(Default)]
+struct RseqConfiguration {
+    pointer: u64,
+    size: u32,
+    signature: u32,
+    flags: u32,
+    padding: u32,
+}
+
+/// How long a thread may take to stop: it does at once, unless it is in an uninterruptible sleep.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A stopped thread.
+#[derive(Debug)]
+pub(super) struct Stopped {
+    pub(super) tid: i32,
+    /// With which it goes on, once the kernel has seen to an interrupted system call.
+    registers: libc::user_regs_struct,
+    pub(super) signal_mask: u64,
+}
+
+impl Stopped {
+    /// Stops a thread that we have seized, and looks at it. `elapsed` says for how long it has been asleep.
+    pub(super) fn stop(tid: i32, elapsed: Option<Duration>) -> Result<Self, Errno> {
+        request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match wait_until(tid, deadline).ok_or(Errno::BUSY)? {
+                Stop::Event => break,
+                // A signal that came first: it takes its course.
+                Stop::Signal(signal) => {
+                    request(libc::PTRACE_CONT, tid, 0, signal.unsigned_abs() as usize)?;
+                }
+                Stop::Syscall => {
+                    request(libc::PTRACE_CONT, tid, 0, 0)?;
+                }
+                Stop::Gone(_) => return Err(Errno::SRCH),
+            }
+        }
+        let mut registers = get_registers(tid)?;
+        let signal_mask = get_signal_mask(tid)?;
+        go_on_waiting(&mut registers, elapsed);
+        leave_critical_section(tid, &mut registers);
+        Ok(Self { tid, registers, signal_mask })
+    }
+
+    pub(super) fn registers(&self) -> &libc::user_regs_struct {
+        &self.registers
+    }
+
+    /// The registers with which it would go on if nobody saw to an interrupted call: with that call again.
+    pub(super) fn registers_by_itself(&self) -> libc::user_regs_struct {
+        const SYSCALL_LEN: u64 = 2;
+        let mut registers = self.registers;
+        if registers.orig_rax == NO_SYSCALL {
+            return registers;
+        }
+        match -registers.rax.cast_signed() {
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.rax = registers.orig_rax,
+            ERESTART_RESTARTBLOCK => registers.rax = libc::SYS_restart_syscall.cast_unsigned(),
+            _ => return registers,
+        }
+        registers.rip -= SYSCALL_LEN;
+        registers
+    }
+
+    /// Lets it go on.
+    pub(super) fn release(&self) -> Result<(), Errno> {
+        set_signal_mask(self.tid, self.signal_mask)?;
+        set_registers(self.tid, &self.registers)?;
+        request(libc::PTRACE_DETACH, self.tid, 0, 0).map(drop)
+    }
+}
+
+/// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer. It gives way between looks:
+/// the one who is to stop may be waiting for this very processor.
+pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
+    const AWAKE: Duration = Duration::from_micros(500);
+    const NAP: Duration = Duration::from_micros(100);
+    let start = Instant::now();
+    loop {
+        if let Some(stop) = look_for_stop(tid) {
+            return Some(stop);
+        }
+        let now = Instant::now();
+        if now > deadline {
+            return None;
+        }
+        if now - start > AWAKE {
+            std::thread::sleep(NAP);
+        } else {
+            rustix::thread::sched_yield();
+        }
+    }
+}
+
+/// Some calls say `EINTR` when a thread is stopped, whatever the disposition of signals (signal(7), "Interruption of
+/// system calls and library functions by stop signals"). These are made anew, unless a handler runs first, with the
+/// time that is left where the timeout is in a register.
+fn go_on_waiting(registers: &mut libc::user_regs_struct, elapsed: Option<Duration>) {
+    if registers.orig_rax == NO_SYSCALL || registers.rax.cast_signed() != -i64::from(libc::EINTR) {
+        return;
+    }
+    registers.rax = (-ERESTARTNOHAND).cast_unsigned();
+    let timeout_ms = i32::try_from(registers.r10.cast_signed() << 32 >> 32).unwrap_or(-1);
+    if let libc::SYS_epoll_wait | libc::SYS_epoll_pwait = registers.orig_rax.cast_signed()
+        && timeout_ms > 0
+        && let Some(elapsed) = elapsed
+    {
+        let elapsed_ms = i32::try_from(elapsed.as_millis()).unwrap_or(i32::MAX);
+        registers.r10 = u64::from(timeout_ms.saturating_sub(elapsed_ms).max(0).unsigned_abs());
+    }
+}
+
+/// A thread in a restartable sequence (rseq(2)) finds itself at the abort handler after it was preempted. Being stopped
+/// is that, but the kernel looks at where the thread *is* when it goes on, which is elsewhere first.
+fn leave_critical_section(tid: i32, registers: &mut libc::user_regs_struct) {
+    let mut rseq = RseqConfiguration::default();
+    let asked =
+        request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<RseqConfiguration>(), (&raw mut rseq) as usize);
+    if asked.is_err() || rseq.pointer == 0 {
+        return;
+    }
+    // struct rseq: cpu_id_start, cpu_id, rseq_cs. struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+    let Some([section]) = read_words(tid, rseq.pointer + 8) else { return };
+    if section != 0
+        && let Some([_, start, length, abort]) = read_words(tid, section)
+        && registers.rip.wrapping_sub(start) < length
+    {
+        registers.rip = abort;
+    }
+}
+
+fn read_words<const N: usize>(tid: i32, addr: u64) -> Option<[u64; N]> {
+    let mut bytes = [[0u8; 8]; N];
+    memory::read(tid, addr, bytes.as_flattened_mut()).ok()?;
+    Some(bytes.map(u64::from_ne_bytes))
+}

@@ -1,0 +1,312 @@
+//! A live process, as an address space: who executes a call in it, and with whose descriptors.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdGetfdFlags};
+use syscalls::Sysno;
+
+use super::descriptors::{self, Descriptors, Returned};
+use super::{Attachment, Owner, Tracing};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::executor::passage::Passage;
+use crate::executor::service::{Entry, Service};
+use crate::executor::{layout, setup};
+use crate::ptrace::last_errno;
+use crate::space::{Call, Owners};
+use crate::sync::lock;
+use crate::{maps, memory};
+
+/// What a call came to.
+type Outcome = std::result::Result<u64, Errno>;
+
+/// One that executes calls for us in the target's memory.
+#[derive(Clone, Copy, Debug)]
+struct Worker<'a> {
+    service: &'a Service,
+    pidfd: &'a OwnedFd,
+}
+
+/// A live process with an executor in it, besides that executor's service.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pid: Pid,
+    owners: Owners,
+    /// The executor.
+    executor: OwnedFd,
+    /// Another that shares things with the target.
+    sharer: Option<(Service, OwnedFd)>,
+    fs_base: Option<u64>,
+    tracing: Tracing,
+    passage: OnceLock<Passage>,
+    is_ready_to_run: OnceLock<()>,
+    /// When it was last seen to have the memory that the executor has.
+    seen: Mutex<Instant>,
+}
+
+impl Target {
+    /// Attaches, and makes the executor ready to serve.
+    pub(crate) fn attach(
+        pidfd: BorrowedFd<'_>,
+        owners: Owners,
+        engine: Engine,
+        spin_budget_ns: u64,
+    ) -> Result<(Service, Self)> {
+        let Attachment { pid, service, executor, sharer, fs_base, tracing } =
+            super::attach(pidfd, owners, engine, spin_budget_ns)?;
+        let (passage, is_ready_to_run, seen) = (OnceLock::new(), OnceLock::new(), Mutex::new(Instant::now()));
+        let target = Self { pid, owners, executor, sharer, fs_base, tracing, passage, is_ready_to_run, seen };
+        // Nobody else would remove it.
+        target.make_ready(&service).inspect_err(|_| service.life.kill())?;
+        Ok((service, target))
+    }
+
+    fn make_ready(&self, service: &Service) -> Result<()> {
+        service.wait_for_start()?;
+        if let Some((sharer, _)) = &self.sharer {
+            sharer.wait_for_start()?;
+        }
+        // Children of the target do not get our pages, nor do core dumps.
+        let advise = |advice: i32| {
+            let args = [layout::BASE, layout::SIZE, u64::from(advice.unsigned_abs()), 0, 0, 0];
+            Entry::new(libc::SYS_madvise, args)
+        };
+        for result in service.request(&[advise(libc::MADV_DONTFORK), advise(libc::MADV_DONTDUMP)])? {
+            result.map_err(|errno| Error::Space { call: "madvise", errno })?;
+        }
+        match self.owners.directory {
+            Owner::Target => Ok(()),
+            Owner::Caller => self.go_to_our_directory(service),
+        }
+    }
+
+    /// Working directory and umask of the caller.
+    fn go_to_our_directory(&self, service: &Service) -> Result<()> {
+        let worker = self.worker(service);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let umask =
+            status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok());
+        if let Some(umask) = umask {
+            let _ = worker.call(libc::SYS_umask, [umask, 0, 0, 0, 0, 0])?;
+        }
+        let there = |errno| Error::Space { call: "chdir to the caller's directory", errno };
+        if self.owners.files == Owner::Target {
+            // Nothing is put into the target's table: only the name is left.
+            let name = rustix::process::getcwd(Vec::new()).map_err(Error::host("getcwd"))?;
+            let mut words = name.as_bytes_with_nul().to_vec();
+            words.resize(words.len().next_multiple_of(8), 0);
+            worker.life.slot.write_bytes(layout::ARGUMENTS, &words);
+            let name = layout::BASE + layout::ARGUMENTS;
+            return worker.call(libc::SYS_chdir, [name, 0, 0, 0, 0, 0])?.map(drop).map_err(there);
+        }
+        let directory =
+            rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(Error::host("open of the working directory"))?;
+        let passage = self.passage(service)?;
+        let chdir = Entry::new(libc::SYS_fchdir, [passage.number(0), 0, 0, 0, 0, 0]);
+        passage.carry(worker, &[directory.as_fd()], chdir)?.map(drop).map_err(there)
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// FS base of the target's main thread, if that was the one that was stopped.
+    pub(crate) fn fs_base(&self) -> Option<u64> {
+        self.fs_base
+    }
+
+    pub(crate) fn vdso(&self) -> Option<Range<u64>> {
+        let maps = maps::of(self.pid).ok()?;
+        maps.into_iter().find(|map| map.name == "[vdso]").map(|map| map.range)
+    }
+
+    /// The service that executes the caller's calls.
+    pub(crate) fn worker<'a>(&'a self, service: &'a Service) -> &'a Service {
+        self.sharer.as_ref().map_or(service, |(sharer, _)| sharer)
+    }
+
+    /// The worker whose descriptor table is its own.
+    pub(crate) fn carrier<'a>(&'a self, service: &'a Service) -> &'a Service {
+        self.with_own_table(service).service
+    }
+
+    fn with_own_table<'a>(&'a self, service: &'a Service) -> Worker<'a> {
+        match &self.sharer {
+            Some((service, pidfd)) if self.owners.files == Owner::Caller => Worker { service, pidfd },
+            _ => Worker { service, pidfd: &self.executor },
+        }
+    }
+
+    /// The way of our files to the [`carrier`](Self::carrier).
+    pub(crate) fn passage(&self, service: &Service) -> Result<&Passage> {
+        if let Some(passage) = self.passage.get() {
+            return Ok(passage);
+        }
+        let passage = self.open_passage(self.with_own_table(service))?;
+        // Another thread may have been first: ours is closed there when its end here is.
+        Ok(self.passage.get_or_init(|| passage))
+    }
+
+    fn open_passage(&self, worker: Worker<'_>) -> Result<Passage> {
+        /// The pair is the only thing in an executor's table.
+        const THEIRS: u64 = 0;
+        const OURS: u64 = 1;
+        let ends = layout::BASE + layout::SCRATCH;
+        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+        let args = [libc::AF_UNIX as u64, u64::from(kind.unsigned_abs()), 0, ends, 0, 0];
+        let made = worker.service.call(libc::SYS_socketpair, args)?;
+        made.map_err(|errno| Error::Space { call: "socketpair", errno })?;
+        let ours = worker.fetch(OURS)?;
+        let theirs = worker.fetch(THEIRS)?;
+        let _ = worker.service.call(libc::SYS_close, [OURS, 0, 0, 0, 0, 0])?;
+        Ok(Passage::new(ours, theirs, THEIRS, OURS))
+    }
+
+    /// Sees to it that contexts can run beside `service`.
+    pub(crate) fn prepare_to_run(&self, service: &Service) -> Result<()> {
+        if self.tracing == Tracing::GoesOn {
+            let why = "the target has a seccomp filter, which would judge the executor; only calls can be made there";
+            return Err(Error::Engine { engine: Engine::Trap, why: why.to_owned() });
+        }
+        if self.is_ready_to_run.get().is_none() {
+            setup::prepare_to_run(service)?;
+            let _ = self.is_ready_to_run.set(());
+        }
+        Ok(())
+    }
+
+    /// Executes calls, which `entries` are, in order.
+    pub(crate) fn execute(
+        &self,
+        service: &Service,
+        calls: &[Call],
+        entries: &[Entry],
+    ) -> Result<Vec<Outcome>> {
+        if let Some(call) = calls.iter().find(|call| is_the_executors_end(call.nr)) {
+            return Err(Error::Space { call: call.nr.name(), errno: Errno::OPNOTSUPP });
+        }
+        self.require_same_memory(service)?;
+        let worker = self.worker(service);
+        let descriptors_of = |call: &Call| Descriptors::of(call.nr, &call.args);
+        if self.owners.files == Owner::Target
+            || calls.iter().all(|call| descriptors_of(call) == Descriptors::NONE)
+        {
+            return worker.request(entries);
+        }
+        calls.iter().map(|call| self.with_our_descriptors(service, call, descriptors_of(call))).collect()
+    }
+
+    /// Executes `call` with the caller's descriptors.
+    fn with_our_descriptors(
+        &self,
+        service: &Service,
+        call: &Call,
+        descriptors: Descriptors,
+    ) -> Result<Outcome> {
+        let Descriptors::Some { arguments, returned } = descriptors else { return Ok(execute_here(call)) };
+        let worker = self.with_own_table(service);
+        let mut entry = Entry::new(i64::from(call.nr.id()), call.args);
+        let mut files = Vec::new();
+        for (_, arg) in entry.args.iter_mut().enumerate().filter(|(n, _)| arguments >> n & 1 != 0) {
+            let Some(number) = descriptors::number(*arg) else { continue };
+            let passage = self.passage(service)?;
+            *arg = passage.number(files.len());
+            // SAFETY: looked at by sendmsg alone, which says EBADF if it is none, before this function returns.
+            files.push(unsafe { BorrowedFd::borrow_raw(number) });
+        }
+        let outcome = if files.is_empty() {
+            worker.service.request_one(entry)?
+        } else {
+            match self.passage(service)?.carry(worker.service, &files, entry) {
+                Err(Error::Host { errno: Errno::BADF, .. }) => return Ok(Err(Errno::BADF)),
+                outcome => outcome?,
+            }
+        };
+        match (returned, outcome) {
+            (Returned::Result, Ok(theirs)) => worker.hand_over(theirs).map(Ok),
+            (Returned::Pair(arg), Ok(_)) => worker.hand_over_pair(call.args[arg]).map(|()| outcome),
+            _ => Ok(outcome),
+        }
+    }
+
+    /// Has the target executed another program? Then the executor is in memory that nobody else uses, and goes.
+    fn require_same_memory(&self, service: &Service) -> Result<()> {
+        const OFTEN: Duration = Duration::from_millis(10);
+        const KCMP_VM: i32 = 1;
+        let mut seen = lock(&self.seen);
+        if seen.elapsed() < OFTEN {
+            return Ok(());
+        }
+        let Some(executor) = *service.life.pid() else { return Err(Error::Dead) };
+        let (target, executor) = (self.pid.as_raw_nonzero(), executor.as_raw_nonzero());
+        // SAFETY: kcmp takes numbers only.
+        let order = unsafe { libc::syscall(libc::SYS_kcmp, target, executor, KCMP_VM, 0, 0) };
+        // 1, 2 and 3 mean that they differ (kcmp(2)); errors leave the matter open.
+        if order > 0 {
+            service.life.kill();
+            return Err(Error::Dead);
+        }
+        *seen = Instant::now();
+        Ok(())
+    }
+}
+
+impl Worker<'_> {
+    /// Its descriptor, as one of ours.
+    fn fetch(&self, theirs: u64) -> Result<OwnedFd> {
+        let theirs = i32::try_from(theirs).map_err(|_| Error::Dead)?;
+        rustix::process::pidfd_getfd(self.pidfd, theirs, PidfdGetfdFlags::empty())
+            .map_err(Error::host("pidfd_getfd from the executor"))
+    }
+
+    /// Its descriptor, as one that the caller owns; it has it no longer.
+    fn hand_over(&self, theirs: u64) -> Result<u64> {
+        let ours = self.fetch(theirs);
+        let _ = self.service.call(libc::SYS_close, [theirs, 0, 0, 0, 0, 0])?;
+        Ok(u64::from(ours?.into_raw_fd().unsigned_abs()))
+    }
+
+    /// The same for the two that it has written to `addr`.
+    fn hand_over_pair(&self, addr: u64) -> Result<()> {
+        let pid = self.service.life.pid().ok_or(Error::Dead)?.as_raw_nonzero().get();
+        let mut bytes = [0u8; 8];
+        let fault = |errno| Error::Space { call: "reading a pair of descriptors", errno };
+        memory::read(pid, addr, &mut bytes).map_err(fault)?;
+        let pair = u64::from_ne_bytes(bytes);
+        let (first, second) = (self.hand_over(pair & 0xffff_ffff)?, self.hand_over(pair >> 32)?);
+        memory::write(pid, addr, &(first | second << 32).to_ne_bytes()).map_err(fault)
+    }
+}
+
+/// Executes a call that is about the caller's descriptor table and nothing else.
+fn execute_here(call: &Call) -> Outcome {
+    let [a, b, c, ..] = call.args;
+    // SAFETY: only `close`, `dup` and the like get here (`Descriptors::Here`), which take numbers. That the numbers
+    // are the caller's to change is for the caller to know, as with libc's functions of those names.
+    let result = unsafe { libc::syscall(i64::from(call.nr.id()), a, b, c) };
+    u64::try_from(result).map_err(|_| last_errno())
+}
+
+/// Calls that a task with the target's memory must not make: they would end it with its pages left there, or make
+/// tasks that nobody looks after.
+fn is_the_executors_end(nr: Sysno) -> bool {
+    use Sysno as S;
+    matches!(
+        nr,
+        S::execve
+            | S::execveat
+            | S::exit
+            | S::exit_group
+            | S::fork
+            | S::vfork
+            | S::clone
+            | S::clone3
+            | S::rt_sigreturn
+    )
+}

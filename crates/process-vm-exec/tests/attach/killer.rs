@@ -1,0 +1,186 @@
+//! The killer test: a supervisor dies at any moment of attaching, calling and detaching, and its target does not mind.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read},
+    process::{ChildStdout, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use process_vm_exec::{AddressSpace, Errno, Sysno};
+
+use crate::{
+    common::{Killed, Numbers, attached, skip, soak, soon, this_program, turn},
+    target::Target,
+    trace::{assert_no_trace, descendants},
+};
+
+/// Set in supervisors that are to be killed: the target's pid, and what to do.
+const SUPERVISOR: &str = "PVX_ATTACH_SUPERVISOR";
+
+/// How often each of the tests kills: with three of them and two targets each, more than 2,000 times in all.
+const KILLS: u32 = 350;
+/// How often when soaking, unless the time is over before.
+const KILLS_WHEN_SOAKING: u32 = 17_000;
+
+/// What a supervisor is doing when it is killed.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// It attaches, and detaches again.
+    Attach,
+    /// It calls, once attached for good.
+    Call,
+    /// It detaches, first from a space that it says it has.
+    Detach,
+}
+
+/// What a supervisor is when it is not the test itself; no test of its own.
+#[test]
+fn supervisor() {
+    let Ok(orders) = env::var(SUPERVISOR) else { return };
+    let (pid, moment) = orders.split_once(' ').expect("a pid and a moment");
+    let pid = pid.parse().expect("a pid");
+    match AddressSpace::attach_pid(pid) {
+        Err(error) if error.errno() == Errno::NOSYS => return println!("\nMISSING"),
+        // The first time costs more: afterwards it is as it always is.
+        space => drop(space.expect("attaching")),
+    }
+    let attach = || AddressSpace::attach_pid(pid).expect("attaching");
+    match moment {
+        "Attach" => {
+            println!("\nREADY");
+            loop {
+                attach().detach().expect("detaching");
+            }
+        }
+        "Call" => {
+            let space = attach();
+            println!("\nREADY");
+            loop {
+                space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+            }
+        }
+        "Detach" => {
+            let space = attach();
+            println!("\nREADY");
+            space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+            space.detach().expect("detaching");
+            loop {
+                let space = attach();
+                space.syscall(Sysno::sched_yield, [0; 6]).expect("sched_yield");
+                space.detach().expect("detaching");
+            }
+        }
+        other => panic!("what is {other}?"),
+    }
+}
+
+/// Starts a supervisor, which is ready when this returns.
+fn start(pid: i32, moment: Moment) -> Option<(Killed, BufReader<ChildStdout>)> {
+    let mut supervisor = this_program("killer::supervisor")
+        .env(SUPERVISOR, format!("{pid} {moment:?}"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the test runs itself");
+    let mut output = BufReader::new(supervisor.stdout.take().expect("its output"));
+    let supervisor = Killed(supervisor);
+    let mut line = String::new();
+    while output.read_line(&mut line).expect("its output") != 0 {
+        match line.trim() {
+            "READY" => return Some((supervisor, output)),
+            "MISSING" => {
+                skip("attach is not there yet");
+                return None;
+            }
+            _ => line.clear(),
+        }
+    }
+    panic!("a supervisor of {pid} has ended before it was killed")
+}
+
+/// When a process was started: tells it from a later one with its number.
+fn start_time(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(19).map(str::to_owned)
+}
+
+/// Kills at a random microsecond, hundreds of times; `within_us` is some rounds of what the supervisor does.
+fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
+    let _turn = turn();
+    let Some(mut target) = Target::start(options) else { return };
+    let pid = target.pid();
+    let mut before = target.first.clone();
+    let mut numbers = Numbers::new(within_us);
+    let kills = if soak().is_some() { KILLS_WHEN_SOAKING } else { KILLS };
+    let end = soak().map(|time| Instant::now() + time);
+    for kill in 0..kills {
+        if kill >= KILLS && end.is_none_or(|end| Instant::now() >= end) {
+            break;
+        }
+        let Some((mut supervisor, mut output)) = start(pid, moment) else { return };
+        // All that the supervisor has started, now and then: to look it up takes longer than to kill.
+        let started: Vec<_> = if kill % 8 == 0 {
+            descendants(supervisor.pid()).into_iter().map(|pid| (pid, start_time(pid))).collect()
+        } else {
+            Vec::new()
+        };
+        let at = Instant::now() + Duration::from_micros(numbers.below(within_us));
+        while Instant::now() < at {
+            thread::yield_now();
+        }
+        supervisor.0.kill().expect("SIGKILL");
+        let status = supervisor.0.wait().expect("its status");
+        let mut rest = String::new();
+        let _ = output.read_to_string(&mut rest);
+        assert_eq!(status.code(), None, "it ended by itself, with {status}: {rest}");
+        assert_no_trace(pid);
+        soon("all that the supervisor started is gone", || {
+            started.iter().all(|(pid, time)| time.is_none() || start_time(*pid) != *time)
+        });
+        if kill % 8 == 0 {
+            before = target.check_goes_on(&before);
+        }
+    }
+    // And it can be attached to as if nothing had been.
+    let Some(space) = attached(pid) else { return };
+    space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+    space.detach().expect("detaching");
+    assert_no_trace(pid);
+    target.quit();
+}
+
+const ONE_THREAD: &[&str] =
+    &["--threads=1", "--workers=spin,nanosleep,epoll,queue,children,eof", "--long-ms=30"];
+const MANY_THREADS: &[&str] =
+    &["--workers=spin,nanosleep,epoll,sigtimedwait,queue,children,eof,tick,rseq,rseq"];
+
+#[test]
+fn a_supervisor_that_dies_while_it_attaches_leaves_no_trace() {
+    kill_often(Moment::Attach, 3000, MANY_THREADS);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_it_attaches_to_one_thread_leaves_no_trace() {
+    kill_often(Moment::Attach, 3001, ONE_THREAD);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_it_calls_leaves_no_trace() {
+    kill_often(Moment::Call, 500, MANY_THREADS);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_it_calls_in_one_thread_leaves_no_trace() {
+    kill_often(Moment::Call, 501, ONE_THREAD);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_it_detaches_leaves_no_trace() {
+    kill_often(Moment::Detach, 1000, MANY_THREADS);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_it_detaches_from_one_thread_leaves_no_trace() {
+    kill_often(Moment::Detach, 1001, ONE_THREAD);
+}

@@ -1,0 +1,280 @@
+//! What targets do while somebody is attached: fork, execute, stop, end; and who attaches after whom.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use process_vm_exec::{AddressSpace, Errno, Error, Sysno};
+
+use crate::{
+    common::{attached, kill, rounds, soon, turn},
+    target::{Report, Target},
+    trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, traces},
+};
+
+/// A target that is attached to.
+fn pair(options: &[&str]) -> Option<(Target, AddressSpace)> {
+    let target = Target::start(options)?;
+    let space = attached(target.pid())?;
+    space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+    Some((target, space))
+}
+
+/// A space whose process is gone says so, and nothing hangs.
+#[track_caller]
+fn assert_dead(space: AddressSpace) {
+    soon("the space is dead", || {
+        matches!(
+            space.syscall(Sysno::getpid, [0; 6]),
+            Err(Error::Dead | Error::Space { errno: Errno::SRCH, .. })
+        )
+    });
+    let executor = space.pid();
+    drop(space);
+    soon("the executor is gone", || executor <= 0 || traces(executor) == [Trace::Gone]);
+}
+
+#[test]
+fn a_forked_child_has_nothing_of_ours_and_lives_on() {
+    let _turn = turn();
+    let Some((mut target, space)) = pair(&["--workers=spin,nanosleep,tick"]) else { return };
+    let mut children = Vec::new();
+    for _ in 0..5 {
+        target.say("fork");
+        let line = target.line();
+        let child: i32 = line.strip_prefix("CHILD ").and_then(|pid| pid.parse().ok()).expect("a child");
+        assert!(!has_region(child), "the child {child} has our pages");
+        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        children.push(child);
+    }
+    space.detach().expect("detaching");
+    assert_no_trace_but(
+        target.pid(),
+        |trace| matches!(trace, Trace::Child(pid, _) if children.contains(pid)),
+    );
+    for child in children {
+        assert_no_trace(child);
+        kill(child, libc::SIGKILL);
+    }
+    target.report();
+}
+
+/// The same while calls are made all the time.
+#[test]
+fn forks_and_vforks_go_on_beside_calls() {
+    let _turn = turn();
+    for options in [
+        &["--workers=children,vfork,spin", "--wall"] as &[_],
+        &["--threads=1", "--workers=children,vfork", "--wall"],
+    ] {
+        let Some((mut target, space)) = pair(options) else { return };
+        let before = target.report();
+        for _ in rounds(20_000) {
+            space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        }
+        // Both kinds, since then.
+        let goes_on = |report: &Report| {
+            ["children", "vfork"].iter().all(|kind| report.number(kind) > before.number(kind) + 2)
+        };
+        soon("children come and go", || goes_on(&target.report()));
+        space.detach().expect("detaching");
+        assert_no_trace(target.pid());
+        target.quit();
+    }
+}
+
+#[test]
+fn a_target_that_executes_a_program_is_a_new_one() {
+    let _turn = turn();
+    for options in [&["--threads=1"] as &[_], &["--threads=4", "--workers=spin,nanosleep"]] {
+        let Some((mut target, space)) = pair(options) else { return };
+        target.say("exec");
+        let first = Report(target.line());
+        assert_eq!(first.number("pid"), target.first.number("pid"));
+        // The old memory lives or dies with its executor; the new one has nothing of it.
+        assert!(!has_region(target.pid()), "the new program has our pages");
+        drop(space);
+        assert_no_trace(target.pid());
+        let space = attached(target.pid()).expect("it works");
+        let mut bytes = [0; 8];
+        space.read(first.number("word"), &mut bytes).expect("its memory");
+        assert_eq!(u64::from_ne_bytes(bytes), 0x0123_4567_89ab_cdef);
+        space.detach().expect("detaching");
+        assert_no_trace(target.pid());
+        target.check_goes_on(&first);
+        target.quit();
+    }
+}
+
+#[test]
+fn a_target_that_exits_does_so_at_once() {
+    let _turn = turn();
+    for options in [&["--threads=1"] as &[_], &["--threads=4", "--workers=spin,nanosleep"]] {
+        let Some((mut target, space)) = pair(options) else { return };
+        target.say("exit 23");
+        assert_eq!(target.end().0.code(), Some(23));
+        assert_dead(space);
+    }
+}
+
+#[test]
+fn a_target_that_ends_well_says_so() {
+    let _turn = turn();
+    let Some((target, space)) = pair(&["--workers=spin,nanosleep,children"]) else { return };
+    target.quit();
+    assert_dead(space);
+}
+
+#[test]
+fn a_target_that_is_killed_is_dead() {
+    let _turn = turn();
+    for _ in rounds(20) {
+        let Some((target, space)) = pair(&["--threads=2", "--workers=spin,nanosleep"]) else { return };
+        kill(target.pid(), libc::SIGKILL);
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&target.end().0), Some(libc::SIGKILL));
+        assert_dead(space);
+    }
+}
+
+#[test]
+fn a_target_that_is_killed_while_calls_are_made_hangs_nobody() {
+    let _turn = turn();
+    for round in rounds(20) {
+        let Some((target, space)) = pair(&["--threads=2", "--workers=spin,nanosleep"]) else { return };
+        let pid = target.pid();
+        let killer = thread::spawn(move || {
+            thread::sleep(Duration::from_micros(u64::from(round % 20) * 100));
+            kill(pid, libc::SIGKILL);
+        });
+        soon("calls fail", || space.syscall(Sysno::getpid, [0; 6]).is_err());
+        killer.join().expect("the killer");
+        target.end();
+        assert_dead(space);
+    }
+}
+
+#[test]
+fn a_stopped_target_stays_stopped_and_goes_on_when_told() {
+    let _turn = turn();
+    for options in [&["--threads=1", "--slack-ms=60000"] as &[_], &["--slack-ms=60000"]] {
+        let Some(mut target) = Target::start(options) else { return };
+        let pid = target.pid();
+        kill(pid, libc::SIGSTOP);
+        soon("it is stopped", || traces(pid).iter().any(|trace| matches!(trace, Trace::Stopped(..))));
+        let is_stop = |trace: &Trace| matches!(trace, Trace::Stopped(_, 'T'));
+        for _ in rounds(50) {
+            let Some(space) = attached(pid) else { return };
+            space.syscall(Sysno::getpid, [0; 6]).expect("getpid of a stopped target");
+            space.detach().expect("detaching");
+            assert_no_trace_but(pid, is_stop);
+            let stopped = traces(pid).into_iter().filter(is_stop).count();
+            assert_eq!(
+                stopped,
+                crate::trace::numbers(&format!("/proc/{pid}/task")).len(),
+                "tasks that are stopped"
+            );
+        }
+        kill(pid, libc::SIGCONT);
+        let first = target.first.clone();
+        target.check_goes_on(&first);
+        assert_no_trace(pid);
+        target.quit();
+    }
+}
+
+#[test]
+fn a_target_that_is_stopped_while_attached_answers() {
+    let _turn = turn();
+    let Some((mut target, space)) = pair(&["--slack-ms=60000", "--workers=spin,nanosleep"]) else { return };
+    let pid = target.pid();
+    kill(pid, libc::SIGSTOP);
+    soon("it is stopped", || traces(pid).iter().any(|trace| matches!(trace, Trace::Stopped(_, 'T'))));
+    space.syscall(Sysno::getpid, [0; 6]).expect("the executor is not stopped with it");
+    space.detach().expect("detaching");
+    kill(pid, libc::SIGCONT);
+    assert_no_trace(pid);
+    let first = target.first.clone();
+    target.check_goes_on(&first);
+    target.quit();
+}
+
+#[test]
+fn two_take_turns() {
+    let _turn = turn();
+    let Some(mut target) = Target::start(&["--workers=spin,nanosleep,epoll,tick"]) else { return };
+    let pid = target.pid();
+    let mut executors = Vec::new();
+    for _ in rounds(100) {
+        let Some(space) = thread::spawn(move || attached(pid)).join().expect("a supervisor") else { return };
+        executors.push(space.syscall(Sysno::getpid, [0; 6]).expect("getpid"));
+        // One at a time: the second is refused, or has what it needs beside the first.
+        if let Ok(second) = AddressSpace::attach_pid(pid) {
+            second.syscall(Sysno::getpid, [0; 6]).expect("getpid of the second");
+            second.detach().expect("detaching the second");
+        }
+        space.syscall(Sysno::getpid, [0; 6]).expect("getpid of the first, which is still there");
+        space.detach().expect("detaching");
+    }
+    executors.dedup();
+    assert!(executors.len() > 1, "each attachment has an executor of its own");
+    assert_no_trace(pid);
+    target.report();
+    target.quit();
+}
+
+#[test]
+fn detaching_waits_for_a_call_that_another_thread_makes() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
+    let pid = target.pid();
+    for _ in rounds(50) {
+        let Some(space) = attached(pid) else { return };
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+                    }
+                });
+            }
+            thread::sleep(Duration::from_millis(2));
+            stop.store(true, Ordering::Relaxed);
+        });
+        space.detach().expect("detaching");
+        assert!(!has_region(pid));
+    }
+    assert_no_trace(pid);
+    target.quit();
+}
+
+#[test]
+fn a_dropped_space_leaves_no_trace_either() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--workers=spin,tick,children"]) else { return };
+    for _ in rounds(100) {
+        let Some(space) = attached(target.pid()) else { return };
+        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        drop(space);
+        assert_no_trace(target.pid());
+    }
+    target.quit();
+}
+
+/// The thread that attached is no tracer any more, nor a parent: it may end.
+#[test]
+fn a_space_survives_the_thread_that_attached() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
+    let pid = target.pid();
+    let Some(space) = thread::spawn(move || attached(pid)).join().expect("a thread") else { return };
+    thread::sleep(Duration::from_millis(50));
+    for _ in 0..10 {
+        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+    }
+    space.detach().expect("detaching");
+    assert_no_trace(pid);
+    target.quit();
+}

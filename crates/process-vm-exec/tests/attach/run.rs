@@ -1,0 +1,160 @@
+//! Run mode and calls of functions in a live process.
+
+use process_vm_exec::{AddressSpace, Context, Error, Exit, Mapping, Owner, Protection, SignalSet, Tls};
+
+use crate::{
+    common::{attached, attached_with, rounds, turn},
+    target::{Linked, Target},
+    trace::assert_no_trace,
+};
+
+const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+const READ_EXEC: Protection = Protection::READ.union(Protection::EXEC);
+const PAGE: u64 = 4096;
+
+fn with_space(linked: Linked, body: impl FnOnce(&mut Target, &AddressSpace)) {
+    let _turn = turn();
+    let Some(mut target) = Target::start_linked(linked, &["--workers=spin,nanosleep,rseq,tick"]) else {
+        return;
+    };
+    let Some(space) = attached(target.pid()) else { return };
+    body(&mut target, &space);
+    space.detach().expect("detaching");
+    assert_no_trace(target.pid());
+    target.quit();
+}
+
+/// Code in a page of the target's.
+fn code(space: &AddressSpace, bytes: &[u8]) -> u64 {
+    let page = space.map(Mapping::anonymous(PAGE, READ_WRITE)).expect("a page");
+    space.write(page, bytes).expect("code is written");
+    space.protect(page, PAGE, READ_EXEC).expect("code is protected");
+    page
+}
+
+#[test]
+fn code_runs_to_its_system_calls() {
+    with_space(Linked::Dynamically, |_, space| {
+        // top: mov $7777, %eax; syscall; inc %rbx; jmp top
+        let page = code(space, &[0xb8, 0x61, 0x1e, 0, 0, 0x0f, 0x05, 0x48, 0xff, 0xc3, 0xeb, 0xf4]);
+        let mut ctx = Context::new(page, 0);
+        for round in rounds(10_000) {
+            ctx.registers_mut().rdi = u64::from(round);
+            let exit = space.run(&mut ctx, &SignalSet::all()).expect("it runs");
+            assert!(matches!(exit, Exit::Syscall), "{exit:?}");
+            assert_eq!((ctx.syscall().nr, ctx.syscall().args[0]), (7777, u64::from(round)));
+            assert_eq!(ctx.registers().rbx, u64::from(round));
+            ctx.set_return(0);
+        }
+        drop(ctx);
+        space.unmap(page, PAGE).expect("munmap");
+    });
+}
+
+#[test]
+fn code_runs_to_its_faults() {
+    with_space(Linked::Dynamically, |target, space| {
+        // mov (%rdi), %rax; mov %rax, 8
+        let page = code(space, &[0x48, 0x8b, 0x07, 0x48, 0x89, 0x04, 0x25, 8, 0, 0, 0]);
+        let mut ctx = Context::new(page, 0);
+        ctx.registers_mut().rdi = target.first.number("word");
+        let exit = space.run(&mut ctx, &SignalSet::all()).expect("it runs");
+        let Exit::Fault(fault) = exit else { panic!("{exit:?}") };
+        assert_eq!((fault.signal, fault.addr), (libc::SIGSEGV, 8));
+        // The first instruction read the target's memory.
+        assert_eq!(ctx.registers().rax, 0x0123_4567_89ab_cdef);
+        assert_eq!(ctx.registers().rip, page + 3);
+        drop(ctx);
+        space.unmap(page, PAGE).expect("munmap");
+    });
+}
+
+/// Text of the target is never rewritten: its own threads run it too.
+#[test]
+fn text_of_the_target_stays_as_it_is() {
+    with_space(Linked::Statically, |target, space| {
+        let function = target.first.number("getpid");
+        let mut before = [0; 32];
+        space.read(function, &mut before).expect("its text");
+        let stack = space.map(Mapping::anonymous(16 * PAGE, READ_WRITE)).expect("a stack");
+        for _ in rounds(20) {
+            let mut ctx = Context::new(function, stack + 16 * PAGE - 8);
+            let exit = space.run(&mut ctx, &SignalSet::all()).expect("it runs");
+            assert!(matches!(exit, Exit::Syscall), "{exit:?}");
+            assert_eq!(ctx.syscall().nr, 39, "getpid");
+        }
+        let mut after = [0; 32];
+        space.read(function, &mut after).expect("its text");
+        assert_eq!(before, after);
+        space.unmap(stack, 16 * PAGE).expect("munmap");
+    });
+}
+
+#[test]
+fn nothing_runs_with_the_handlers_of_the_target() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
+    let builder = AddressSpace::builder().handlers(Owner::Target);
+    let Some(space) = attached_with(builder, target.pid()) else { return };
+    let page = code(&space, &[0x0f, 0x05]);
+    let mut ctx = Context::new(page, 0);
+    assert!(space.run(&mut ctx, &SignalSet::all()).is_err());
+    drop(ctx);
+    space.unmap(page, PAGE).expect("munmap");
+    space.detach().expect("detaching");
+    assert_no_trace(target.pid());
+    target.quit();
+}
+
+fn functions_are_called(linked: Linked) {
+    with_space(linked, |target, space| {
+        let first = target.first.clone();
+        for tls in [Tls::Own, Tls::Main] {
+            let call = |name: &str, args: &[u64]| space.call(first.number(name), args, tls);
+            assert_eq!(call("add", &[1, 10, 100, 1000, 10_000, 100_000]).expect("add"), 654_321);
+            assert_eq!(call("stack", &[512]).expect("stack"), 511 * 512 / 2, "an aligned stack");
+            for round in 0..200 {
+                assert_eq!(call("add", &[round, 1, 0, 0, 0, 0]).expect("add"), round + 2);
+            }
+            let executor = space.syscall(process_vm_exec::Sysno::getpid, [0; 6]).expect("getpid");
+            assert_eq!(call("getpid", &[]).expect("getpid"), executor, "its calls are executed in the space");
+        }
+        let call = |name: &str, tls| space.call(first.number(name), &[], tls).expect("a function");
+        assert_ne!(first.number("fs_base"), 0);
+        assert_eq!(call("fs", Tls::Main), first.number("fs_base"));
+        assert_eq!(call("tls", Tls::Main), first.number("magic"));
+        assert_eq!(call("fs", Tls::Own), 0);
+        // What functions left of theirs is gone the next time, and the target's own is as it was.
+        assert_eq!(target.report().number("magic"), first.number("magic"));
+    });
+}
+
+#[test]
+fn functions_of_a_dynamic_program_are_called() {
+    functions_are_called(Linked::Dynamically);
+}
+
+#[test]
+fn functions_of_a_static_program_are_called() {
+    functions_are_called(Linked::Statically);
+}
+
+#[test]
+fn a_function_that_faults_is_told() {
+    with_space(Linked::Dynamically, |target, space| {
+        let (fault, add) = (target.first.number("fault"), target.first.number("add"));
+        let word = target.first.number("word");
+        for _ in rounds(50) {
+            match space.call(fault, &[8], Tls::Own) {
+                Err(Error::Function { addr, exit }) if addr == fault => {
+                    let exit = format!("{exit:?}");
+                    assert!(exit.starts_with("Fault") && exit.contains("addr: 8,"), "{exit}");
+                }
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(space.call(fault, &[word], Tls::Own).expect("a readable word"), 0x0123_4567_89ab_cdef);
+            assert_eq!(space.call(add, &[1, 0, 0, 0, 0, 0], Tls::Own).expect("add"), 1);
+        }
+        target.report();
+    });
+}

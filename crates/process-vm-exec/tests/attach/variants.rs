@@ -1,0 +1,237 @@
+//! Attach, call, detach, hundreds of times, over each variant of the target: it notices nothing.
+
+use std::{thread, time::Duration};
+
+use process_vm_exec::{Call, Sysno};
+
+use crate::{
+    common::{Numbers, attached, rounds, skip, turn},
+    target::{Linked, Target},
+    trace::{assert_no_trace, has_region},
+};
+
+/// How often each variant is attached to at least.
+const ROUNDS: u32 = 200;
+/// All waits that can do without a partner.
+const WAITS: &str = "--workers=nanosleep,clock_nanosleep,poll,ppoll,select,epoll,epoll_forever,futex,read,\
+                     sigtimedwait,sigsuspend,semtimedop,recv,pause";
+
+fn storm(linked: Linked, options: &[&str], least: u32) {
+    let _turn = turn();
+    let Some(mut target) = Target::start_linked(linked, options) else { return };
+    let pid = target.pid();
+    let mut numbers = Numbers::new(u64::from(least));
+    let mut before = target.first.clone();
+    for round in rounds(least) {
+        let Some(space) = attached(pid) else { return };
+        let executor = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        assert_ne!(executor, u64::try_from(pid).expect("a pid"), "the executor is a process of its own");
+        if round % 4 == 0 {
+            let yields = [Call { nr: Sysno::sched_yield, args: [0; 6] }; 8];
+            let results = space.batch(&yields).expect("a batch");
+            assert!(results.iter().all(|result| *result == Ok(0)), "{results:?}");
+        }
+        assert!(has_region(pid), "attached, and its pages are not there");
+        thread::sleep(Duration::from_micros(numbers.below(1000)));
+        space.detach().expect("detaching");
+        assert!(!has_region(pid), "detached, and its pages are there");
+        // Waits are to be longer than the time between two rounds as well as shorter.
+        thread::sleep(Duration::from_micros(numbers.below(8000)));
+        if round % 50 == 49 {
+            assert_no_trace(pid);
+            before = target.check_goes_on(&before);
+        }
+    }
+    assert_no_trace(pid);
+    let report = target.quit();
+    eprintln!("{options:?}: {}", report.0);
+}
+
+fn dynamic(options: &[&str]) {
+    storm(Linked::Dynamically, options, ROUNDS);
+}
+
+#[test]
+fn one_thread_that_computes() {
+    storm(Linked::Dynamically, &["--threads=1", "--workers=spin"], 1000);
+}
+
+#[test]
+fn one_thread_in_each_wait() {
+    for wait in WAITS.trim_start_matches("--workers=").split(',') {
+        storm(Linked::Dynamically, &["--threads=1", &format!("--workers={wait}")], 100);
+    }
+}
+
+#[test]
+fn one_thread_that_does_everything() {
+    dynamic(&["--threads=1"]);
+}
+
+#[test]
+fn one_thread_in_a_static_program() {
+    storm(Linked::Statically, &["--threads=1"], ROUNDS);
+}
+
+#[test]
+fn a_thread_for_each_kind() {
+    storm(Linked::Dynamically, &[], 500);
+}
+
+#[test]
+fn a_thread_for_each_kind_in_a_static_program() {
+    storm(Linked::Statically, &[], ROUNDS);
+}
+
+#[test]
+fn sixteen_threads() {
+    dynamic(&["--threads=16"]);
+}
+
+#[test]
+fn sixteen_threads_that_compute() {
+    dynamic(&["--threads=16", "--workers=spin"]);
+}
+
+#[test]
+fn sixteen_threads_in_all_waits() {
+    dynamic(&["--threads=16", WAITS]);
+}
+
+#[test]
+fn clocks() {
+    dynamic(&["--workers=clock,tick"]);
+}
+
+#[test]
+fn restartable_sequences() {
+    let _ = rseq(&["--workers=rseq,rseq,rseq,rseq"]);
+    let _ = rseq(&["--threads=1", "--workers=rseq"]);
+}
+
+/// The C library may have no rseq.
+fn rseq(options: &[&str]) -> Option<()> {
+    let works = {
+        let _turn = turn();
+        let target = std::panic::catch_unwind(|| Target::start(options));
+        match target {
+            Ok(target) => target.map(Target::quit),
+            Err(why) if why.downcast_ref::<String>().is_some_and(|why| why.contains("no rseq")) => {
+                skip("the C library registers no rseq");
+                None
+            }
+            Err(why) => std::panic::resume_unwind(why),
+        }
+    };
+    works?;
+    storm(Linked::Dynamically, options, 500);
+    Some(())
+}
+
+#[test]
+fn a_handler_on_an_alternate_stack() {
+    dynamic(&["--threads=1", "--workers=altstack"]);
+    dynamic(&["--workers=altstack,altstack,spin"]);
+}
+
+#[test]
+fn a_stack_without_room() {
+    storm(Linked::Dynamically, &["--threads=1", "--workers=tiny"], 500);
+    dynamic(&["--workers=tiny,tiny"]);
+}
+
+#[test]
+fn signals_and_timers() {
+    dynamic(&["--threads=1", "--workers=queue,timer,alarm"]);
+    dynamic(&["--workers=queue,queue,timer,alarm,sigsuspend,pause"]);
+}
+
+#[test]
+fn children_and_pipes() {
+    dynamic(&["--threads=1", "--workers=children,eof"]);
+    dynamic(&["--workers=children,eof,eof"]);
+}
+
+#[test]
+fn children_that_are_waited_for_with_wall() {
+    dynamic(&["--threads=1", "--workers=children,eof", "--wall"]);
+    dynamic(&["--workers=children,eof,spin", "--wall"]);
+}
+
+#[test]
+fn a_parent_in_vfork() {
+    dynamic(&["--threads=1", "--workers=vfork"]);
+    dynamic(&["--workers=vfork,children,spin"]);
+}
+
+#[test]
+fn a_filter_that_allows_what_the_program_needs() {
+    dynamic(&["--seccomp", "--threads=1"]);
+    dynamic(&["--seccomp"]);
+}
+
+#[test]
+fn a_filter_that_allows_what_attaching_needs_too() {
+    dynamic(&["--seccomp=open", "--threads=1"]);
+    dynamic(&["--seccomp=open"]);
+}
+
+/// A filter that kills for clone and mmap: attaching works all the same, or is refused and the target lives.
+#[test]
+fn a_filter_that_kills() {
+    let _turn = turn();
+    let options =
+        ["--seccomp=closed", "--workers=spin,nanosleep,poll,epoll,futex,sigtimedwait,timer,queue,eof,tick"];
+    for threads in ["--threads=1", "--threads=10"] {
+        let Some(mut target) = Target::start(&[options[0], options[1], threads]) else { return };
+        let pid = target.pid();
+        let mut before = target.first.clone();
+        let mut works = 0;
+        for _ in rounds(ROUNDS) {
+            match process_vm_exec::AddressSpace::attach_pid(pid) {
+                Ok(space) => {
+                    space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+                    space.detach().expect("detaching");
+                    works += 1;
+                }
+                Err(error) if error.errno() == process_vm_exec::Errno::NOSYS => {
+                    return skip("attach is not there yet");
+                }
+                Err(process_vm_exec::Error::Attach { why, .. }) => {
+                    assert!(why.contains("seccomp") || why.contains("filter"), "{why}");
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+            before = target.check_goes_on(&before);
+        }
+        eprintln!("{threads}: attached {works} times to a target whose filter kills");
+        assert_no_trace(pid);
+        target.quit();
+    }
+}
+
+/// Nothing of a target is mixed up with another one's.
+#[test]
+fn several_targets_at_once() {
+    let _turn = turn();
+    let options = ["--workers=spin,nanosleep,epoll,eof", "--slack-ms=2000"];
+    let targets: Option<Vec<_>> = (0..4).map(|_| Target::start(&options)).collect();
+    let Some(mut targets) = targets else { return };
+    for _ in rounds(ROUNDS / 4) {
+        let spaces: Option<Vec<_>> = targets.iter().map(|target| attached(target.pid())).collect();
+        let Some(spaces) = spaces else { return };
+        let executors: std::collections::BTreeSet<_> =
+            spaces.iter().map(|space| space.syscall(Sysno::getpid, [0; 6]).expect("getpid")).collect();
+        assert_eq!(executors.len(), targets.len());
+        for (space, target) in spaces.iter().zip(&targets) {
+            let mut bytes = [0; 8];
+            space.read(target.first.number("word"), &mut bytes).expect("its memory");
+            assert_eq!(u64::from_ne_bytes(bytes), 0x0123_4567_89ab_cdef);
+        }
+    }
+    for target in &mut targets {
+        assert_no_trace(target.pid());
+        target.report();
+    }
+    targets.into_iter().for_each(|target| drop(target.quit()));
+}
