@@ -50,6 +50,20 @@ impl Added {
 
 /// Stops all tasks of a process: one that ran on without its pages would fault, and the kernel would tell everybody.
 fn stop_all(pid: i32, options: u64) -> bool {
+    let mut all = true;
+    let is_there = for_each_task(pid, |tid| {
+        let _ = request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).unwrap_or(0));
+        match request(libc::PTRACE_INTERRUPT, tid, 0, 0) {
+            Ok(_) => drop(wait_for_stop(tid)),
+            Err(_) if tid == pid => all = false,
+            Err(_) => {}
+        }
+    });
+    is_there && all
+}
+
+/// Does something for each task of a process, if that is there.
+fn for_each_task(pid: i32, mut work: impl FnMut(i32)) -> bool {
     let mut path = [0u8; 32];
     if write!(&mut path[..31], "/proc/{pid}/task").is_err() {
         return false;
@@ -59,19 +73,12 @@ fn stop_all(pid: i32, options: u64) -> bool {
     let Ok(tasks) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
     let mut buffer = [MaybeUninit::uninit(); 2048];
     let mut entries = RawDir::new(tasks, &mut buffer);
-    let mut all = true;
     while let Some(Ok(entry)) = entries.next() {
-        let Some(tid) = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let _ = request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).unwrap_or(0));
-        match request(libc::PTRACE_INTERRUPT, tid, 0, 0) {
-            Ok(_) => drop(wait_for_stop(tid)),
-            Err(_) if tid == pid => all = false,
-            Err(_) => {}
+        if let Some(tid) = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()) {
+            work(tid);
         }
     }
-    all
+    true
 }
 
 /// Is the stopped task where only an executor can be? A process that has ended may have left its number to another.
@@ -85,6 +92,12 @@ fn is_ours(tid: i32, site: u64) -> bool {
 fn kill(pid: i32) {
     // SAFETY: kill only sends a signal.
     unsafe { libc::kill(pid, libc::SIGKILL) };
-    // As its tracer we are told first; its parent is told after that.
+    // As their tracer we are told first; the parent is told after that. The leader's end is not told before all others
+    // are waited for (`delay_group_leader`, kernel/exit.c).
+    for_each_task(pid, |tid| {
+        if tid != pid {
+            let _ = wait_for_stop(tid);
+        }
+    });
     let _ = wait_for_stop(pid);
 }
