@@ -77,6 +77,15 @@ static inline long syscall_in(pid_t pid, long number, long first, long second, l
 	return (long)uctx.rax;
 }
 
+/* The process that makes our calls in the target: it is neither of us, and has the target's memory. */
+static inline int is_executor(long executor, pid_t target)
+{
+	const int KCMP_VM = 1;
+
+	return executor > 0 && executor != getpid() && executor != target &&
+	       syscall(SYS_kcmp, executor, target, KCMP_VM, 0, 0) == 0;
+}
+
 /* Ends the program if live processes cannot be attached to here. */
 static inline void need_targets(void)
 {

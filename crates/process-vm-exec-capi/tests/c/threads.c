@@ -33,7 +33,7 @@ int main(void)
 	CHECK(pthread_create(&threads[1], NULL, run, (void *)50000) == 0);
 	CHECK(pthread_join(threads[0], NULL) == 0);
 	CHECK(pthread_join(threads[1], NULL) == 0);
-	CHECK(syscall_in(child, SYS_getpid, 0, 0, 0) == child);
+	CHECK(is_executor(syscall_in(child, SYS_getpid, 0, 0, 0), child));
 	end_target(child);
 	return EXIT_SUCCESS;
 }
