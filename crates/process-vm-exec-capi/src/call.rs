@@ -2,7 +2,7 @@
 
 use std::ffi::c_ulong;
 
-use process_vm_exec::{Errno, SigInfo};
+use process_vm_exec::{Errno, SigInfo, SignalSet};
 
 use crate::abi::{ExtendedContext, Flags, SigContext};
 use crate::fpstate::{self, FpState};
@@ -60,7 +60,10 @@ fn name<'a>(pid: i32, flags: Flags) -> Result<Name<'a>, Errno> {
 fn syscall(thread: &mut thread::Thread, name: Name<'_>, uctx: *mut SigContext) -> Result<(), Errno> {
     let mut context = thread.places.uctx.read(uctx, Access::Write)?;
     let (seated, places, process) = thread.seat(name)?;
+    // No signal ends it, so there is nothing to look for; what is known of the target is known until the next tick.
+    seated.slot.enter(SignalSet::empty(), &process.watch);
     let result = run::syscall_in(&seated.target.space, &mut context);
+    seated.slot.leave();
     if result == Err(Errno::SRCH) {
         process.forget(&seated.target);
     }

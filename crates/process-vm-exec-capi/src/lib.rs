@@ -1,8 +1,8 @@
 //! `process_vm_exec`: the C function, over the crate `process-vm-exec`.
 //!
 //! `include/process_vm_exec.h` declares it and `man/process_vm_exec.2` describes it. What it does, from the outside
-//! in: [`call`] checks arguments and copies them, [`thread`] has what this thread keeps of its targets, [`target`]
-//! finds and attaches them, [`run`] loads a context and says why it came back, [`watch`] sees to signals that arrive
+//! in: `call` checks arguments and copies them, `thread` has what this thread keeps of its targets, `target`
+//! finds and attaches them, `run` loads a context and says why it came back, `watch` sees to signals that arrive
 //! meanwhile.
 
 #![deny(unsafe_code)]
