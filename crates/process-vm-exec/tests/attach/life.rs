@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use process_vm_exec::{AddressSpace, Errno, Error, Sysno};
+use process_vm_exec::{AddressSpace, Context, Errno, Error, Exit, Mapping, Protection, SignalSet, Sysno};
 
 use crate::{
     common::{attached, kill, rounds, soon, turn},
@@ -124,6 +124,28 @@ fn a_target_that_ends_well_says_so() {
     let _turn = turn();
     let Some((target, space)) = pair(&["--workers=spin,nanosleep,children"]) else { return };
     target.quit();
+    assert_dead(space);
+}
+
+/// The executor has more tasks than its leader then, and all of them have to be waited for.
+#[test]
+fn a_target_that_is_killed_during_a_run_ends_it() {
+    let _turn = turn();
+    let Some((target, space)) = pair(&["--threads=1"]) else { return };
+    let code = space.map(Mapping::anonymous(4096, Protection::READ | Protection::WRITE)).expect("mmap");
+    // jmp .
+    space.write(code, &[0xeb, 0xfe]).expect("written");
+    space.protect(code, 4096, Protection::READ | Protection::EXEC).expect("mprotect");
+    let mut ctx = Context::new(code, 0);
+    let exit = thread::scope(|scope| {
+        let run = scope.spawn(|| space.run(&mut ctx, &SignalSet::all()));
+        thread::sleep(Duration::from_millis(30));
+        kill(target.pid(), libc::SIGKILL);
+        run.join().expect("no panic")
+    });
+    assert!(matches!(exit, Ok(Exit::Died(_))), "{exit:?}");
+    target.end();
+    drop(ctx);
     assert_dead(space);
 }
 

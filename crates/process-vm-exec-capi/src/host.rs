@@ -1,0 +1,22 @@
+//! Calls of the host for which there is no safe function.
+
+use std::os::fd::BorrowedFd;
+
+/// Do these processes have the same memory? Where kcmp(2) does not tell, they are taken to.
+pub(crate) fn have_one_memory(one: i32, other: i32) -> bool {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: the call only compares.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) <= 0 }
+}
+
+/// Has `function` called when the process exits (atexit(3)).
+pub(crate) fn at_exit(function: extern "C" fn()) {
+    // SAFETY: the function is there until the process ends: the library is never unmapped (`-z nodelete`).
+    unsafe { libc::atexit(function) };
+}
+
+/// The descriptor of a caller, which it lends for the call. If it is none, the kernel will say so.
+pub(crate) fn borrow<'a>(fd: i32) -> Option<BorrowedFd<'a>> {
+    // SAFETY: it is not -1, and is used for nothing but questions about it.
+    (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}

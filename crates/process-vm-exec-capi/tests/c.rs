@@ -1,0 +1,230 @@
+//! C programs that use the library as it is built: `tests/c` has them, and the manual page has one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+const CRATE: &str = env!("CARGO_MANIFEST_DIR");
+const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-pedantic", "-Werror"];
+/// What a Rust static library needs of the system: `rustc --print native-static-libs`.
+const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lrt", "-lpthread", "-lm", "-ldl"];
+/// The status of a program that has said why it skips.
+const SKIPPED: i32 = 77;
+
+/// Does this machine have the command? If not, says that a test is skipped.
+fn has(command: &str) -> bool {
+    let is_there = Command::new(command).arg("--version").output().is_ok()
+        || Command::new("sh").args(["-c", &format!("command -v {command}")]).output().is_ok_and(succeeded);
+    if !is_there {
+        println!("SKIP: {command} is not installed");
+    }
+    is_there
+}
+
+fn succeeded(output: Output) -> bool {
+    output.status.success()
+}
+
+/// The directory of this build: `target/release`, for example.
+fn build_directory() -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    test.ancestors().nth(2).expect("target/release/deps/test").to_owned()
+}
+
+/// Builds the libraries, in the profile of this test: cargo does not for a test that does not link them.
+fn build() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let directory = build_directory();
+        let profile = match directory.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => "dev",
+            Some(profile) => profile,
+        };
+        let target = directory.parent().expect("it is in the target directory");
+        let status = cargo()
+            .args(["build", "--lib", "--manifest-path", &format!("{CRATE}/Cargo.toml"), "--profile", profile])
+            .arg("--target-dir")
+            .arg(target)
+            .status();
+        assert!(status.expect("cargo starts").success(), "the library is built");
+        directory
+    })
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs a command that has to succeed, and returns what it printed.
+fn output_of(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{stdout}{stderr}", output.status);
+    stdout
+}
+
+/// Compiles `source` and links it with the static library.
+fn compile(source: &Path, place: &TempDir) -> PathBuf {
+    let program = place.path().join("program");
+    let mut gcc = Command::new("gcc");
+    gcc.args(WARNINGS).args(["-O1", "-g", "-pthread", "-I"]).arg(format!("{CRATE}/include"));
+    gcc.arg("-I").arg(format!("{CRATE}/tests/c")).arg(source).arg("-o").arg(&program);
+    gcc.arg(build().join("libprocess_vm_exec_capi.a")).args(SYSTEM_LIBRARIES);
+    output_of(&mut gcc);
+    program
+}
+
+/// Compiles and runs one of `tests/c`.
+fn holds(name: &str) {
+    if !has("gcc") {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let program = compile(&PathBuf::from(format!("{CRATE}/tests/c/{name}.c")), &place);
+    let output = Command::new("timeout").arg("60").arg(program).output().expect("it starts");
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    if output.status.code() == Some(SKIPPED) {
+        print!("{stdout}");
+        return;
+    }
+    assert!(output.status.success(), "{name}: {}\n{stdout}{stderr}", output.status);
+}
+
+#[test]
+fn arguments_are_refused_as_a_system_call_would() {
+    holds("arguments");
+}
+
+#[test]
+fn system_calls_are_executed_in_the_target_with_the_callers_descriptors() {
+    holds("system_calls");
+}
+
+#[test]
+fn code_runs_in_the_target_until_a_call_or_a_fault() {
+    holds("runs");
+}
+
+#[test]
+fn signals_for_the_caller_end_a_run_if_the_mask_has_them() {
+    holds("signals");
+}
+
+#[test]
+fn two_threads_run_in_one_target() {
+    holds("threads");
+}
+
+#[test]
+fn a_target_that_ends_is_no_process_any_more_and_forked_callers_have_their_own() {
+    holds("ends");
+}
+
+#[test]
+fn the_header_is_c_and_cxx_without_warnings() {
+    for (compiler, standard, language) in [
+        ("gcc", "gnu99", "c"),
+        ("gcc", "c11", "c"),
+        ("gcc", "gnu17", "c"),
+        ("g++", "c++11", "c++"),
+        ("g++", "gnu++17", "c++"),
+    ] {
+        if has(compiler) {
+            let mut compile = Command::new(compiler);
+            compile.args(WARNINGS).args([&format!("-std={standard}"), "-x", language, "-D_DEFAULT_SOURCE"]);
+            compile.args([
+                "-fsyntax-only",
+                "-I",
+                &format!("{CRATE}/include"),
+                &format!("{CRATE}/tests/c/header.c"),
+            ]);
+            output_of(&mut compile);
+        }
+    }
+}
+
+#[test]
+fn the_manual_page_has_no_faults() {
+    let page = format!("{CRATE}/man/process_vm_exec.2");
+    if has("mandoc") {
+        assert_eq!(output_of(Command::new("mandoc").args(["-T", "lint", &page])), "");
+    }
+    if has("man") {
+        let mut man = Command::new("man");
+        man.args(["--warnings", "-l", &page]).envs([("LC_ALL", "C.UTF-8"), ("MANPAGER", "cat")]);
+        let output = man.output().expect("man starts");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    }
+}
+
+/// The program in the section EXAMPLES, without what only man(7) needs.
+fn example() -> String {
+    let page = std::fs::read_to_string(format!("{CRATE}/man/process_vm_exec.2")).expect("the page");
+    let (_, examples) = page.split_once(".SH EXAMPLES").expect("there are examples");
+    let (_, program) = examples.split_once("\n.EX\n").expect("there is one");
+    let (program, _) = program.split_once("\n.EE").expect("it ends");
+    program.replace("\\&", "").replace("\\-", "-").replace("\\e", "\\") + "\n"
+}
+
+#[test]
+fn the_example_of_the_manual_page_works() {
+    if !has("gcc") {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let source = place.path().join("example.c");
+    std::fs::write(&source, example()).expect("written");
+    let output = Command::new("timeout").arg("60").arg(compile(&source, &place)).output().expect("it starts");
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    if stderr.contains("Function not implemented") {
+        println!("SKIP: attaching to a live process: {stderr}");
+        return;
+    }
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert_eq!(
+        stdout,
+        "the executor is another process: yes\nand not our child: yes\nthe code was told: 42\n"
+    );
+}
+
+#[test]
+fn the_shared_library_exports_one_function_and_has_a_soname() {
+    if !has("nm") || !has("readelf") {
+        return;
+    }
+    let library = build().join("libprocess_vm_exec_capi.so");
+    let symbols = output_of(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
+    let names: Vec<&str> = symbols.lines().filter_map(|line| line.split(' ').next_back()).collect();
+    assert_eq!(names, ["process_vm_exec"]);
+    let dynamic = output_of(Command::new("readelf").arg("-d").arg(&library));
+    assert!(dynamic.contains("[libprocess_vm_exec.so.0.1]") && dynamic.contains("NODELETE"), "{dynamic}");
+}
+
+#[test]
+fn an_installed_library_is_found_by_pkg_config() {
+    if !has("gcc") || !has("pkg-config") {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let prefix = place.path().join("usr");
+    let target = build_directory();
+    let mut install = Command::new(format!("{CRATE}/install"));
+    install.arg(format!("--prefix={}", prefix.display()));
+    install.arg(format!("--target-dir={}", target.parent().expect("the target directory").display()));
+    output_of(&mut install);
+    assert!(prefix.join("share/man/man2/process_vm_exec.2").exists());
+
+    let mut pkg_config = Command::new("pkg-config");
+    pkg_config.args(["--cflags", "--libs", "process_vm_exec"]);
+    let flags = output_of(pkg_config.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")));
+    let program = place.path().join("program");
+    let mut gcc = Command::new("gcc");
+    gcc.arg(format!("{CRATE}/tests/c/arguments.c")).args(flags.split_whitespace()).arg("-o").arg(&program);
+    output_of(&mut gcc);
+    output_of(Command::new(program).env("LD_LIBRARY_PATH", prefix.join("lib")));
+}
