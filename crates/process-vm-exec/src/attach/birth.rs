@@ -1,10 +1,13 @@
 //! The birth of an executor in a live process: one thread of that is stopped, makes it, and goes on.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::bootstrap::{self, Bootstrap};
 use super::inject::result_of;
@@ -28,11 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Has `tid`, which we have seized, make executors with these flags for their clones.
 pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result<Born, Errno> {
     let elapsed = time_asleep(tid);
-    let visit = Visit::to_processor_of(tid);
+    let awake = Awake::processor_of(tid);
     let thread = Stopped::stop(tid, elapsed)?;
     let made = commit(&thread, place, executors).and_then(|()| step_over_clone(tid));
     thread.release()?;
-    drop(visit);
+    drop(awake);
     made?;
     let [executor, sharer] = midwife(executors)?;
     Ok(Born { executor: executor.ok_or(Errno::AGAIN)?, sharer, fs_base: thread.registers().fs_base })
@@ -116,33 +119,50 @@ fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
     Ok(born)
 }
 
-/// A stay on the processor of a running thread. Two tasks on one processor take turns for less than it costs to wake
-/// one on another.
-struct Visit {
-    home: CpuSet,
+/// Keeps the processor of a running thread from going to sleep while that is stopped: to wake one takes longer than
+/// all that is done meanwhile, on virtual machines above all. It runs only when nobody else wants to.
+struct Awake {
+    done: Arc<AtomicBool>,
 }
 
-impl Visit {
+impl Awake {
     /// `None` if the thread is not running, or its processor is not one of ours.
-    fn to_processor_of(tid: i32) -> Option<Self> {
+    fn processor_of(tid: i32) -> Option<Self> {
         // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
         let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
         if fields.next()? != "R" {
             return None;
         }
-        let processor = fields.nth(35)?.parse::<usize>().ok()?;
-        let home = sched_getaffinity(None).ok()?;
         let mut there = CpuSet::new();
-        there.set(processor);
-        (home.is_set(processor) && sched_setaffinity(None, &there).is_ok()).then_some(Self { home })
+        there.set(fields.nth(35)?.parse::<usize>().ok()?);
+        let done = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = sync_channel(1);
+        let is_done = Arc::clone(&done);
+        let spin = move || {
+            let is_there = set_idle_priority() && sched_setaffinity(None, &there).is_ok();
+            let _ = sender.send(());
+            while is_there && !is_done.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        };
+        std::thread::Builder::new().name("pvx-awake".into()).spawn(spin).ok()?;
+        let _ = receiver.recv_timeout(Duration::from_micros(200));
+        Some(Self { done })
     }
 }
 
-impl Drop for Visit {
+impl Drop for Awake {
     fn drop(&mut self) {
-        let _ = sched_setaffinity(None, &self.home);
+        self.done.store(true, Ordering::Relaxed);
     }
+}
+
+/// Below all others (sched(7), `SCHED_IDLE`).
+fn set_idle_priority() -> bool {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are valid for the call, which is about the calling thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) == 0 }
 }
 
 /// For how long a thread has been off the processor: what its scheduler knows of it, against the same of ourselves,

@@ -93,12 +93,14 @@ impl Stopped {
     }
 }
 
-/// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer. It gives way between looks:
+/// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer. Now and then it gives way:
 /// the one who is to stop may be waiting for this very processor.
 pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
     const AWAKE: Duration = Duration::from_micros(500);
+    const SPIN: Duration = Duration::from_micros(5);
     const NAP: Duration = Duration::from_micros(100);
     let start = Instant::now();
+    let mut given_way = start;
     loop {
         if let Some(stop) = look_for_stop(tid) {
             return Some(stop);
@@ -109,8 +111,9 @@ pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
         }
         if now - start > AWAKE {
             std::thread::sleep(NAP);
-        } else {
+        } else if now - given_way > SPIN {
             rustix::thread::sched_yield();
+            given_way = Instant::now();
         }
     }
 }
