@@ -130,6 +130,13 @@ pub struct Call {
     pub args: [u64; 6],
 }
 
+impl Call {
+    /// As a service task takes it.
+    pub(crate) fn entry(&self) -> Entry {
+        Entry::new(i64::from(self.nr.id()), self.args)
+    }
+}
+
 impl Builder {
     /// Uses this engine instead of the best that works.
     #[must_use]
@@ -538,21 +545,26 @@ impl Inner {
         lock(&self.free).push(seat);
     }
 
+    /// Executes one call. Allocates nothing if it has no descriptors.
     fn call(&self, call: Call) -> Result<std::result::Result<u64, Errno>> {
-        Ok(self.calls(&[call])?[0])
-    }
-
-    fn calls(&self, calls: &[Call]) -> Result<Vec<std::result::Result<u64, Errno>>> {
-        let entries = self.prepare(calls)?;
+        self.prepare(&call)?;
         match &self.origin {
-            Origin::Created(_) => self.service.request(&entries),
-            Origin::Attached(target) => target.execute(&self.service, calls, &entries),
+            Origin::Created(_) => self.service.request_one(call.entry()),
+            Origin::Attached(target) => target.execute_one(&self.service, &call),
         }
     }
 
-    /// Sees that no call touches what is ours, and that none finds rewritten text.
-    fn prepare(&self, calls: &[Call]) -> Result<Vec<Entry>> {
-        for range in calls.iter().flat_map(changed_ranges) {
+    fn calls(&self, calls: &[Call]) -> Result<Vec<std::result::Result<u64, Errno>>> {
+        calls.iter().try_for_each(|call| self.prepare(call))?;
+        match &self.origin {
+            Origin::Created(_) => self.service.request(&calls.iter().map(Call::entry).collect::<Vec<_>>()),
+            Origin::Attached(target) => target.execute(&self.service, calls),
+        }
+    }
+
+    /// Sees that a call touches nothing that is ours, and finds no rewritten text.
+    fn prepare(&self, call: &Call) -> Result<()> {
+        for range in changed_ranges(call) {
             let len = range.end - range.start;
             if layout::overlaps_region(range.start, len) {
                 return Err(Error::Reserved { addr: range.start, len });
@@ -561,7 +573,7 @@ impl Inner {
                 rewriter.before_change(self, range)?;
             }
         }
-        Ok(calls.iter().map(|call| Entry::new(i64::from(call.nr.id()), call.args)).collect())
+        Ok(())
     }
 
     /// Executes a call for which `file` is to be mapped; its descriptor is filled in.
@@ -576,8 +588,8 @@ impl Inner {
             Origin::Attached(target) => (target.carrier(&self.service), target.passage(&self.service)?),
         };
         call.args[DESCRIPTOR] = passage.number(0);
-        let entry = self.prepare(&[call])?[0];
-        passage.carry(service, &[file], entry)
+        self.prepare(&call)?;
+        passage.carry(service, &[file], call.entry())
     }
 
     /// Has only one context ever run here at a time?

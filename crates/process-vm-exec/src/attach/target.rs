@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -15,15 +15,11 @@ use super::{Attachment, Owner, Tracing};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::passage::Passage;
-use crate::executor::service::{Entry, Service};
-use crate::executor::{layout, setup};
+use crate::executor::service::{Entry, Outcome, Service};
+use crate::executor::{layout, machine, setup};
 use crate::ptrace::last_errno;
 use crate::space::{Call, Owners};
-use crate::sync::lock;
 use crate::{maps, memory};
-
-/// What a call came to.
-type Outcome = std::result::Result<u64, Errno>;
 
 /// One that executes calls for us in the target's memory.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +41,8 @@ pub(crate) struct Target {
     tracing: Tracing,
     passage: OnceLock<Passage>,
     is_ready_to_run: OnceLock<()>,
-    /// When it was last seen to have the memory that the executor has.
-    seen: Mutex<Instant>,
+    /// When it was last seen to have the memory that the executor has, in ticks of the time-stamp counter.
+    seen: AtomicU64,
 }
 
 impl Target {
@@ -59,7 +55,8 @@ impl Target {
     ) -> Result<(Service, Self)> {
         let Attachment { pid, service, executor, sharer, fs_base, tracing } =
             super::attach(pidfd, owners, engine, spin_budget_ns)?;
-        let (passage, is_ready_to_run, seen) = (OnceLock::new(), OnceLock::new(), Mutex::new(Instant::now()));
+        let (passage, is_ready_to_run, seen) =
+            (OnceLock::new(), OnceLock::new(), AtomicU64::new(machine::tsc()));
         let target = Self { pid, owners, executor, sharer, fs_base, tracing, passage, is_ready_to_run, seen };
         // Nobody else would remove it.
         target.make_ready(&service).inspect_err(|_| service.life.kill())?;
@@ -186,25 +183,41 @@ impl Target {
         Ok(())
     }
 
-    /// Executes calls, which `entries` are, in order.
-    pub(crate) fn execute(
-        &self,
-        service: &Service,
-        calls: &[Call],
-        entries: &[Entry],
-    ) -> Result<Vec<Outcome>> {
-        if let Some(call) = calls.iter().find(|call| is_the_executors_end(call.nr)) {
-            return Err(Error::Space { call: call.nr.name(), errno: Errno::OPNOTSUPP });
+    /// Executes calls in order: with one hand-off, unless descriptors have to be passed.
+    pub(crate) fn execute(&self, service: &Service, calls: &[Call]) -> Result<Vec<Outcome>> {
+        self.require_possible(service, calls)?;
+        if calls.iter().all(|call| self.descriptors_of(call) == Descriptors::NONE) {
+            return self.worker(service).request(&calls.iter().map(Call::entry).collect::<Vec<_>>());
         }
-        self.require_same_memory(service)?;
-        let worker = self.worker(service);
-        let descriptors_of = |call: &Call| Descriptors::of(call.nr, &call.args);
-        if self.owners.files == Owner::Target
-            || calls.iter().all(|call| descriptors_of(call) == Descriptors::NONE)
-        {
-            return worker.request(entries);
+        calls.iter().map(|call| self.execute_one(service, call)).collect()
+    }
+
+    /// Executes one call.
+    pub(crate) fn execute_one(&self, service: &Service, call: &Call) -> Result<Outcome> {
+        self.require_possible(service, std::slice::from_ref(call))?;
+        match self.descriptors_of(call) {
+            Descriptors::NONE => self.worker(service).request_one(call.entry()),
+            Descriptors::Here => Ok(execute_here(call)),
+            Descriptors::Some { arguments, returned } => {
+                self.with_our_descriptors(service, call, arguments, returned)
+            }
         }
-        calls.iter().map(|call| self.with_our_descriptors(service, call, descriptors_of(call))).collect()
+    }
+
+    /// The descriptors that have to be passed for a call.
+    fn descriptors_of(&self, call: &Call) -> Descriptors {
+        match self.owners.files {
+            Owner::Target => Descriptors::NONE,
+            Owner::Caller => Descriptors::of(call.nr, &call.args),
+        }
+    }
+
+    /// That no call would be the executor's end, and that the target still has the executor's memory.
+    fn require_possible(&self, service: &Service, calls: &[Call]) -> Result<()> {
+        match calls.iter().find(|call| is_the_executors_end(call.nr)) {
+            Some(call) => Err(Error::Space { call: call.nr.name(), errno: Errno::OPNOTSUPP }),
+            None => self.require_same_memory(service),
+        }
     }
 
     /// Executes `call` with the caller's descriptors.
@@ -212,11 +225,11 @@ impl Target {
         &self,
         service: &Service,
         call: &Call,
-        descriptors: Descriptors,
+        arguments: u8,
+        returned: Returned,
     ) -> Result<Outcome> {
-        let Descriptors::Some { arguments, returned } = descriptors else { return Ok(execute_here(call)) };
         let worker = self.with_own_table(service);
-        let mut entry = Entry::new(i64::from(call.nr.id()), call.args);
+        let mut entry = call.entry();
         let mut files = Vec::new();
         for (_, arg) in entry.args.iter_mut().enumerate().filter(|(n, _)| arguments >> n & 1 != 0) {
             let Some(number) = descriptors::number(*arg) else { continue };
@@ -242,10 +255,10 @@ impl Target {
 
     /// Has the target executed another program? Then the executor is in memory that nobody else uses, and goes.
     fn require_same_memory(&self, service: &Service) -> Result<()> {
-        const OFTEN: Duration = Duration::from_millis(10);
+        const OFTEN_NS: u64 = 10_000_000;
         const KCMP_VM: i32 = 1;
-        let mut seen = lock(&self.seen);
-        if seen.elapsed() < OFTEN {
+        let now = machine::tsc();
+        if now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < machine::ticks(OFTEN_NS) {
             return Ok(());
         }
         let Some(executor) = *service.life.pid() else { return Err(Error::Dead) };
@@ -257,7 +270,7 @@ impl Target {
             service.life.kill();
             return Err(Error::Dead);
         }
-        *seen = Instant::now();
+        self.seen.store(now, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -194,6 +194,8 @@ service_reply:
     WAIT
     mov %eax, %r12d
     mov {COUNT}(%rbp), %r13d
+    test %r13d, %r13d
+    jz service_one
     lea {ENTRIES}(%rbp), %r14
 service_next:
     mov 8(%r14), %rdi
@@ -221,6 +223,18 @@ service_store:
     add ${ENTRY}, %r14
     dec %r13d
     jnz service_next
+    jmp service_reply
+
+service_one:                            /* a single call, on the words' own lines */
+    mov {ONE}+8(%rbp), %rdi
+    mov {ONE}+16(%rbp), %rsi
+    mov {ONE}+24(%rbp), %rdx
+    mov {ONE}+32(%rbp), %r10
+    mov {ONE}+40(%rbp), %r8
+    mov {ONE}+48(%rbp), %r9
+    mov {ONE}(%rbp), %rax
+    syscall
+    mov %rax, {ONE}(%rbx)
     jmp service_reply
 
 leave:

@@ -66,6 +66,7 @@ global_asm!(
     PATIENCE_TICKS = const layout::PATIENCE_TICKS,
     COUNT = const layout::COUNT,
     ENTRIES = const layout::ENTRIES,
+    ONE = const layout::ONE,
     ENTRY = const layout::ENTRY,
     INTERRUPT = const layout::INTERRUPT,
     ALTSTACK = const layout::ALTSTACK,

@@ -62,7 +62,9 @@ pub(crate) const CPU: u64 = 0x104;
 /// For how many more waits the writer of this half does not yield: see [`super::handoff`].
 pub(crate) const NO_YIELD: u64 = 0x110;
 
-/// In a request: how many entries follow.
+/// In a request: a single call, number and arguments; in a result, what came of it.
+pub(crate) const ONE: u64 = 8;
+/// In a request: how many entries there are; 0 for a single call.
 pub(crate) const COUNT: u64 = 4;
 /// In a request the entries (number, six arguments, `param`), in a result their results, 64 bytes apart.
 pub(crate) const ENTRIES: u64 = 0x200;

@@ -122,7 +122,9 @@ fn ticks_per_ms() -> u64 {
     })
 }
 
-fn tsc() -> u64 {
+/// The time-stamp counter.
+#[inline]
+pub(crate) fn tsc() -> u64 {
     // SAFETY: RDTSC is allowed to user space unless PR_TSC_SIGSEGV was asked for, and then nothing here works.
     unsafe { _rdtsc() }
 }

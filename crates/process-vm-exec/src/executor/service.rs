@@ -1,16 +1,20 @@
 //! The service task of a process: executes system calls there for the supervisor.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::io::Errno;
 
+use super::arena::Slot;
 use super::handoff::{self, Half};
 use super::layout;
 use super::life::Life;
 use super::machine::{self, Host};
 use crate::error::{Error, Result};
 use crate::sync::lock;
+
+/// What a call came to.
+pub(crate) type Outcome = std::result::Result<u64, Errno>;
 
 /// One system call for the service task.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +66,7 @@ impl Service {
 
     /// Executes `entries` in order, all of them whatever their results. The results come from memory that a guest
     /// can write: they are as trustworthy as the guest.
-    pub(crate) fn request(&self, entries: &[Entry]) -> Result<Vec<std::result::Result<u64, Errno>>> {
+    pub(crate) fn request(&self, entries: &[Entry]) -> Result<Vec<Outcome>> {
         let mut results = Vec::with_capacity(entries.len());
         for entries in entries.chunks(layout::MAX_ENTRIES) {
             self.request_chunk(entries, &mut results)?;
@@ -71,56 +75,65 @@ impl Service {
     }
 
     /// Executes one call.
-    pub(crate) fn call(&self, nr: i64, args: [u64; 6]) -> Result<std::result::Result<u64, Errno>> {
+    pub(crate) fn call(&self, nr: i64, args: [u64; 6]) -> Result<Outcome> {
         self.request_one(Entry::new(nr, args))
     }
 
-    /// Executes one entry.
-    pub(crate) fn request_one(&self, entry: Entry) -> Result<std::result::Result<u64, Errno>> {
-        Ok(self.request(&[entry])?[0])
+    /// Executes one entry. A plain call travels on the lines of the words that pass control.
+    pub(crate) fn request_one(&self, entry: Entry) -> Result<Outcome> {
+        if entry.child != 0 {
+            return Ok(self.request(&[entry])?[0]);
+        }
+        let mut last = self.begin()?;
+        let [a, b, c, d, e, f] = entry.args;
+        let at = |half, offset| half + self.offset + offset;
+        self.slot().write(at(layout::CONTROL, layout::ONE), [entry.nr.cast_unsigned(), a, b, c, d, e, f]);
+        self.pass(&mut last, 0)?;
+        Ok(result_of(self.slot().read(at(layout::RESULT, layout::ONE))))
     }
 
-    fn request_chunk(
-        &self,
-        entries: &[Entry],
-        results: &mut Vec<std::result::Result<u64, Errno>>,
-    ) -> Result<()> {
-        let mut last = lock(&self.last);
-        if self.life.status().is_some() {
-            return Err(Error::Dead);
-        }
-        let slot = &self.life.slot;
-        for (at, entry) in
-            (self.offset + layout::CONTROL + layout::ENTRIES..).step_by(layout::ENTRY).zip(entries)
-        {
+    fn request_chunk(&self, entries: &[Entry], results: &mut Vec<Outcome>) -> Result<()> {
+        let mut last = self.begin()?;
+        let at = |half| (self.offset + half + layout::ENTRIES..).step_by(layout::ENTRY);
+        for (at, entry) in at(layout::CONTROL).zip(entries) {
             let [a, b, c, d, e, f] = entry.args;
-            slot.write(at, [entry.nr.cast_unsigned(), a, b, c, d, e, f, entry.child]);
+            self.slot().write(at, [entry.nr.cast_unsigned(), a, b, c, d, e, f, entry.child]);
         }
-        let count = u32::try_from(entries.len()).expect("a chunk is short");
-        slot.u32(self.offset + layout::CONTROL + layout::COUNT).store(count, Ordering::Relaxed);
+        self.pass(&mut last, u32::try_from(entries.len()).expect("a chunk is short"))?;
+        results.extend(at(layout::RESULT).take(entries.len()).map(|at| result_of(self.slot().read(at))));
+        Ok(())
+    }
+
+    /// The turn to make a request, which lasts until the results have been read; an error if the task is dead.
+    fn begin(&self) -> Result<MutexGuard<'_, u32>> {
+        let last = lock(&self.last);
+        if self.life.status().is_some() { Err(Error::Dead) } else { Ok(last) }
+    }
+
+    /// Passes a request of `count` entries, and waits for its end.
+    fn pass(&self, last: &mut u32, count: u32) -> Result<()> {
+        self.slot().u32(self.offset + layout::CONTROL + layout::COUNT).store(count, Ordering::Relaxed);
         let previous = *last;
         // DEAD is skipped: it means something else.
         *last = if previous >= layout::DEAD - 1 { STARTED + 1 } else { previous + 1 };
         handoff::pass(&self.host, &self.mine(), &self.other(), *last);
         match handoff::wait(&self.host, &self.mine(), &self.other(), previous) {
-            word if word == *last => {}
-            layout::DEAD if self.life.status().is_some() => return Err(Error::Dead),
+            word if word == *last => Ok(()),
+            layout::DEAD if self.life.status().is_some() => Err(Error::Dead),
             // Only a guest writes anything else there. What it did to the results, nobody knows.
             _ => {
                 self.life.kill();
-                return Err(Error::Dead);
+                Err(Error::Dead)
             }
         }
-        for at in
-            (self.offset + layout::RESULT + layout::ENTRIES..).step_by(layout::ENTRY).take(entries.len())
-        {
-            results.push(result_of(slot.read::<u64>(at)));
-        }
-        Ok(())
     }
 }
 
 impl Service {
+    fn slot(&self) -> &Slot {
+        &self.life.slot
+    }
+
     fn mine(&self) -> Half<'_> {
         machine::half(&self.life.slot, self.offset + layout::CONTROL)
     }
@@ -131,7 +144,7 @@ impl Service {
 }
 
 /// The kernel returns `-errno` in -4095 to -1.
-fn result_of(raw: u64) -> std::result::Result<u64, Errno> {
+fn result_of(raw: u64) -> Outcome {
     match raw.cast_signed() {
         negative @ -4095..=-1 => Err(Errno::from_raw_os_error(i32::try_from(-negative).expect("small"))),
         _ => Ok(raw),
