@@ -7,7 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::bootstrap::{self, Bootstrap};
 use super::inject::result_of;
@@ -59,19 +59,24 @@ fn commit(thread: &Stopped, place: &Place, executors: [i32; 2]) -> Result<(), Er
     set_registers(thread.tid, &bootstrap::entry(registers, place.addr))
 }
 
-/// One instruction of the thread, which is the clone.
+/// Lets the thread make its clone and nothing else. By the stops at the call's entry and end: if we die, the kernel lets
+/// a thread go on from these, but delivers the `SIGTRAP` of a single step.
 fn step_over_clone(tid: i32) -> Result<(), Errno> {
     // Before the commit this could have outlived us.
     set_signal_mask(tid, !0)?;
     let deadline = Instant::now() + PATIENCE;
     let mut signal = 0;
-    loop {
-        request(libc::PTRACE_SINGLESTEP, tid, 0, signal)?;
+    let mut stops = 0;
+    while stops < 2 {
+        request(libc::PTRACE_SYSCALL, tid, 0, signal)?;
         match wait_until(tid, deadline).ok_or(Errno::TIME)? {
-            Stop::Signal(libc::SIGTRAP) => break,
+            Stop::Syscall => {
+                signal = 0;
+                stops += 1;
+            }
             // The one that cannot be blocked: its stop comes, and does not keep us from going on.
             Stop::Signal(stop) => signal = stop.unsigned_abs() as usize,
-            Stop::Event | Stop::Syscall => signal = 0,
+            Stop::Event => signal = 0,
             Stop::Gone(_) => return Err(Errno::SRCH),
         }
     }
@@ -128,14 +133,9 @@ struct Awake {
 impl Awake {
     /// `None` if the thread is not running, or its processor is not one of ours.
     fn processor_of(tid: i32) -> Option<Self> {
-        // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
-        let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
-        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-        if fields.next()? != "R" {
-            return None;
-        }
+        let ('R', processor) = processor_of(tid)? else { return None };
         let mut there = CpuSet::new();
-        there.set(fields.nth(35)?.parse::<usize>().ok()?);
+        there.set(processor);
         let done = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = sync_channel(1);
         let is_done = Arc::clone(&done);
@@ -165,16 +165,34 @@ fn set_idle_priority() -> bool {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) == 0 }
 }
 
-/// For how long a thread has been off the processor: what its scheduler knows of it, against the same of ourselves,
-/// as we have just begun to run. `None` where the kernel does not tell (CONFIG_SCHED_DEBUG).
+/// For how long a thread has been asleep in a call whose timeout we have to shorten: what the scheduler knows of it,
+/// against the same of ourselves as we begin to run on its processor, whose clock that is. `None` for other calls, and
+/// where the kernel does not tell (CONFIG_SCHED_DEBUG).
 fn time_asleep(tid: i32) -> Option<Duration> {
+    let call = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+    let nr = call.split(' ').next()?.parse::<i64>().ok()?;
+    if ![libc::SYS_epoll_wait, libc::SYS_epoll_pwait].contains(&nr) {
+        return None;
+    }
     let began = |task: &str| {
         let text = fs::read_to_string(format!("/proc/{task}/sched")).ok()?;
         let line = text.lines().find(|line| line.starts_with("se.exec_start"))?;
         line.rsplit(' ').next()?.parse::<f64>().ok()
     };
     let theirs = began(&tid.to_string())?;
-    rustix::thread::sched_yield();
-    let ours = began("thread-self")?;
-    Duration::try_from_secs_f64((ours - theirs) / 1e3).ok()
+    let (home, mut there) = (sched_getaffinity(None).ok()?, CpuSet::new());
+    there.set(processor_of(tid)?.1);
+    sched_setaffinity(None, &there).ok()?;
+    let ours = began("thread-self");
+    let _ = sched_setaffinity(None, &home);
+    Duration::try_from_secs_f64((ours? - theirs) / 1e3).ok()
+}
+
+/// The state of a thread, and the processor that it runs on or last ran on.
+fn processor_of(tid: i32) -> Option<(char, usize)> {
+    // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(35)?.parse().ok()?))
 }

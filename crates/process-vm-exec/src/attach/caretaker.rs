@@ -175,9 +175,10 @@ fn thread_to_stop(pid: i32) -> Result<i32> {
 /// Begins to trace `tid`, and returns the options that did it.
 fn seize(tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
     const SUSPEND_SECCOMP: u64 = 1 << 21;
+    const SYSGOOD: u64 = libc::PTRACE_O_TRACESYSGOOD.unsigned_abs() as u64;
     let options = match tracing {
-        Tracing::GoesOn => SUSPEND_SECCOMP,
-        Tracing::Ends => 0,
+        Tracing::GoesOn => SYSGOOD | SUSPEND_SECCOMP,
+        Tracing::Ends => SYSGOOD,
     };
     match request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).expect("64-bit")) {
         Ok(_) => Ok(options),

@@ -4,7 +4,8 @@ use rustix::io::Errno;
 
 use crate::ptrace::{NO_SYSCALL, Stop, get_registers, request, set_registers, wait_for_stop};
 
-/// Has `tid` execute one system call by the `syscall` instruction at `site`, and stops it again before anything else.
+/// Has `tid`, which is traced with `PTRACE_O_TRACESYSGOOD`, execute one system call by the `syscall` instruction at
+/// `site`, and stops it again before anything else.
 /// Allocates nothing.
 pub(super) fn call(tid: i32, site: u64, nr: i64, args: [u64; 6]) -> Result<u64, Errno> {
     let registers = get_registers(tid)?;
@@ -23,11 +24,13 @@ pub(super) fn call(tid: i32, site: u64, nr: i64, args: [u64; 6]) -> Result<u64, 
         ..registers
     };
     set_registers(tid, &call)?;
-    loop {
-        request(libc::PTRACE_SINGLESTEP, tid, 0, 0)?;
+    // The stops at its entry and at its end. Not a single step, whose signal would be delivered if we died.
+    let mut stops = 0;
+    while stops < 2 {
+        request(libc::PTRACE_SYSCALL, tid, 0, 0)?;
         match wait_for_stop(tid) {
-            Stop::Signal(libc::SIGTRAP) => break,
-            Stop::Signal(_) | Stop::Event | Stop::Syscall => {}
+            Stop::Syscall => stops += 1,
+            Stop::Signal(_) | Stop::Event => {}
             Stop::Gone(_) => return Err(Errno::SRCH),
         }
     }

@@ -59,8 +59,11 @@ impl Stopped {
             }
         }
         let mut registers = get_registers(tid)?;
+        if go_on_waiting(&mut registers, elapsed) {
+            // At once: if we die before this, the thread sees that its call was interrupted.
+            set_registers(tid, &registers)?;
+        }
         let signal_mask = get_signal_mask(tid)?;
-        go_on_waiting(&mut registers, elapsed);
         leave_critical_section(tid, &mut registers);
         Ok(Self { tid, registers, signal_mask })
     }
@@ -120,10 +123,10 @@ pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
 
 /// Some calls say `EINTR` when a thread is stopped, whatever the disposition of signals (signal(7), "Interruption of
 /// system calls and library functions by stop signals"). These are made anew, unless a handler runs first, with the
-/// time that is left where the timeout is in a register.
-fn go_on_waiting(registers: &mut libc::user_regs_struct, elapsed: Option<Duration>) {
+/// time that is left where the timeout is in a register. Says whether it was such a call.
+fn go_on_waiting(registers: &mut libc::user_regs_struct, elapsed: Option<Duration>) -> bool {
     if registers.orig_rax == NO_SYSCALL || registers.rax.cast_signed() != -i64::from(libc::EINTR) {
-        return;
+        return false;
     }
     registers.rax = (-ERESTARTNOHAND).cast_unsigned();
     let timeout_ms = i32::try_from(registers.r10.cast_signed() << 32 >> 32).unwrap_or(-1);
@@ -134,6 +137,7 @@ fn go_on_waiting(registers: &mut libc::user_regs_struct, elapsed: Option<Duratio
         let elapsed_ms = i32::try_from(elapsed.as_millis()).unwrap_or(i32::MAX);
         registers.r10 = u64::from(timeout_ms.saturating_sub(elapsed_ms).max(0).unsigned_abs());
     }
+    true
 }
 
 /// A thread in a restartable sequence (rseq(2)) finds itself at the abort handler after it was preempted. Being stopped
