@@ -45,7 +45,7 @@ pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result
 fn commit(thread: &Stopped, place: &Place, executors: [i32; 2]) -> Result<(), Errno> {
     const USER32_CS: u64 = 0x23;
     let registers = thread.registers();
-    let is_ours = (place.addr..place.addr + bootstrap::len()).contains(&registers.rip);
+    let is_ours = place.range().contains(&registers.rip);
     if registers.cs == USER32_CS || is_ours {
         return Err(if is_ours { Errno::BUSY } else { Errno::NOEXEC });
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::birth::{self, Born};
+use super::desert::wait_until_deserted;
 use super::janitor::{Janitor, Line};
 use super::place::Place;
 use super::rights::{Status, refusal};
@@ -96,15 +98,23 @@ impl<'a> Ward<'a> {
             );
             return Err(refusal(pid, Errno::EXIST, &why));
         }
-        let options = seize(thread, &status, tracing)?;
-        line.added().options.store(options, std::sync::atomic::Ordering::Relaxed);
         let path = format!("/proc/{pid}/mem");
-        let memory = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| refusal(pid, errno, "its memory cannot be written (/proc/PID/mem)"))?;
+        let memory = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
+            |errno| match errno {
+                Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
+                errno => refusal(pid, errno, "its memory cannot be written (/proc/PID/mem)"),
+            },
+        )?;
         let place = Place::find(memory.into(), order.pid)?.ok_or_else(|| {
             let why = format!("no text of it ends with {} unused bytes", bootstrap::len());
             refusal(pid, Errno::NOMEM, &why)
         })?;
+        if place.is_left_over {
+            wait_until_deserted(pid, &place.range())
+                .map_err(|errno| refusal(pid, errno, why_not_born(errno)))?;
+        }
+        let options = seize(thread, &status, tracing)?;
+        line.added().options.store(options, Ordering::Relaxed);
         let born = birth::give_birth(thread, &place, order.executors);
         let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {
             let parent = 0;
@@ -112,9 +122,9 @@ impl<'a> Ward<'a> {
             let how = How { shared: order.executors[1], tracing };
             settle(&born, &place, line.added(), params, how).map(|slot| (born, slot))
         });
-        let cleared = place.clear();
+        // After an error somebody may still be there.
         let (born, slot) = settled?;
-        cleared.map_err(|_| Error::Dead)?;
+        place.clear().map_err(|_| Error::Dead)?;
         let fs_base = (thread == pid).then_some(born.fs_base);
         Self::of(order, line, &born, Arc::new(slot), (fs_base, tracing))
     }

@@ -9,6 +9,7 @@ mod birth;
 mod bootstrap;
 mod caretaker;
 pub(crate) mod descriptors;
+mod desert;
 pub(crate) mod function;
 mod inject;
 mod janitor;

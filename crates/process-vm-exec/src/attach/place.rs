@@ -1,6 +1,7 @@
 //! Where in a live process the bootstrap can lie: behind the end of some text, where its last page is empty.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::process::Pid;
@@ -15,6 +16,8 @@ use crate::maps::{self, Map};
 pub(super) struct Place {
     memory: File,
     pub(super) addr: u64,
+    /// A supervisor that died has left a bootstrap there.
+    pub(super) is_left_over: bool,
 }
 
 impl Place {
@@ -24,7 +27,11 @@ impl Place {
         maps.retain(Map::is_private_text);
         maps.sort_by_key(|map| map.name != "[vdso]");
         let found = maps.iter().find_map(|map| free_end(&memory, map));
-        Ok(found.map(|addr| Self { memory, addr }))
+        Ok(found.map(|(addr, is_left_over)| Self { memory, addr, is_left_over }))
+    }
+
+    pub(super) fn range(&self) -> Range<u64> {
+        self.addr..self.addr + bootstrap::len()
     }
 
     pub(super) fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
@@ -41,8 +48,9 @@ impl Place {
     }
 }
 
-/// Where the bootstrap fits at the end of `map`, if nothing is there; or else a bootstrap that nobody could clear.
-fn free_end(memory: &File, map: &Map) -> Option<u64> {
+/// Where the bootstrap fits at the end of `map`, if nothing is there, or a bootstrap that nobody could clear any more:
+/// which of these it is.
+fn free_end(memory: &File, map: &Map) -> Option<(u64, bool)> {
     /// Room between the last instruction and ours, which a processor may read ahead into.
     const DISTANCE: u64 = 64;
     let addr = (map.range.end - bootstrap::len()) & !15;
@@ -50,6 +58,7 @@ fn free_end(memory: &File, map: &Map) -> Option<u64> {
     let mut bytes = vec![0; usize::try_from(map.range.end - start).ok()?];
     memory.read_exact_at(&mut bytes, start).ok()?;
     let (before, there) = bytes.split_at(usize::try_from(DISTANCE).ok()?);
-    let is_free = there.iter().all(|&byte| byte == 0) || there.starts_with(bootstrap::code());
-    (before.iter().all(|&byte| byte == 0) && is_free).then_some(addr)
+    let (is_empty, is_left_over) =
+        (there.iter().all(|&byte| byte == 0), there.starts_with(bootstrap::code()));
+    (before.iter().all(|&byte| byte == 0) && (is_empty || is_left_over)).then_some((addr, is_left_over))
 }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::inject;
 use crate::executor::{code, layout};
+use crate::memory;
 use crate::ptrace::{Task, get_registers, request, wait_for_any, wait_for_stop};
 
 /// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
@@ -21,6 +22,8 @@ pub(super) struct Added {
     pub(super) sharer: AtomicI32,
     /// A `syscall` that the executor may come by when it is not in the resident code.
     pub(super) site: AtomicU64,
+    /// What the region begins with if it is this attachment's.
+    pub(super) mark: AtomicU64,
     /// Options to seize its tasks with.
     pub(super) options: AtomicU64,
 }
@@ -39,13 +42,24 @@ impl Added {
             kill(sharer);
         }
         if stop_all(executor, options) && is_ours(executor, site) {
-            // Its next instruction is gone then. It stops before that, and is never resumed.
-            let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
-            let _ = inject::call(executor, code::syscall(), libc::SYS_munmap, region)
-                .or_else(|_| inject::call(executor, site, libc::SYS_munmap, region));
+            // Whoever died while doing this may have come further: then there is nothing, or already another's.
+            if self.has_region(executor) {
+                // Its next instruction is gone then. It stops before that, and is never resumed.
+                let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
+                let _ = inject::call(executor, code::syscall(), libc::SYS_munmap, region)
+                    .or_else(|_| inject::call(executor, site, libc::SYS_munmap, region));
+            }
             kill(executor);
         }
         self.executor.store(0, Ordering::Release);
+    }
+}
+
+impl Added {
+    fn has_region(&self, executor: i32) -> bool {
+        let mut mark = [0; 8];
+        memory::read(executor, layout::BASE, &mut mark).is_ok()
+            && u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::service::STARTED;
 use crate::executor::setup::Params;
-use crate::executor::{code, layout};
+use crate::executor::{code, layout, machine};
 use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers};
 
 /// What the second executor shares with the target (flags of clone(2)), and how both go on when they are ready.
@@ -56,6 +56,9 @@ pub(super) fn settle(born: &Born, place: &Place, added: &Added, params: Params, 
     slot.write_bytes(layout::CODE - layout::BASE, &code::bytes_in_words());
     slot.write(layout::CONTROL + layout::SHARER + layout::WORD, STARTED);
 
+    let mark = machine::tsc();
+    slot.write(0, mark);
+    added.mark.store(mark, Ordering::Relaxed);
     let site = place.addr + bootstrap::site_pause();
     added.site.store(site, Ordering::Relaxed);
     added.sharer.store(sharer.unwrap_or(0), Ordering::Relaxed);

@@ -1,0 +1,80 @@
+//! Waiting until nobody is in a bootstrap that a supervisor has left behind by dying: its tasks complete by themselves,
+//! soon, but need its instructions until then.
+
+use std::fs;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::stop::Stopped;
+use crate::ptrace::request;
+
+/// Waits until no thread of the process, and no child that shares its memory, is in the range.
+pub(super) fn wait_until_deserted(pid: i32, range: &Range<u64>) -> Result<(), Errno> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const NAP: Duration = Duration::from_millis(1);
+    let deadline = Instant::now() + PATIENCE;
+    while !is_deserted(pid, range) {
+        if Instant::now() > deadline {
+            return Err(Errno::BUSY);
+        }
+        std::thread::sleep(NAP);
+    }
+    Ok(())
+}
+
+fn is_deserted(pid: i32, range: &Range<u64>) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let tids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    tids.into_iter().all(|tid| {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        // The helper waits for its child, so one look at each is enough.
+        let has_child_there = || {
+            let there = |child: &str| matches!(whereabouts(child.parse().unwrap_or(0)), Where::At(ip) if range.contains(&ip));
+            children.split_ascii_whitespace().any(there)
+        };
+        let is_there = match whereabouts(tid) {
+            Where::At(ip) => range.contains(&ip),
+            Where::Gone => false,
+            Where::Running => stopped_in(tid, range),
+        };
+        !is_there && !has_child_there()
+    })
+}
+
+/// Where a task is.
+enum Where {
+    /// In a system call that it made there.
+    At(u64),
+    /// Who knows.
+    Running,
+    Gone,
+}
+
+/// From /proc/PID/syscall (proc(5)).
+fn whereabouts(tid: i32) -> Where {
+    match fs::read_to_string(format!("/proc/{tid}/syscall")) {
+        Err(_) => Where::Gone,
+        Ok(text) => match text.trim_end().rsplit_once(" 0x").map(|(_, ip)| u64::from_str_radix(ip, 16)) {
+            Some(Ok(ip)) => Where::At(ip),
+            _ => Where::Running,
+        },
+    }
+}
+
+/// Stops a thread to see whether it is in the range.
+fn stopped_in(tid: i32, range: &Range<u64>) -> bool {
+    let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
+    if request(libc::PTRACE_SEIZE, tid, 0, options).is_err() {
+        return false;
+    }
+    match Stopped::stop(tid, None) {
+        Ok(thread) => {
+            let is_there = range.contains(&thread.registers().rip);
+            let _ = thread.release();
+            is_there
+        }
+        Err(_) => false,
+    }
+}
