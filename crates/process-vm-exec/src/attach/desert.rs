@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::has_memory_of;
 use super::stop::Stopped;
 use crate::ptrace::request;
 
-/// Waits until no thread of the process, and no child that shares its memory, is in the range.
+/// Waits until no thread of the process, and no other process that shares its memory, is in the range.
 pub(super) fn wait_until_deserted(pid: i32, range: &Range<u64>) -> Result<(), Errno> {
     const PATIENCE: Duration = Duration::from_secs(2);
     const NAP: Duration = Duration::from_millis(1);
@@ -25,22 +26,23 @@ pub(super) fn wait_until_deserted(pid: i32, range: &Range<u64>) -> Result<(), Er
 }
 
 fn is_deserted(pid: i32, range: &Range<u64>) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
-    let tids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    tids.into_iter().all(|tid| {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
-        // The helper waits for its child, so one look at each is enough.
-        let has_child_there = || {
-            let there = |child: &str| matches!(whereabouts(child.parse().unwrap_or(0)), Where::At(ip) if range.contains(&ip));
-            children.split_ascii_whitespace().any(there)
-        };
-        let is_there = match whereabouts(tid) {
-            Where::At(ip) => range.contains(&ip),
-            Where::Gone => false,
-            Where::Running => stopped_in(tid, range),
-        };
-        !is_there && !has_child_there()
-    })
+    let is_free_of = |tid: i32, running: &dyn Fn() -> bool| match whereabouts(tid) {
+        Where::At(ip) => !range.contains(&ip),
+        Where::Gone => true,
+        Where::Running => !running(),
+    };
+    numbers(&format!("/proc/{pid}/task")).into_iter().all(|tid| is_free_of(tid, &|| stopped_in(tid, range)))
+        && numbers("/proc")
+            .into_iter()
+            .filter(|&other| other != pid && has_memory_of(other, pid))
+            // An executor that has not run yet, say.
+            .all(|other| is_free_of(other, &|| true))
+}
+
+/// The entries of a directory that are numbers.
+fn numbers(path: &str) -> Vec<i32> {
+    let entries = fs::read_dir(path).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Where a task is.

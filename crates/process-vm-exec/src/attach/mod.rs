@@ -68,6 +68,23 @@ pub(crate) fn attach(
     caretaker::attach(caretaker::Order { pid, pidfd, executors, engine, spin_budget_ns })
 }
 
+/// Are these two processes known to have different memory? Errors leave the matter open.
+fn differ_in_memory(pid: i32, other: i32) -> bool {
+    // 1, 2 and 3 mean that they differ (kcmp(2)).
+    compare_memory(pid, other) > 0
+}
+
+/// Are these two processes known to have the same memory?
+fn has_memory_of(pid: i32, other: i32) -> bool {
+    compare_memory(pid, other) == 0
+}
+
+fn compare_memory(pid: i32, other: i32) -> libc::c_long {
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: kcmp takes numbers only.
+    unsafe { libc::syscall(libc::SYS_kcmp, pid, other, KCMP_VM, 0, 0) }
+}
+
 /// A pidfd for the process that has this number now.
 pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
     let refusal = |errno: Errno| rights::refusal(pid, errno, "there is no such process");

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdGetfdFlags};
 use syscalls::Sysno;
 
 use super::descriptors::{self, Descriptors, Returned};
-use super::{Attachment, Owner, Tracing};
+use super::{Attachment, Owner, Tracing, differ_in_memory};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::passage::Passage;
@@ -256,17 +256,12 @@ impl Target {
     /// Has the target executed another program? Then the executor is in memory that nobody else uses, and goes.
     fn require_same_memory(&self, service: &Service) -> Result<()> {
         const OFTEN_NS: u64 = 10_000_000;
-        const KCMP_VM: i32 = 1;
         let now = machine::tsc();
         if now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < machine::ticks(OFTEN_NS) {
             return Ok(());
         }
         let Some(executor) = *service.life.pid() else { return Err(Error::Dead) };
-        let (target, executor) = (self.pid.as_raw_nonzero(), executor.as_raw_nonzero());
-        // SAFETY: kcmp takes numbers only.
-        let order = unsafe { libc::syscall(libc::SYS_kcmp, target, executor, KCMP_VM, 0, 0) };
-        // 1, 2 and 3 mean that they differ (kcmp(2)); errors leave the matter open.
-        if order > 0 {
+        if differ_in_memory(self.pid(), executor.as_raw_nonzero().get()) {
             service.life.kill();
             return Err(Error::Dead);
         }
