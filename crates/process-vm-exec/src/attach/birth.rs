@@ -1,14 +1,14 @@
 //! The birth of an executor in a live process: one thread of that is stopped, makes it, and goes on.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
+use super::asleep::{Asleep, processor_of};
 use super::bootstrap::{self, Bootstrap};
 use super::inject::result_of;
 use super::place::Place;
@@ -30,9 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Has `tid`, which we have seized, make executors with these flags for their clones.
 pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result<Born, Errno> {
-    let elapsed = time_asleep(tid);
+    let asleep = Asleep::look_at(tid);
     let awake = Awake::processor_of(tid);
-    let thread = Stopped::stop(tid, elapsed)?;
+    let thread = Stopped::stop(tid, asleep.as_ref())?;
     let made = commit(&thread, place, executors).and_then(|()| step_over_clone(tid));
     thread.release()?;
     drop(awake);
@@ -163,36 +163,4 @@ fn set_idle_priority() -> bool {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters are valid for the call, which is about the calling thread.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) == 0 }
-}
-
-/// For how long a thread has been asleep in a call whose timeout we have to shorten: what the scheduler knows of it,
-/// against the same of ourselves as we begin to run on its processor, whose clock that is. `None` for other calls, and
-/// where the kernel does not tell (CONFIG_SCHED_DEBUG).
-fn time_asleep(tid: i32) -> Option<Duration> {
-    let call = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
-    let nr = call.split(' ').next()?.parse::<i64>().ok()?;
-    if ![libc::SYS_epoll_wait, libc::SYS_epoll_pwait].contains(&nr) {
-        return None;
-    }
-    let began = |task: &str| {
-        let text = fs::read_to_string(format!("/proc/{task}/sched")).ok()?;
-        let line = text.lines().find(|line| line.starts_with("se.exec_start"))?;
-        line.rsplit(' ').next()?.parse::<f64>().ok()
-    };
-    let theirs = began(&tid.to_string())?;
-    let (home, mut there) = (sched_getaffinity(None).ok()?, CpuSet::new());
-    there.set(processor_of(tid)?.1);
-    sched_setaffinity(None, &there).ok()?;
-    let ours = began("thread-self");
-    let _ = sched_setaffinity(None, &home);
-    Duration::try_from_secs_f64((ours? - theirs) / 1e3).ok()
-}
-
-/// The state of a thread, and the processor that it runs on or last ran on.
-fn processor_of(tid: i32) -> Option<(char, usize)> {
-    // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
-    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(35)?.parse().ok()?))
 }

@@ -5,6 +5,7 @@
 //! into the resident code. The [`caretaker`] is the thread that does all this and stays; [`removal`] is the way back,
 //! taken by the caretaker or, if the supervisor dies, by the [`janitor`].
 
+mod asleep;
 mod birth;
 mod bootstrap;
 mod caretaker;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::asleep::Asleep;
 use crate::memory;
 use crate::ptrace::{
     NO_SYSCALL, Stop, get_registers, get_signal_mask, look_for_stop, request, set_registers, set_signal_mask,
@@ -41,8 +42,8 @@ pub(super) struct Stopped {
 }
 
 impl Stopped {
-    /// Stops a thread that we have seized, and looks at it. `elapsed` says for how long it has been asleep.
-    pub(super) fn stop(tid: i32, elapsed: Option<Duration>) -> Result<Self, Errno> {
+    /// Stops a thread that we have seized, and looks at it. `asleep` is what it was doing just before.
+    pub(super) fn stop(tid: i32, asleep: Option<&Asleep>) -> Result<Self, Errno> {
         request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -59,7 +60,7 @@ impl Stopped {
             }
         }
         let mut registers = get_registers(tid)?;
-        if go_on_waiting(&mut registers, elapsed) {
+        if go_on_waiting(tid, &mut registers, asleep) {
             // At once: if we die before this, the thread sees that its call was interrupted.
             set_registers(tid, &registers)?;
         }
@@ -121,21 +122,67 @@ pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
     }
 }
 
+/// Where a call that has to be made anew has its timeout.
+pub(super) enum Timeout {
+    /// In `r10`, in milliseconds.
+    InR10,
+    /// In a `struct timespec` that `rdx` points to.
+    AtRdx,
+    /// In one that `r10` points to.
+    AtR10,
+}
+
+impl Timeout {
+    pub(super) fn of(nr: i64) -> Option<Self> {
+        match nr {
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(Self::InR10),
+            libc::SYS_rt_sigtimedwait => Some(Self::AtRdx),
+            libc::SYS_semtimedop | libc::SYS_epoll_pwait2 => Some(Self::AtR10),
+            _ => None,
+        }
+    }
+
+    fn shorten(&self, tid: i32, registers: &mut libc::user_regs_struct, elapsed: Duration) {
+        match self {
+            Self::InR10 => {
+                let timeout_ms = i32::try_from(registers.r10.cast_signed() << 32 >> 32).unwrap_or(-1);
+                if timeout_ms > 0 {
+                    let elapsed_ms = i32::try_from(elapsed.as_millis()).unwrap_or(i32::MAX);
+                    registers.r10 = u64::from(timeout_ms.saturating_sub(elapsed_ms).max(0).unsigned_abs());
+                }
+            }
+            Self::AtRdx => registers.rdx = shorter_timespec(tid, registers, registers.rdx, elapsed),
+            Self::AtR10 => registers.r10 = shorter_timespec(tid, registers, registers.r10, elapsed),
+        }
+    }
+}
+
+/// Puts what is left of a `struct timespec` below the thread's red zone, where the call reads it before anything else
+/// can be put there, and returns its address.
+fn shorter_timespec(tid: i32, registers: &libc::user_regs_struct, addr: u64, elapsed: Duration) -> u64 {
+    const RED_ZONE: u64 = 128;
+    const LEN: u64 = 16;
+    let Some([seconds, nanoseconds]) = read_words(tid, addr) else { return addr };
+    let left = Duration::from_secs(seconds)
+        .saturating_add(Duration::from_nanos(nanoseconds))
+        .saturating_sub(elapsed);
+    let place = (registers.rsp - RED_ZONE - LEN) & !15;
+    let words = [left.as_secs(), left.subsec_nanos().into()].map(u64::to_ne_bytes);
+    if memory::write(tid, place, words.as_flattened()).is_ok() { place } else { addr }
+}
+
 /// Some calls say `EINTR` when a thread is stopped, whatever the disposition of signals (signal(7), "Interruption of
 /// system calls and library functions by stop signals"). These are made anew, unless a handler runs first, with the
-/// time that is left where the timeout is in a register. Says whether it was such a call.
-fn go_on_waiting(registers: &mut libc::user_regs_struct, elapsed: Option<Duration>) -> bool {
+/// time that is left. Says whether it was such a call.
+fn go_on_waiting(tid: i32, registers: &mut libc::user_regs_struct, asleep: Option<&Asleep>) -> bool {
     if registers.orig_rax == NO_SYSCALL || registers.rax.cast_signed() != -i64::from(libc::EINTR) {
         return false;
     }
     registers.rax = (-ERESTARTNOHAND).cast_unsigned();
-    let timeout_ms = i32::try_from(registers.r10.cast_signed() << 32 >> 32).unwrap_or(-1);
-    if let libc::SYS_epoll_wait | libc::SYS_epoll_pwait = registers.orig_rax.cast_signed()
-        && timeout_ms > 0
-        && let Some(elapsed) = elapsed
+    if let Some(timeout) = Timeout::of(registers.orig_rax.cast_signed())
+        && let Some(elapsed) = asleep.and_then(Asleep::until_stopped)
     {
-        let elapsed_ms = i32::try_from(elapsed.as_millis()).unwrap_or(i32::MAX);
-        registers.r10 = u64::from(timeout_ms.saturating_sub(elapsed_ms).max(0).unsigned_abs());
+        timeout.shorten(tid, registers, elapsed);
     }
     true
 }

@@ -1,0 +1,73 @@
+//! How long a thread has been asleep in a system call.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::stop::Timeout;
+
+/// A sleep of a thread that was seen to last.
+#[derive(Debug)]
+pub(super) struct Asleep {
+    tid: i32,
+    /// How often it had gone to sleep by then.
+    sleeps: u64,
+    elapsed: Duration,
+    seen: Instant,
+}
+
+impl Asleep {
+    /// If the thread sleeps in a call whose timeout we would have to shorten. For how long, its scheduler knows, and
+    /// the same of ourselves as we begin to run on its processor, whose clock that is. `None` where the kernel does not
+    /// tell (CONFIG_SCHED_DEBUG).
+    pub(super) fn look_at(tid: i32) -> Option<Self> {
+        let call = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+        Timeout::of(call.split(' ').next()?.parse().ok()?)?;
+        let theirs = Scheduled::of(&tid.to_string())?;
+        let (home, mut there) = (sched_getaffinity(None).ok()?, CpuSet::new());
+        there.set(processor_of(tid)?.1);
+        sched_setaffinity(None, &there).ok()?;
+        let (ours, seen) = (Scheduled::of("thread-self"), Instant::now());
+        let _ = sched_setaffinity(None, &home);
+        let elapsed = Duration::try_from_secs_f64((ours?.began_ms - theirs.began_ms) / 1e3).ok()?;
+        Some(Self { tid, sleeps: theirs.sleeps, elapsed, seen })
+    }
+
+    /// How long it had slept when we stopped it; `None` if that was another sleep.
+    pub(super) fn until_stopped(&self) -> Option<Duration> {
+        // To stop is to sleep once more.
+        let is_same = Scheduled::of(&self.tid.to_string())?.sleeps == self.sleeps + 1;
+        is_same.then(|| self.elapsed + self.seen.elapsed())
+    }
+}
+
+/// What /proc/PID/sched tells.
+struct Scheduled {
+    /// When it last began to run, or was last seen to run, by its processor's clock.
+    began_ms: f64,
+    sleeps: u64,
+}
+
+impl Scheduled {
+    fn of(task: &str) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{task}/sched")).ok()?;
+        let field = |name: &str| {
+            let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(name))?;
+            line.rsplit(' ').next()
+        };
+        Some(Self {
+            began_ms: field("se.exec_start")?.parse().ok()?,
+            sleeps: field("nr_voluntary_switches")?.parse().ok()?,
+        })
+    }
+}
+
+/// The state of a thread, and the processor that it runs on or last ran on.
+pub(super) fn processor_of(tid: i32) -> Option<(char, usize)> {
+    // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(35)?.parse().ok()?))
+}
