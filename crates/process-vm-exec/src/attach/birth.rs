@@ -10,7 +10,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::asleep::{Asleep, processor_of};
 use super::bootstrap::{self, Bootstrap};
-use super::inject::result_of;
+use super::inject::{self, result_of};
 use super::place::Place;
 use super::stop::{Stopped, wait_until};
 use crate::ptrace::{Stop, Task, get_registers, request, set_registers, set_signal_mask, wait_for_any};
@@ -37,7 +37,7 @@ pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result
     thread.release()?;
     drop(awake);
     made?;
-    let [executor, sharer] = midwife(executors)?;
+    let [executor, sharer] = midwife(place, executors)?;
     Ok(Born { executor: executor.ok_or(Errno::AGAIN)?, sharer, fs_base: thread.registers().fs_base })
 }
 
@@ -84,44 +84,51 @@ fn step_over_clone(tid: i32) -> Result<(), Errno> {
 }
 
 /// Lets helper and parent run to their ends, and keeps the executors.
-fn midwife(executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
-    /// How many there are before the executors: the helper, then the parent.
-    const ELDERS: usize = 2;
+fn midwife(place: &Place, executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
     /// How long a task that has been made may take to be seen.
     const SOON: Duration = Duration::from_millis(500);
-    let wanted = ELDERS + executors.iter().filter(|&&flags| flags != 0).count();
     let mut deadline = Instant::now() + PATIENCE;
-    let mut tasks = Vec::new();
+    // The helper, then the parent.
+    let mut elders = Vec::new();
+    let mut born = [None; 2];
     let mut helper_is_there = true;
-    while helper_is_there || tasks.len() < wanted {
+    while helper_is_there || born.map(|tid| tid.is_some()) != executors.map(|flags| flags != 0) {
         match wait_for_any(libc::WNOHANG)? {
-            Some((tid, Task::Stopped)) => {
-                let index = tasks.iter().position(|&known| known == tid).unwrap_or_else(|| {
-                    tasks.push(tid);
-                    tasks.len() - 1
-                });
-                if index < ELDERS {
-                    request(libc::PTRACE_CONT, tid, 0, 0)?;
+            Some((tid, Task::Stopped)) if elders.contains(&tid) || elders.len() < 2 => {
+                if !elders.contains(&tid) {
+                    elders.push(tid);
                 }
+                request(libc::PTRACE_CONT, tid, 0, 0)?;
             }
-            Some((tid, Task::Gone)) if tasks.first() == Some(&tid) => {
+            // They come in any order.
+            Some((tid, Task::Stopped)) if !born.contains(&Some(tid)) => {
+                let which = receive(tid, place, executors)?;
+                born[which] = Some(tid);
+            }
+            Some((tid, Task::Gone)) if elders.first() == Some(&tid) => {
                 helper_is_there = false;
                 deadline = Instant::now() + SOON;
             }
-            Some((_, Task::Gone)) => {}
+            Some(_) => {}
             None if Instant::now() < deadline => std::thread::yield_now(),
             // The parent could not make them all.
             None => return Err(Errno::AGAIN),
         }
     }
-    // They are seen in any order, but still have in rdi with which flags they were made.
-    let mut born = [None; 2];
-    for &tid in &tasks[ELDERS..] {
-        let flags = get_registers(tid)?.rdi & !u64::from(libc::CLONE_PTRACE.unsigned_abs());
-        let place = executors.iter().position(|&wanted| u64::from(wanted.unsigned_abs()) == flags);
-        born[place.ok_or(Errno::AGAIN)?] = Some(tid);
-    }
     Ok(born)
+}
+
+/// Which of the executors a newborn is: it still has in `rdi` with which flags it was made. Unless it shares the
+/// target's descriptors, it has copies of them, which keep pipes open that the target closes: they go at once.
+fn receive(tid: i32, place: &Place, executors: [i32; 2]) -> Result<usize, Errno> {
+    let flags = get_registers(tid)?.rdi & !u64::from(libc::CLONE_PTRACE.unsigned_abs());
+    let which = executors.iter().position(|&wanted| u64::from(wanted.unsigned_abs()) == flags);
+    let which = which.ok_or(Errno::AGAIN)?;
+    if executors[which] & libc::CLONE_FILES == 0 {
+        let all = [0, u64::from(u32::MAX), 0, 0, 0, 0];
+        inject::call(tid, place.addr + bootstrap::site_exit(), libc::SYS_close_range, all)?;
+    }
+    Ok(which)
 }
 
 /// Keeps the processor of a running thread from going to sleep while that is stopped: to wake one takes longer than

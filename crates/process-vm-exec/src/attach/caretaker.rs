@@ -16,7 +16,7 @@ use super::desert::wait_until_deserted;
 use super::janitor::{Janitor, Line};
 use super::place::Place;
 use super::rights::{Status, refusal};
-use super::settle::{How, settle};
+use super::settle::settle;
 use super::{Attachment, Tracing, bootstrap};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -119,8 +119,7 @@ impl<'a> Ward<'a> {
         let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {
             let parent = 0;
             let params = Params { engine: order.engine, spin_budget_ns: order.spin_budget_ns, parent };
-            let how = How { shared: order.executors[1], tracing };
-            settle(&born, &place, line.added(), params, how).map(|slot| (born, slot))
+            settle(&born, &place, line.added(), params, tracing).map(|slot| (born, slot))
         });
         // After an error somebody may still be there.
         let (born, slot) = settled?;

@@ -18,17 +18,15 @@ use crate::executor::setup::Params;
 use crate::executor::{code, layout, machine};
 use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers};
 
-/// What the second executor shares with the target (flags of clone(2)), and how both go on when they are ready.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct How {
-    pub(super) shared: i32,
-    pub(super) tracing: Tracing,
-}
-
 /// Makes the executors' pages, and sends them into the resident code.
-pub(super) fn settle(born: &Born, place: &Place, added: &Added, params: Params, how: How) -> Result<Slot> {
+pub(super) fn settle(
+    born: &Born,
+    place: &Place,
+    added: &Added,
+    params: Params,
+    tracing: Tracing,
+) -> Result<Slot> {
     let Born { executor, sharer, .. } = *born;
-    let How { shared, tracing } = how;
     // The helper and the parent are gone: what was the thread's data is free for a name.
     let name = place.addr + bootstrap::code().len() as u64;
     place
@@ -36,12 +34,6 @@ pub(super) fn settle(born: &Born, place: &Place, added: &Added, params: Params, 
         .map_err(|error| host("writing to /proc/PID/mem")(errno_of(&error)))?;
 
     let leave = place.addr + bootstrap::site_exit();
-    let first = |call, nr, args| inject::call(executor, leave, nr, args).map_err(space(call));
-    let close_all = [0, u64::from(u32::MAX), 0, 0, 0, 0];
-    first("close_range", libc::SYS_close_range, close_all)?;
-    if let Some(sharer) = sharer.filter(|_| shared & libc::CLONE_FILES == 0) {
-        inject::call(sharer, leave, libc::SYS_close_range, close_all).map_err(space("close_range"))?;
-    }
     // MFD_EXEC is known since Linux 6.3, and wanted where vm.memfd_noexec is 1.
     let memfd = |flags| inject::call(executor, leave, libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0]);
     let file =
