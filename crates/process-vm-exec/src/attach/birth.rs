@@ -12,7 +12,7 @@ use super::asleep::{Asleep, processor_of};
 use super::bootstrap::{self, Bootstrap};
 use super::inject::{self, result_of};
 use super::place::Place;
-use super::stop::{Stopped, wait_until};
+use super::stop::{Patience, Stopped, wait_until};
 use crate::ptrace::{Stop, Task, get_registers, request, set_registers, set_signal_mask, wait_for_any};
 
 /// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
@@ -87,7 +87,7 @@ fn step_over_clone(tid: i32) -> Result<(), Errno> {
 fn midwife(place: &Place, executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
     /// How long a task that has been made may take to be seen.
     const SOON: Duration = Duration::from_millis(500);
-    let mut deadline = Instant::now() + PATIENCE;
+    let mut patience = Patience::until(Instant::now() + PATIENCE);
     // The helper, then the parent.
     let mut elders = Vec::new();
     let mut born = [None; 2];
@@ -107,10 +107,10 @@ fn midwife(place: &Place, executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno
             }
             Some((tid, Task::Gone)) if elders.first() == Some(&tid) => {
                 helper_is_there = false;
-                deadline = Instant::now() + SOON;
+                patience = Patience::until(Instant::now() + SOON);
             }
             Some(_) => {}
-            None if Instant::now() < deadline => std::thread::yield_now(),
+            None if patience.wait() => {}
             // The parent could not make them all.
             None => return Err(Errno::AGAIN),
         }

@@ -97,28 +97,47 @@ impl Stopped {
     }
 }
 
-/// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer. Now and then it gives way:
-/// the one who is to stop may be waiting for this very processor.
+/// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer.
 pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
-    const AWAKE: Duration = Duration::from_micros(500);
-    const SPIN: Duration = Duration::from_micros(5);
-    const NAP: Duration = Duration::from_micros(100);
-    let start = Instant::now();
-    let mut given_way = start;
+    let mut patience = Patience::until(deadline);
     loop {
         if let Some(stop) = look_for_stop(tid) {
             return Some(stop);
         }
-        let now = Instant::now();
-        if now > deadline {
+        if !patience.wait() {
             return None;
         }
-        if now - start > AWAKE {
+    }
+}
+
+/// Waiting between looks at something that comes soon, or not before a deadline.
+///
+/// By sleeping and not by yielding, although whom we wait for may need this very processor: since Linux 6.18 a task
+/// that yields often to busy ones forfeits its share for seconds, and takes tasks that begin to run there with it.
+pub(super) struct Patience {
+    awake_until: Instant,
+    deadline: Instant,
+}
+
+impl Patience {
+    pub(super) fn until(deadline: Instant) -> Self {
+        const AWAKE: Duration = Duration::from_micros(30);
+        // Timers are late by 50 us otherwise (prctl(2)).
+        // SAFETY: sets an attribute of this thread, of which there is one for each attachment.
+        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+        Self { awake_until: Instant::now() + AWAKE, deadline }
+    }
+
+    /// Waits a little; says whether there is time left.
+    pub(super) fn wait(&mut self) -> bool {
+        const NAP: Duration = Duration::from_micros(10);
+        let now = Instant::now();
+        if now > self.awake_until {
             std::thread::sleep(NAP);
-        } else if now - given_way > SPIN {
-            rustix::thread::sched_yield();
-            given_way = Instant::now();
+        } else {
+            std::hint::spin_loop();
         }
+        now < self.deadline
     }
 }
 
