@@ -121,7 +121,7 @@ pub(super) struct Patience {
 
 impl Patience {
     pub(super) fn until(deadline: Instant) -> Self {
-        const AWAKE: Duration = Duration::from_micros(30);
+        const AWAKE: Duration = Duration::from_micros(70);
         // Timers are late by 50 us otherwise (prctl(2)).
         // SAFETY: sets an attribute of this thread, of which there is one for each attachment.
         unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
