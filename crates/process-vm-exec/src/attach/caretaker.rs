@@ -45,14 +45,19 @@ pub(super) struct Order {
 pub(super) fn attach(order: Order) -> Result<Attachment> {
     let janitor = Janitor::get()?;
     let (sender, receiver) = sync_channel(1);
-    thread::Builder::new()
+    let caretaker = thread::Builder::new()
         .name("pvx-attached".into())
         .spawn(move || care(&order, &janitor, &sender))
         .map_err(|error| Error::Host {
             call: "starting the thread of an attached process",
             errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
         })?;
-    receiver.recv().unwrap_or(Err(Error::Dead))
+    let result = receiver.recv().unwrap_or(Err(Error::Dead));
+    if result.is_err() {
+        // It traces no more then.
+        let _ = caretaker.join();
+    }
+    result
 }
 
 fn care(order: &Order, janitor: &Arc<Janitor>, reply: &SyncSender<Result<Attachment>>) {
@@ -123,9 +128,12 @@ impl<'a> Ward<'a> {
         });
         // After an error somebody may still be there.
         let (born, slot) = settled?;
-        place.clear().map_err(|_| Error::Dead)?;
         let fs_base = (thread == pid).then_some(born.fs_base);
-        Self::of(order, line, &born, Arc::new(slot), (fs_base, tracing))
+        let added = line.added();
+        let cleared = place.clear().map_err(|_| refusal(pid, Errno::SRCH, "it has just ended"));
+        cleared
+            .and_then(|()| Self::of(order, line, &born, Arc::new(slot), (fs_base, tracing)))
+            .inspect_err(|_| added.remove())
     }
 
     fn of(
@@ -191,7 +199,7 @@ fn seize(tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
     };
     match request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).expect("64-bit")) {
         Ok(_) => Ok(options),
-        Err(_) if tracing == Tracing::GoesOn && request(libc::PTRACE_SEIZE, tid, 0, 0).is_ok() => {
+        Err(Errno::PERM) if tracing == Tracing::GoesOn && !may_suspend_seccomp() => {
             let why =
                 "a seccomp filter judges its calls, and only CAP_SYS_ADMIN may set that aside; become root";
             Err(refusal(tid, Errno::PERM, why))
@@ -199,6 +207,16 @@ fn seize(tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
         Err(Errno::PERM) => Err(status.why_not_permitted()),
         Err(errno) => Err(refusal(tid, errno, "it has just ended")),
     }
+}
+
+/// Has this process CAP_SYS_ADMIN?
+fn may_suspend_seccomp() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set >> CAP_SYS_ADMIN & 1 != 0)
 }
 
 fn why_not_born(errno: Errno) -> &'static str {

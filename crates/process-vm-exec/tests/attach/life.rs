@@ -65,10 +65,8 @@ fn a_forked_child_has_nothing_of_ours_and_lives_on() {
 #[test]
 fn forks_and_vforks_go_on_beside_calls() {
     let _turn = turn();
-    for options in [
-        &["--workers=children,vfork,spin", "--wall"] as &[_],
-        &["--threads=1", "--workers=children,vfork", "--wall"],
-    ] {
+    for options in [&["--workers=children,vfork,spin"] as &[_], &["--threads=1", "--workers=children,vfork"]]
+    {
         let Some((mut target, space)) = pair(options) else { return };
         let before = target.report();
         for _ in rounds(20_000) {
