@@ -25,13 +25,14 @@ use super::{
     target::{Target, Work},
 };
 
+// Targets live for one batch: between them they would disturb all other cases.
+
 /// Attaching to a process that works, all of it but the detaching.
-pub(super) fn attach_rounds(placement: Placement, cpus: &Cpus) -> Result<Rounds> {
-    let (target, cpus) = (Target::start(Work::Sleeping)?, cpus.clone());
-    let pid = target.pid()?;
-    cpus.pin_guest(pid, placement)?;
-    Ok(Box::new(move |rounds| {
-        let _alive = &target;
+pub(super) fn attach_rounds(placement: Placement, cpus: &Cpus) -> Rounds {
+    let cpus = cpus.clone();
+    Box::new(move |rounds| {
+        let target = Target::start_at(Work::Sleeping, placement, &cpus)?;
+        let pid = target.pid()?;
         cpus.spread(placement, || {
             let mut total = Duration::ZERO;
             for _ in 0..rounds {
@@ -42,34 +43,31 @@ pub(super) fn attach_rounds(placement: Placement, cpus: &Cpus) -> Result<Rounds>
             }
             Ok(total.as_secs_f64() * 1e9 / f64::from(rounds))
         })?
-    }))
+    })
 }
 
 /// A system call in a process that goes on working.
-pub(super) fn syscall_rounds(placement: Placement, cpus: &Cpus) -> Result<Rounds> {
-    let target = Target::start(Work::Sleeping)?;
-    let pid = target.pid()?;
-    cpus.pin_guest(pid, placement)?;
-    let space = AddressSpace::attach_pid(pid)?;
-    Ok(Box::new(move |rounds| {
-        let _alive = &target;
+pub(super) fn syscall_rounds(placement: Placement, cpus: &Cpus) -> Rounds {
+    let cpus = cpus.clone();
+    Box::new(move |rounds| {
+        let target = Target::start_at(Work::Sleeping, placement, &cpus)?;
+        let space = AddressSpace::attach_pid(target.pid()?)?;
         super::guest::timed(rounds, || {
             space.syscall(Sysno::getpid, [0; 6])?;
             Ok(())
         })
-    }))
+    })
 }
 
 /// The same by what everybody does: stop the process, set its registers, step over one instruction, set them back.
-pub(super) fn inject_rounds(placement: Placement, cpus: &Cpus) -> Result<Rounds> {
-    let target = Target::start(Work::Sleeping)?;
-    let number = target.pid()?;
-    cpus.pin_guest(number, placement)?;
-    let site = syscall_instruction(number)?;
-    Ok(Box::new(move |rounds| {
-        let _alive = &target;
-        super::guest::timed(rounds, || inject_getpid(Pid::from_raw(number), site))
-    }))
+pub(super) fn inject_rounds(placement: Placement, cpus: &Cpus) -> Rounds {
+    let cpus = cpus.clone();
+    Box::new(move |rounds| {
+        let target = Target::start_at(Work::Sleeping, placement, &cpus)?;
+        let pid = target.pid()?;
+        let site = syscall_instruction(pid)?;
+        super::guest::timed(rounds, || inject_getpid(Pid::from_raw(pid), site))
+    })
 }
 
 fn inject_getpid(pid: Pid, site: u64) -> Result<()> {

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
+use super::{case::Placement, cpus::Cpus};
+
 /// What a target does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Work {
@@ -87,6 +89,13 @@ impl Target {
         let answers = BufReader::new(child.stdout.take().context("its standard output")?);
         let mut target = Self { child, questions, answers };
         target.ask()?;
+        Ok(target)
+    }
+
+    /// Starts one where `placement` has guests.
+    pub(super) fn start_at(work: Work, placement: Placement, cpus: &Cpus) -> Result<Self> {
+        let target = Self::start(work)?;
+        cpus.pin_guest(target.pid()?, placement)?;
         Ok(target)
     }
 
