@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
+use super::asleep::processor_of;
 use super::birth::{self, Born};
 use super::desert::wait_until_deserted;
 use super::janitor::{Janitor, Line};
@@ -175,11 +176,7 @@ fn open(pid: Pid) -> Result<OwnedFd> {
 
 /// The main thread, unless that has ended or sleeps uninterruptibly, as it does in a vfork(2).
 fn thread_to_stop(pid: i32) -> Result<i32> {
-    let state = |tid: i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-        stat.rsplit_once(") ")?.1.chars().next()
-    };
-    let can_stop = |&tid: &i32| state(tid).is_some_and(|state| !"ZXD".contains(state));
+    let can_stop = |&tid: &i32| processor_of(tid).is_some_and(|(state, _)| !"ZXD".contains(state));
     if can_stop(&pid) {
         return Ok(pid);
     }
