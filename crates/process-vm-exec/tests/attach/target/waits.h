@@ -140,14 +140,17 @@ static void step_futex(struct worker *w)
     check_took("futex", start, asked, 0);
 }
 
-// The other end of a pipe: numbers, every few milliseconds.
+// The other end of a pipe: numbers, every few milliseconds. The last one is written when all are to stop: the reader
+// may have begun to wait just before.
 static void *feed(void *argument)
 {
     struct worker *w = argument;
+    bool last = false;
     me = w;
-    for (uint64_t sequence = 0; !stopping; sequence++) {
+    for (uint64_t sequence = 0; !last; sequence++) {
         struct timespec time = timespec_of(3 * NS_PER_MS);
         check_result("the feeder's nanosleep", nanosleep(&time, NULL), errno, 0, 0);
+        last = stopping;
         check_result("the feeder's write", write(w->fds[1], &sequence, sizeof sequence), errno, 8, 0);
     }
     return NULL;
