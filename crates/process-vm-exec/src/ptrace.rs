@@ -20,6 +20,8 @@ pub(crate) enum Stop {
     Signal(i32),
     /// An event of ptrace, such as the answer to `PTRACE_INTERRUPT`.
     Event,
+    /// The same, while the whole process is stopped by job control.
+    Group,
     /// The whole process has been killed; this is how.
     Gone(WaitStatus),
 }
@@ -80,41 +82,37 @@ pub(crate) fn look_for_stop(tid: libc::pid_t) -> Option<Stop> {
 }
 
 fn wait(tid: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<Stop>> {
-    let mut status = 0;
-    // SAFETY: `status` is valid for the call.
-    match unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | options) } {
-        0 => return Ok(None),
-        found if found == tid => {}
-        _ => return Err(last_errno()),
-    }
-    if libc::WIFEXITED(status) {
-        return Ok(Some(Stop::Gone(WaitStatus::Exited(libc::WEXITSTATUS(status)))));
-    }
-    if libc::WIFSIGNALED(status) {
-        return Ok(Some(Stop::Gone(WaitStatus::Signaled(libc::WTERMSIG(status)))));
-    }
-    Ok(Some(match libc::WSTOPSIG(status) {
-        _ if status >> 16 != 0 => Stop::Event,
-        SYSCALL_STOP => Stop::Syscall,
-        signal => Stop::Signal(signal),
-    }))
-}
-
-/// What has become of a task that this thread traces.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Task {
-    Stopped,
-    Gone,
+    wait_for(tid, options).map(|found| found.map(|(_, stop)| stop))
 }
 
 /// The next task of those that this thread traces to stop or end; `None` if `options` say not to wait.
-pub(crate) fn wait_for_any(options: libc::c_int) -> rustix::io::Result<Option<(libc::pid_t, Task)>> {
+pub(crate) fn wait_for_any(options: libc::c_int) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
+    wait_for(-1, libc::__WNOTHREAD | options)
+}
+
+fn wait_for(who: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
     let mut status = 0;
     // SAFETY: `status` is valid for the call.
-    match unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD | options) } {
+    match unsafe { libc::waitpid(who, &raw mut status, libc::__WALL | options) } {
         0 => Ok(None),
-        tid if tid > 0 => Ok(Some((tid, if libc::WIFSTOPPED(status) { Task::Stopped } else { Task::Gone }))),
+        tid if tid > 0 => Ok(Some((tid, stop_of(status)))),
         _ => Err(last_errno()),
+    }
+}
+
+fn stop_of(status: libc::c_int) -> Stop {
+    if libc::WIFEXITED(status) {
+        return Stop::Gone(WaitStatus::Exited(libc::WEXITSTATUS(status)));
+    }
+    if libc::WIFSIGNALED(status) {
+        return Stop::Gone(WaitStatus::Signaled(libc::WTERMSIG(status)));
+    }
+    let is_event = status >> 16 != 0;
+    match libc::WSTOPSIG(status) {
+        libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU if is_event => Stop::Group,
+        _ if is_event => Stop::Event,
+        SYSCALL_STOP => Stop::Syscall,
+        signal => Stop::Signal(signal),
     }
 }
 

@@ -12,8 +12,8 @@ use super::asleep::{Asleep, processor_of};
 use super::bootstrap::{self, Bootstrap};
 use super::inject::{self, result_of};
 use super::place::Place;
-use super::stop::{Patience, Stopped, wait_until};
-use crate::ptrace::{Stop, Task, get_registers, request, set_registers, set_signal_mask, wait_for_any};
+use super::stop::{Patience, Stopped, go_on_with, wait_until};
+use crate::ptrace::{Stop, get_registers, request, set_registers, set_signal_mask, wait_for_any};
 
 /// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
 #[derive(Debug)]
@@ -33,11 +33,24 @@ pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result
     let asleep = Asleep::look_at(tid);
     let awake = Awake::processor_of(tid);
     let thread = Stopped::stop(tid, asleep.as_ref())?;
-    let made = commit(&thread, place, executors).and_then(|()| step_over_clone(tid));
-    thread.release()?;
+    if let Err(errno) = commit(&thread, place, executors) {
+        thread.release()?;
+        return Err(errno);
+    }
+    let born = if thread.is_group_stopped {
+        // It must not get back by itself: there it would run.
+        let made = step_over_clone(tid);
+        thread.release()?;
+        made.and_then(|()| midwife(None, place, executors))
+    } else {
+        let mut passer = Passer { thread: &thread, place, is_traced: true };
+        passer.go_on()?;
+        let born = midwife(Some(&mut passer), place, executors);
+        passer.finish()?;
+        born
+    };
     drop(awake);
-    made?;
-    let [executor, sharer] = midwife(place, executors)?;
+    let [executor, sharer] = born?;
     Ok(Born { executor: executor.ok_or(Errno::AGAIN)?, sharer, fs_base: thread.registers().fs_base })
 }
 
@@ -76,15 +89,96 @@ fn step_over_clone(tid: i32) -> Result<(), Errno> {
             }
             // The one that cannot be blocked: its stop comes, and does not keep us from going on.
             Stop::Signal(stop) => signal = stop.unsigned_abs() as usize,
-            Stop::Event => signal = 0,
+            Stop::Event | Stop::Group => signal = 0,
             Stop::Gone(_) => return Err(Errno::SRCH),
         }
     }
     result_of(get_registers(tid)?.rax).map(drop)
 }
 
+/// A thread that goes through the bootstrap by itself, from its commit on, and back to where it was. It is traced
+/// meanwhile, so that a signal does not find it there.
+struct Passer<'a> {
+    thread: &'a Stopped,
+    place: &'a Place,
+    is_traced: bool,
+}
+
+impl Passer<'_> {
+    fn go_on(&self) -> Result<(), Errno> {
+        // Before the commit this could have outlived us.
+        set_signal_mask(self.thread.tid, !0)?;
+        go_on_with(self.thread.tid, 0)
+    }
+
+    /// It has stopped on its way, or after it.
+    fn attend(&mut self, stop: Stop) -> Result<(), Errno> {
+        match stop {
+            Stop::Signal(signal) => self.meet(signal),
+            // It stays where its process has been stopped, and is to be found at a place of its own there.
+            Stop::Event | Stop::Group | Stop::Syscall => {
+                if self.has_yet_to_clone()? {
+                    step_over_clone(self.thread.tid)?;
+                }
+                self.leave_the_bootstrap()?;
+                self.is_traced = false;
+                request(libc::PTRACE_DETACH, self.thread.tid, 0, 0).map(drop)
+            }
+            Stop::Gone(_) => {
+                self.is_traced = false;
+                Ok(())
+            }
+        }
+    }
+
+    /// A signal has come for it, all of which it blocks until it has cloned.
+    fn meet(&self, signal: i32) -> Result<(), Errno> {
+        // But for this one, which no handler sees.
+        if signal != libc::SIGSTOP {
+            self.leave_the_bootstrap()?;
+        }
+        go_on_with(self.thread.tid, signal)
+    }
+
+    fn has_yet_to_clone(&self) -> Result<bool, Errno> {
+        const ERESTARTNOINTR: i64 = 513;
+        const SYSCALL_LEN: u64 = 2;
+        let registers = get_registers(self.thread.tid)?;
+        let start = self.place.addr;
+        Ok(registers.rip == start
+            || registers.rip == start + SYSCALL_LEN && registers.rax.cast_signed() == -ERESTARTNOINTR)
+    }
+
+    /// Puts it where it was to come to, if it has not yet.
+    fn leave_the_bootstrap(&self) -> Result<(), Errno> {
+        if self.place.range().contains(&get_registers(self.thread.tid)?.rip) {
+            self.thread.put_back()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the tracing. It takes another stop: nothing else says that the thread needs the bootstrap no more.
+    fn finish(self) -> Result<(), Errno> {
+        if !self.is_traced {
+            return Ok(());
+        }
+        let tid = self.thread.tid;
+        let asleep = Asleep::look_at(tid);
+        let again = Stopped::stop_after(tid, asleep.as_ref(), &mut |signal| self.meet(signal))?;
+        if self.place.range().contains(&again.registers().rip) {
+            self.thread.release()
+        } else {
+            again.release()
+        }
+    }
+}
+
 /// Lets helper and parent run to their ends, and keeps the executors.
-fn midwife(place: &Place, executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno> {
+fn midwife(
+    mut passer: Option<&mut Passer<'_>>,
+    place: &Place,
+    executors: [i32; 2],
+) -> Result<[Option<i32>; 2], Errno> {
     /// How long a task that has been made may take to be seen.
     const SOON: Duration = Duration::from_millis(500);
     let mut patience = Patience::until(Instant::now() + PATIENCE);
@@ -94,20 +188,24 @@ fn midwife(place: &Place, executors: [i32; 2]) -> Result<[Option<i32>; 2], Errno
     let mut helper_is_there = true;
     while helper_is_there || born.map(|tid| tid.is_some()) != executors.map(|flags| flags != 0) {
         match wait_for_any(libc::WNOHANG)? {
-            Some((tid, Task::Stopped)) if elders.contains(&tid) || elders.len() < 2 => {
+            Some((tid, stop)) if passer.as_ref().is_some_and(|passer| passer.thread.tid == tid) => {
+                passer.as_mut().expect("there is one").attend(stop)?;
+            }
+            Some((tid, Stop::Gone(_))) if elders.first() == Some(&tid) => {
+                helper_is_there = false;
+                patience = Patience::until(Instant::now() + SOON);
+            }
+            Some((_, Stop::Gone(_))) => {}
+            Some((tid, _)) if elders.contains(&tid) || elders.len() < 2 => {
                 if !elders.contains(&tid) {
                     elders.push(tid);
                 }
                 request(libc::PTRACE_CONT, tid, 0, 0)?;
             }
             // They come in any order.
-            Some((tid, Task::Stopped)) if !born.contains(&Some(tid)) => {
+            Some((tid, _)) if !born.contains(&Some(tid)) => {
                 let which = receive(tid, place, executors)?;
                 born[which] = Some(tid);
-            }
-            Some((tid, Task::Gone)) if elders.first() == Some(&tid) => {
-                helper_is_there = false;
-                patience = Patience::until(Instant::now() + SOON);
             }
             Some(_) => {}
             None if patience.wait() => {}

@@ -32,7 +32,7 @@ pub(super) fn call(tid: i32, site: u64, nr: i64, args: [u64; 6]) -> Result<u64, 
             Stop::Syscall => stops += 1,
             // There is no such instruction any more.
             Stop::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) => return Err(Errno::FAULT),
-            Stop::Signal(_) | Stop::Event => {}
+            Stop::Signal(_) | Stop::Event | Stop::Group => {}
             Stop::Gone(_) => return Err(Errno::SRCH),
         }
     }

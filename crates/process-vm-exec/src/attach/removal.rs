@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::inject;
 use crate::executor::{code, layout};
 use crate::memory;
-use crate::ptrace::{Task, get_registers, request, wait_for_any, wait_for_stop};
+use crate::ptrace::{Stop, get_registers, request, wait_for_any, wait_for_stop};
 
 /// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
 #[derive(Debug, Default)]
@@ -104,7 +104,7 @@ fn kill(pid: i32) {
     // trace have been waited for.
     loop {
         match wait_for_any(0) {
-            Ok(Some((tid, Task::Gone))) if tid == pid => break,
+            Ok(Some((tid, Stop::Gone(_)))) if tid == pid => break,
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => break,
         }

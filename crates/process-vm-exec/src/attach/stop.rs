@@ -39,26 +39,34 @@ pub(super) struct Stopped {
     /// With which it goes on, once the kernel has seen to an interrupted system call.
     registers: libc::user_regs_struct,
     pub(super) signal_mask: u64,
+    /// Job control has stopped the whole process.
+    pub(super) is_group_stopped: bool,
 }
 
 impl Stopped {
     /// Stops a thread that we have seized, and looks at it. `asleep` is what it was doing just before.
     pub(super) fn stop(tid: i32, asleep: Option<&Asleep>) -> Result<Self, Errno> {
+        // A signal that came first takes its course.
+        Self::stop_after(tid, asleep, &mut |signal| go_on_with(tid, signal))
+    }
+
+    /// The same; `meet` lets it go on when a signal has come first.
+    pub(super) fn stop_after(
+        tid: i32,
+        asleep: Option<&Asleep>,
+        meet: &mut dyn FnMut(i32) -> Result<(), Errno>,
+    ) -> Result<Self, Errno> {
         request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
         let deadline = Instant::now() + PATIENCE;
-        loop {
+        let is_group_stopped = loop {
             match wait_until(tid, deadline).ok_or(Errno::BUSY)? {
-                Stop::Event => break,
-                // A signal that came first: it takes its course.
-                Stop::Signal(signal) => {
-                    request(libc::PTRACE_CONT, tid, 0, signal.unsigned_abs() as usize)?;
-                }
-                Stop::Syscall => {
-                    request(libc::PTRACE_CONT, tid, 0, 0)?;
-                }
+                Stop::Event => break false,
+                Stop::Group => break true,
+                Stop::Signal(signal) => meet(signal)?,
+                Stop::Syscall => go_on_with(tid, 0)?,
                 Stop::Gone(_) => return Err(Errno::SRCH),
             }
-        }
+        };
         let mut registers = get_registers(tid)?;
         if go_on_waiting(tid, &mut registers, asleep) {
             // At once: if we die before this, the thread sees that its call was interrupted.
@@ -66,7 +74,7 @@ impl Stopped {
         }
         let signal_mask = get_signal_mask(tid)?;
         leave_critical_section(tid, &mut registers);
-        Ok(Self { tid, registers, signal_mask })
+        Ok(Self { tid, registers, signal_mask, is_group_stopped })
     }
 
     pub(super) fn registers(&self) -> &libc::user_regs_struct {
@@ -89,12 +97,22 @@ impl Stopped {
         registers
     }
 
+    /// Puts it back where it was stopped.
+    pub(super) fn put_back(&self) -> Result<(), Errno> {
+        set_signal_mask(self.tid, self.signal_mask)?;
+        set_registers(self.tid, &self.registers)
+    }
+
     /// Lets it go on.
     pub(super) fn release(&self) -> Result<(), Errno> {
-        set_signal_mask(self.tid, self.signal_mask)?;
-        set_registers(self.tid, &self.registers)?;
+        self.put_back()?;
         request(libc::PTRACE_DETACH, self.tid, 0, 0).map(drop)
     }
+}
+
+/// Lets a stopped task run on, with this signal or 0.
+pub(super) fn go_on_with(tid: i32, signal: i32) -> Result<(), Errno> {
+    request(libc::PTRACE_CONT, tid, 0, signal.unsigned_abs() as usize).map(drop)
 }
 
 /// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer.

@@ -102,7 +102,7 @@ impl Tracee {
         request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
         match wait_for_stop(tid) {
             Stop::Gone(_) => return Err(Error::Dead),
-            Stop::Event | Stop::Syscall | Stop::Signal(_) => {}
+            Stop::Event | Stop::Group | Stop::Syscall | Stop::Signal(_) => {}
         }
         tracee.asleep = get_registers(tid).map_err(Error::host("PTRACE_GETREGS"))?;
         set_signal_mask(tid, 0).map_err(Error::host("PTRACE_SETSIGMASK"))?;
@@ -138,7 +138,7 @@ impl Tracee {
                     self.life.die(status);
                     return Event::Died;
                 }
-                Stop::Event => continue,
+                Stop::Event | Stop::Group => continue,
                 Stop::Syscall => self.fetch(stop).and_then(|()| self.called()),
                 Stop::Signal(code::INTERRUPT_SIGNAL) if !self.interrupt.swap(false, Ordering::SeqCst) => {
                     continue;
