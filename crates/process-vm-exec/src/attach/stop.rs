@@ -56,9 +56,10 @@ impl Stopped {
         asleep: Option<&Asleep>,
         meet: &mut dyn FnMut(i32) -> Result<(), Errno>,
     ) -> Result<Self, Errno> {
-        request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
         let deadline = Instant::now() + PATIENCE;
         let is_group_stopped = loop {
+            // Each time: the kernel takes any other stop for the answer.
+            request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
             match wait_until(tid, deadline).ok_or(Errno::BUSY)? {
                 Stop::Event => break false,
                 Stop::Group => break true,

@@ -44,6 +44,7 @@
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 // The longest period of the kernel's tick (HZ=100).
@@ -86,8 +87,9 @@ static const struct kind kinds[] = {
     {"tiny", open_tiny, step_tiny, nothing},
     {"rseq", nothing, step_rseq, nothing},
     {"vfork", nothing, step_vfork, nothing},
+    {"interrupted", open_interrupted, step_interrupted, close_interrupted},
 };
-enum { KINDS = sizeof kinds / sizeof *kinds, KINDS_BY_DEFAULT = KINDS - 5 };
+enum { KINDS = sizeof kinds / sizeof *kinds, KINDS_BY_DEFAULT = KINDS - 6 };
 
 static char **arguments;
 static uint8_t fds_at_start[1024];

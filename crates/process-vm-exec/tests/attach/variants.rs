@@ -106,6 +106,11 @@ fn clocks() {
 }
 
 #[test]
+fn a_thread_that_signals_find_nowhere_else() {
+    storm(Linked::Dynamically, &["--threads=1", "--workers=interrupted"], 400);
+}
+
+#[test]
 fn restartable_sequences() {
     let _ = rseq(&["--workers=rseq,rseq,rseq,rseq"]);
     let _ = rseq(&["--threads=1", "--workers=rseq"]);

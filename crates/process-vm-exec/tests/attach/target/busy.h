@@ -243,3 +243,48 @@ static void step_tiny(struct worker *w)
     // The red zone's last byte is the stack's last byte.
     spin_and_check(w, (uint64_t)w->memory + 128, 2000000);
 }
+
+// Where whoever attaches may put code of his.
+static uint64_t vdso_end;
+
+static void interrupted(int signal, siginfo_t *info, void *context)
+{
+    uint64_t rip = (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+    (void)signal;
+    (void)info;
+    arrived++;
+    CHECK(rip - (vdso_end - 512) >= 512, "a signal found this thread at %llx, at the end of the vDSO",
+          (unsigned long long)rip);
+}
+
+static void open_interrupted(struct worker *w)
+{
+    char line[256];
+    FILE *maps = fopen("/proc/self/maps", "re");
+    CHECK(maps, "fopen of /proc/self/maps: %d", errno);
+    while (fgets(line, sizeof line, maps))
+        if (strstr(line, "[vdso]"))
+            vdso_end = strtoull(strchr(line, '-') + 1, NULL, 16);
+    fclose(maps);
+    CHECK(vdso_end, "no vDSO");
+    handle(SIGRTMIN + 3, SA_RESTART, interrupted);
+    w->timer = timer_for(SIGEV_THREAD_ID, SIGRTMIN + 3);
+}
+
+// Signals come all the time, each where this thread is.
+static void step_interrupted(struct worker *w)
+{
+    uint64_t before = arrived;
+    promise(w, 0);
+    set_timer(w->timer, 20 * NS_PER_US, 20 * NS_PER_US);
+    set_mask(SIG_UNBLOCK, SIGRTMIN + 3);
+    spin_and_check(w, 0, 5000000);
+    set_timer(w->timer, 0, 0);
+    set_mask(SIG_BLOCK, SIGRTMIN + 3);
+    CHECK(arrived > before, "no signal came");
+}
+
+static void close_interrupted(struct worker *w)
+{
+    timer_delete(w->timer);
+}
