@@ -271,12 +271,13 @@ static void open_interrupted(struct worker *w)
     w->timer = timer_for(SIGEV_THREAD_ID, SIGRTMIN + 3);
 }
 
-// Signals come all the time, each where this thread is.
+// Signals come all the time, each where this thread is: so often that one is always on its way, or now and then.
 static void step_interrupted(struct worker *w)
 {
+    int64_t interval = (random_of(w) & 1024 ? 20 : 300) * NS_PER_US;
     uint64_t before = arrived;
     promise(w, 0);
-    set_timer(w->timer, 20 * NS_PER_US, 20 * NS_PER_US);
+    set_timer(w->timer, interval, interval);
     set_mask(SIG_UNBLOCK, SIGRTMIN + 3);
     spin_and_check(w, 0, 5000000);
     set_timer(w->timer, 0, 0);
