@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use super::birth::Born;
 use super::place::Place;
@@ -39,6 +40,7 @@ pub(super) fn settle(
     let file =
         memfd(u64::from(MemfdFlags::EXEC.bits())).or_else(|_| memfd(0)).map_err(space("memfd_create"))?;
     for task in [Some(executor), sharer].into_iter().flatten() {
+        run_where_we_do(task);
         let _ = inject::call(task, leave, libc::SYS_setsid, [0; 6]);
         let _ = inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
         let _ = inject::call(task, leave, libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
@@ -76,6 +78,18 @@ pub(super) fn settle(
     };
     put_in().inspect_err(|_| added.remove())?;
     Ok(slot)
+}
+
+/// On whose processors a task runs, and how it is scheduled there, is inherited from the target's thread, which may be
+/// bound to one that it needs for itself. It works for us: as this thread, which has it from the one that attaches.
+fn run_where_we_do(tid: i32) {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are valid for the call, which is about a task that we have made.
+    unsafe { libc::sched_setscheduler(tid, libc::SCHED_OTHER, &raw const none) };
+    if let Ok(ours) = sched_getaffinity(None) {
+        // The target's cpuset may have none of these.
+        let _ = sched_setaffinity(Pid::from_raw(tid), &ours);
+    }
 }
 
 /// Sends a task into the service loop, whose request and result are `offset` behind those of the first.

@@ -51,7 +51,7 @@ pub(super) fn cache_line_rounds(cpus: &Cpus) -> Result<Rounds> {
         let line = Arc::new(Line::default());
         let (theirs, their_cpus) = (Arc::clone(&line), cpus.clone());
         let other = thread::spawn(move || {
-            let pinned = their_cpus.pin_to_other();
+            let pinned = their_cpus.pin_to(Placement::TwoCpus);
             loop {
                 match theirs.0.load(Ordering::Acquire) {
                     STOP => return pinned,

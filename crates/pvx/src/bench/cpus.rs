@@ -37,9 +37,9 @@ impl Cpus {
         pin(None, self.supervisor)
     }
 
-    /// Puts the calling thread on the CPU that is not the supervisor's.
-    pub(super) fn pin_to_other(&self) -> Result<()> {
-        pin(None, self.guest_cpu(Placement::TwoCpus))
+    /// Puts the calling thread, and those that it starts later, where `placement` has guests.
+    pub(super) fn pin_to(&self, placement: Placement) -> Result<()> {
+        pin(None, self.guest_cpu(placement))
     }
 
     /// Puts every task of the process `pid` where `placement` has guests.

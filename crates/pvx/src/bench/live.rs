@@ -51,7 +51,11 @@ pub(super) fn syscall_rounds(placement: Placement, cpus: &Cpus) -> Rounds {
     let cpus = cpus.clone();
     Box::new(move |rounds| {
         let target = Target::start_at(Work::Sleeping, placement, &cpus)?;
-        let space = AddressSpace::attach_pid(target.pid()?)?;
+        // The executor runs where its supervisor does when it attaches.
+        cpus.pin_to(placement)?;
+        let space = AddressSpace::attach_pid(target.pid()?);
+        cpus.pin_supervisor()?;
+        let space = space?;
         super::guest::timed(rounds, || {
             space.syscall(Sysno::getpid, [0; 6])?;
             Ok(())

@@ -3,6 +3,7 @@
 mod baseline;
 mod case;
 mod cpus;
+mod disturbance;
 mod guest;
 mod guests;
 mod live;
@@ -47,14 +48,15 @@ Examples:
   pvx bench --plot round-trips.svg             a chart too
   pvx bench --guests 64                        throughput and fairness of 64 guests
   pvx bench --spaces 1000                      what an idle address space costs
-  pvx bench --attachments 1000                 how long attaching stops a live process, by that one's own clock")]
+  pvx bench --attachments 1000                 how long attaching stops a live process, by that one's own clock
+  pvx bench --calls 10000000                   what a busy process loses while calls are executed in it")]
 pub(crate) struct BenchArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 
     /// Draw a chart into this file, as SVG or PNG by its name
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "spaces", "attachments"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
     plot: Option<PathBuf>,
 
     /// Measure this engine only: rewrite, trap, ptrace or baseline (repeatable)
@@ -62,7 +64,7 @@ pub(crate) struct BenchArgs {
     engine: Vec<String>,
 
     /// Measure this case only (repeatable)
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["guests", "spaces", "attachments"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
     case: Vec<String>,
 
     /// How long to measure, in seconds, preparations not counted
@@ -80,6 +82,10 @@ pub(crate) struct BenchArgs {
     /// Attach so often to a busy and to a sleeping process instead, and report what they see of it
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["guests", "spaces"])]
     attachments: Option<usize>,
+
+    /// Execute so many calls in a busy process instead, and report how much less that does meanwhile
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["guests", "spaces", "attachments"])]
+    calls: Option<usize>,
 }
 
 /// Which lines are asked for.
@@ -111,6 +117,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     } else if let Some(attachments) = args.attachments {
         ensure!(attachments > 0, "--attachments 0: use a number above 0");
         live::measure(attachments)?.print(args.json)?;
+    } else if let Some(calls) = args.calls {
+        ensure!(calls > 0, "--calls 0: use a number above 0");
+        disturbance::measure(calls)?.print(args.json)?;
     } else {
         let report = round_trips::measure(&selection, budget)?;
         report.print(args.json)?;
