@@ -249,8 +249,8 @@ impl AddressSpace {
     }
 
     /// Puts an executor into the live process of `target`, a pidfd (pidfd_open(2)): from then on code and system
-    /// calls run in its memory beside its own threads, which run on. One of them is stopped once, for some 50
-    /// microseconds; a system call that it waits in goes on with the time that was left.
+    /// calls run in its memory beside its own threads, which run on. One of them is stopped twice, for some 50
+    /// microseconds each; a system call that it waits in goes on with the time that was left.
     ///
     /// Dropping the value, or the end of this process in whatever way, removes all that was added.
     ///
