@@ -17,4 +17,5 @@ mod life;
 mod programs;
 mod refusals;
 mod run;
+mod threads;
 mod variants;
