@@ -29,8 +29,6 @@ process_vm_exec_errand:
     mov 40(%rbx), %r8
     mov 48(%rbx), %r9
     syscall
-    .globl process_vm_exec_errand_called
-process_vm_exec_errand_called:
     mov %rax, (%r12)
     add $56, %rbx
     add $8, %r12

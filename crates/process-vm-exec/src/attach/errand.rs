@@ -35,7 +35,6 @@ const RESULTS: u64 = layout::ERRAND_RESULT + 8;
 
 unsafe extern "C" {
     static process_vm_exec_errand: u8;
-    static process_vm_exec_errand_called: u8;
     static process_vm_exec_errand_data: u8;
 }
 
@@ -79,13 +78,7 @@ pub(super) fn range() -> Range<u64> {
     start..start + code().len() as u64
 }
 
-/// Behind the `syscall` that makes the calls, and that by which the signal mask is set first.
-pub(super) fn called() -> u64 {
-    range().start
-        + (&raw const process_vm_exec_errand_called as u64 - &raw const process_vm_exec_errand as u64)
-}
-
-/// The state of a thread of `pid`'s that is not back yet. Allocates nothing.
+/// The state of a thread that is not back yet, from before. Allocates nothing.
 pub(super) fn state_of(tid: i32) -> Option<Stopped> {
     let mut words = [[0; 8]; Stopped::WORDS];
     memory::read(tid, layout::BASE + STATE, words.as_flattened_mut()).ok()?;

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    process::Stdio,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -10,13 +10,13 @@ use std::{
 use process_vm_exec::{AddressSpace, Call, Errno, Error, Rseq, Sysno};
 
 use crate::{
-    common::{Numbers, attached, kill, rounds, soon, this_program, turn},
+    common::{Numbers, attached, kill, rounds, skip, soon, this_program, turn},
     target::{Linked, Report, Target},
-    trace::{Trace, assert_no_trace, assert_no_trace_but, numbers, traces},
+    trace::{Trace, assert_no_trace, assert_no_trace_but, descendants, has_region, numbers, traces},
 };
 
-/// Set in a supervisor that is to send a thread on an errand that does not end: the thread's number, and the process's.
-const WAITER: &str = "PVX_ATTACH_WAITER";
+/// Set in a supervisor that is to send a process's main thread on errands: its number, and how.
+const SENDER: &str = "PVX_ATTACH_SENDER";
 /// How often each variant's threads are visited at least.
 const VISITS: u32 = 400;
 const WAITS: [&str; 13] = [
@@ -306,6 +306,35 @@ fn what_is_no_thread_of_the_process_is_refused() {
     target.quit();
 }
 
+/// By a filter that kills for calls that are not in its list, and one that says EPERM.
+#[test]
+fn calls_that_a_filter_does_not_allow_are_not_made() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("to look at the target's seccomp filter takes CAP_SYS_ADMIN");
+    }
+    let _turn = turn();
+    let getppid = Call { nr: Sysno::getppid, args: [0; 6] };
+    let workers = "--workers=spin,nanosleep,poll,futex,queue,tick";
+    for options in [&["--seccomp=closed", workers, "--threads=1"], &["--seccomp", workers, "--slack-task"]] {
+        let Some(mut target) = Target::start(options) else { return };
+        let pid = target.pid();
+        let Some(space) = attached(pid) else { return };
+        let mut before = target.first.clone();
+        for _ in rounds(50) {
+            for tid in tasks(pid) {
+                let why = refused(&space, tid, &[GETTID, getppid], Errno::PERM);
+                assert!(why.contains("getppid"), "{why}");
+                assert_eq!(gettid_in(&space, tid), Some(tid));
+                space.thread(tid).expect("its state");
+            }
+            before = target.check_goes_on(&before);
+        }
+        space.detach().expect("detaching");
+        assert_no_trace(pid);
+        target.quit();
+    }
+}
+
 #[test]
 fn a_call_that_waits_is_given_up() {
     let _turn = turn();
@@ -325,14 +354,26 @@ fn a_call_that_waits_is_given_up() {
     target.quit();
 }
 
-/// What a supervisor is that sends a thread away for long; no test of its own.
+/// What a supervisor is that sends a thread away: again and again, or for long; no test of its own.
 #[test]
-fn waiter() {
-    let Ok(pid) = env::var(WAITER) else { return };
+fn sender() {
+    let Ok(orders) = env::var(SENDER) else { return };
+    let (pid, how) = orders.split_once(' ').expect("a pid, and how");
     let pid = pid.parse().expect("a pid");
     let space = AddressSpace::attach_pid(pid).expect("attaching");
+    if how == "often" {
+        loop {
+            assert_eq!(gettid_in(&space, pid), Some(pid));
+        }
+    }
     let pause = Call { nr: Sysno::pause, args: [0; 6] };
     let _ = space.batch_in_thread(pid, &[pause]);
+}
+
+fn send(pid: i32, how: &str) -> Child {
+    let mut supervisor = this_program("threads::sender");
+    supervisor.env(SENDER, format!("{pid} {how}")).stdout(Stdio::null());
+    supervisor.spawn().expect("the test runs itself")
 }
 
 /// The system call that the main thread of a process waits in, and where.
@@ -353,11 +394,7 @@ fn a_thread_whose_supervisor_dies_comes_back_from_its_errand() {
     };
     let pid = target.pid();
     for round in 0..10 {
-        let mut supervisor = this_program("threads::waiter")
-            .env(WAITER, pid.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the test runs itself");
+        let mut supervisor = send(pid, "for long");
         soon("it is on its errand", || {
             waits_in(pid).is_some_and(|(nr, ip)| nr == libc::SYS_pause && ip >> 44 == 7)
         });
@@ -373,4 +410,39 @@ fn a_thread_whose_supervisor_dies_comes_back_from_its_errand() {
     }
     assert_no_trace(pid);
     target.quit();
+}
+
+/// Janitor and supervisor are killed; what they have put in stays then, and nobody minds.
+#[test]
+fn a_thread_that_nobody_brings_back_comes_back_by_itself() {
+    let _turn = turn();
+    let mut numbers = Numbers::new(7);
+    for workers in
+        ["spin,queue", "nanosleep,queue", "poll,spin,queue", "futex,queue"].into_iter().cycle().take(60)
+    {
+        let workers = format!("--workers={workers}");
+        let Some(mut target) = Target::start(&["--threads=1", &workers]) else { return };
+        let pid = target.pid();
+        let mut supervisor = send(pid, "often");
+        let child = i32::try_from(supervisor.id()).expect("a pid");
+        soon("it has attached", || has_region(pid));
+        thread::sleep(Duration::from_millis(20));
+        let janitor = descendants(child).into_iter().find(|&pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "pvx-janitor\n")
+        });
+        kill(janitor.expect("a janitor"), libc::SIGKILL);
+        thread::sleep(Duration::from_micros(numbers.below(500)));
+        supervisor.kill().expect("SIGKILL");
+        supervisor.wait().expect("its status");
+        let before = target.report();
+        target.check_goes_on(&before);
+        let is_left = |trace: &Trace| matches!(trace, Trace::Mapping(_) | Trace::SameMemory(_));
+        assert_no_trace_but(pid, is_left);
+        for trace in traces(pid) {
+            if let Trace::SameMemory(executor) = trace {
+                kill(executor, libc::SIGKILL);
+            }
+        }
+        target.quit();
+    }
 }
