@@ -48,7 +48,7 @@ impl Added {
         let is_deserted = self.recall();
         if stop_all(executor, options) && is_ours(executor, site) {
             // Whoever died while doing this may have come further: then there is nothing, or already another's.
-            if is_deserted && self.has_region(executor) {
+            if is_deserted && self.has_region(executor) == Ok(true) {
                 // Its next instruction is gone then. It stops before that, and is never resumed.
                 let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
                 let _ = inject::call(executor, code::syscall(), libc::SYS_munmap, region)
@@ -76,7 +76,7 @@ impl Added {
             if tid == 0 {
                 return true;
             }
-            elsewhere += match whereabouts(tid, |tid| self.has_region(tid)) {
+            elsewhere += match self.look_for(tid) {
                 Whereabouts::Back => LOOKS_ELSEWHERE,
                 Whereabouts::Elsewhere => 1,
                 Whereabouts::Unknown => 0,
@@ -90,10 +90,31 @@ impl Added {
         false
     }
 
-    fn has_region(&self, task: i32) -> bool {
+    /// Looks for a thread, and takes it back if it is still on its errand: its state is the one from before.
+    fn look_for(&self, tid: i32) -> Whereabouts {
+        match self.has_region(tid) {
+            Ok(true) => {}
+            // Yama lets the supervisor trace a descendant, and not the janitor.
+            Err(Errno::PERM | Errno::ACCESS) => return Whereabouts::Unknown,
+            Ok(false) | Err(_) => return Whereabouts::Back,
+        }
+        let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
+        let _ = request(libc::PTRACE_SEIZE, tid, 0, options);
+        let Ok(thread) = Stopped::stop(tid, None) else { return Whereabouts::Unknown };
+        if !errand::range().contains(&thread.registers().rip) {
+            let _ = thread.release();
+            return Whereabouts::Elsewhere;
+        }
+        if let Some(state) = errand::state_of(tid) {
+            let _ = state.release();
+        }
+        Whereabouts::Back
+    }
+
+    fn has_region(&self, task: i32) -> Result<bool, Errno> {
         let mut mark = [0; 8];
-        memory::read(task, layout::BASE, &mut mark).is_ok()
-            && u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed)
+        memory::read(task, layout::BASE, &mut mark)?;
+        Ok(u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed))
     }
 }
 
@@ -103,26 +124,8 @@ enum Whereabouts {
     Back,
     /// Not in the errand.
     Elsewhere,
-    /// It does not stop, or somebody else traces it.
+    /// It does not stop, or may not be traced.
     Unknown,
-}
-
-/// Looks for the thread, and takes it back if it is still on its errand: its state is the one from before.
-fn whereabouts(tid: i32, has_region: impl Fn(i32) -> bool) -> Whereabouts {
-    if !has_region(tid) {
-        return Whereabouts::Back;
-    }
-    let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
-    let _ = request(libc::PTRACE_SEIZE, tid, 0, options);
-    let Ok(thread) = Stopped::stop(tid, None) else { return Whereabouts::Unknown };
-    if !errand::range().contains(&thread.registers().rip) {
-        let _ = thread.release();
-        return Whereabouts::Elsewhere;
-    }
-    if let Some(state) = errand::state_of(tid) {
-        let _ = state.release();
-    }
-    Whereabouts::Back
 }
 
 /// Stops all tasks of a process: one that ran on without its pages would fault, and the kernel would tell everybody.
