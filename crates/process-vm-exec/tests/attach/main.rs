@@ -12,6 +12,7 @@ mod trace;
 
 mod calls;
 mod checks;
+mod errands;
 mod killer;
 mod life;
 mod programs;
