@@ -43,6 +43,7 @@ pub(super) fn prepare(slot: &Slot, thread: &Stopped, calls: &[Call]) -> libc::us
     const INTERRUPTS_ON: u64 = 0x202;
     let data = [!0, thread.signal_mask].into_iter().chain(way_back(&thread.registers_by_itself()));
     let bytes: Vec<u8> = code().iter().copied().chain(data.flat_map(u64::to_ne_bytes)).collect();
+    debug_assert!(layout::ERRAND + bytes.len() as u64 <= STATE);
     slot.write_bytes(layout::ERRAND, &bytes);
     slot.write(STATE, thread.to_words());
     for (at, call) in (CALLS..).step_by(56).zip(calls) {

@@ -111,7 +111,8 @@ impl Added {
         Whereabouts::Back
     }
 
-    fn has_region(&self, task: i32) -> Result<bool, Errno> {
+    /// Does a task have the memory with this attachment's pages?
+    pub(super) fn has_region(&self, task: i32) -> Result<bool, Errno> {
         let mut mark = [0; 8];
         memory::read(task, layout::BASE, &mut mark)?;
         Ok(u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed))

@@ -56,7 +56,7 @@ impl Visits {
     /// Has the thread execute some calls.
     pub(crate) fn execute(&self, life: &Life, pid: i32, tid: i32, calls: &[Call]) -> Result<Vec<Outcome>> {
         self.visit(life, pid, tid, |thread| {
-            if let Err(error) = require_possible(&thread, calls) {
+            if let Err(error) = self.require_possible(&thread, calls) {
                 thread.release().map_err(gone(tid))?;
                 return Err(error);
             }
@@ -117,6 +117,18 @@ impl Visits {
         Stopped::stop(tid, asleep.as_ref()).map_err(|errno| refusal(tid, errno, why_not(errno)))
     }
 
+    /// That a stopped thread can make these calls. Its process may have executed another program just now.
+    fn require_possible(&self, thread: &Stopped, calls: &[Call]) -> Result<()> {
+        const USER32_CS: u64 = 0x23;
+        if thread.registers().cs == USER32_CS {
+            return Err(refusal(thread.tid, Errno::NOEXEC, why_not(Errno::NOEXEC)));
+        }
+        if self.added.has_region(thread.tid) != Ok(true) {
+            return Err(refusal(thread.tid, Errno::SRCH, "it has other memory now"));
+        }
+        require_allowed(thread.tid, calls)
+    }
+
     /// Sends the thread on an errand, and takes it back.
     fn send(&self, thread: &Stopped, slot: &Slot, calls: &[Call]) -> rustix::io::Result<Vec<Outcome>> {
         let tid = thread.tid;
@@ -168,15 +180,6 @@ fn state_of(thread: &Stopped) -> ThreadState {
         Ok(rseq) => Rseq::Registered { addr: rseq.pointer, len: rseq.size, signature: rseq.signature },
     };
     ThreadState { registers: from_user(thread.registers()), rseq }
-}
-
-/// That a stopped thread can make these calls.
-fn require_possible(thread: &Stopped, calls: &[Call]) -> Result<()> {
-    const USER32_CS: u64 = 0x23;
-    if thread.registers().cs == USER32_CS {
-        return Err(refusal(thread.tid, Errno::NOEXEC, why_not(Errno::NOEXEC)));
-    }
-    require_allowed(thread.tid, calls)
 }
 
 /// An error that says why.

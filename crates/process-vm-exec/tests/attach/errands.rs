@@ -11,7 +11,7 @@ use process_vm_exec::{AddressSpace, Call, Errno, Error, Sysno};
 
 use crate::{
     common::{Killed, Numbers, attached, kill, rounds, scratch, skip, soon, this_program, turn},
-    target::{Target, compile},
+    target::{Report, Target, compile},
     threads::{GETTID, gettid_in, tasks},
     trace::{Trace, assert_no_trace, assert_no_trace_but, descendants, has_region, state_and_parent, traces},
 };
@@ -147,6 +147,23 @@ fn what_is_no_thread_of_the_process_is_refused() {
     refused(&created, created.pid(), &[GETTID], Errno::OPNOTSUPP);
     space.detach().expect("detaching");
     target.quit();
+}
+
+#[test]
+fn a_process_that_has_executed_another_program_is_refused() {
+    let _turn = turn();
+    for _ in 0..20 {
+        let Some(mut target) = Target::start(&["--threads=1", "--workers=spin,tick"]) else { return };
+        let pid = target.pid();
+        let Some(space) = attached(pid) else { return };
+        target.say("exec");
+        soon("it is refused", || space.batch_in_thread(pid, &[GETTID]).is_err());
+        // It starts anew.
+        assert_eq!(Report(target.line()).number("pid"), u64::from(pid.unsigned_abs()));
+        drop(space);
+        assert_no_trace(pid);
+        target.quit();
+    }
 }
 
 /// By a filter that kills for calls that are not in its list, and one that says EPERM.
