@@ -59,6 +59,16 @@ pub enum Error {
         /// What a system call would say.
         errno: Errno,
     },
+    /// A thread of a live process cannot be asked.
+    #[error("cannot ask thread {tid}: {why}")]
+    Thread {
+        /// The thread.
+        tid: i32,
+        /// What stands in the way, and what to do about it.
+        why: String,
+        /// What a system call would say.
+        errno: Errno,
+    },
     /// A function called in a space did not return.
     #[error("the function at {addr:#x} did not return: {exit:?}")]
     Function {
@@ -83,7 +93,10 @@ impl Error {
     /// The errno that says best what happened.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::Host { errno, .. } | Self::Space { errno, .. } | Self::Attach { errno, .. } => *errno,
+            Self::Host { errno, .. }
+            | Self::Space { errno, .. }
+            | Self::Attach { errno, .. }
+            | Self::Thread { errno, .. } => *errno,
             Self::Function { .. } => Errno::FAULT,
             Self::Reserved { .. } | Self::Context(_) | Self::UnknownEngine(_) => Errno::INVAL,
             Self::Engine { .. } => Errno::NOSYS,

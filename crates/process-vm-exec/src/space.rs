@@ -17,6 +17,7 @@ use crate::engine::rewrite::Rewriter;
 use crate::engine::trap::ExecutorSeat;
 use crate::engine::{Called, Engine, Event, Seat};
 use crate::error::{Error, Result};
+use crate::executor::arena::Slot;
 use crate::executor::keeper::Keeper;
 use crate::executor::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
 use crate::executor::service::{Entry, Service};
@@ -24,6 +25,7 @@ use crate::executor::task::Executor;
 use crate::executor::{layout, setup};
 use crate::exit::{Exit, Fault, WaitStatus};
 use crate::memory::{self, Mapping, Protection};
+use crate::scratch::Shelf;
 use crate::signal::SignalSet;
 use crate::sync::lock;
 
@@ -68,6 +70,7 @@ pub(crate) struct Inner {
     executors: AtomicU64,
     rewriter: Option<Arc<Rewriter>>,
     tracees: Tracees,
+    shelf: Shelf,
 }
 
 /// Where a space comes from.
@@ -306,10 +309,35 @@ impl AddressSpace {
         }
     }
 
+    /// The live process whose space this is, and the executor there, for its thread `tid`.
+    pub(crate) fn attached(&self, tid: i32) -> Result<(&Target, &Service)> {
+        match &self.0.origin {
+            Origin::Attached(target) => Ok((target, &self.0.service)),
+            Origin::Created(_) => Err(Error::Thread {
+                tid,
+                why: "the space was created here, and is no live process's".to_owned(),
+                errno: Errno::OPNOTSUPP,
+            }),
+        }
+    }
+
+    pub(crate) fn shelf(&self) -> &Shelf {
+        &self.0.shelf
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.0.service.life.slot
+    }
+
+    /// That calls change nothing of ours.
+    pub(crate) fn prepare(&self, calls: &[Call]) -> Result<()> {
+        calls.iter().try_for_each(|call| self.0.prepare(call))
+    }
+
     fn new(origin: Origin, service: Service, settings: Builder, rewriter: Option<Arc<Rewriter>>) -> Self {
         let free = Mutex::default();
-        let (executors, tracees) = (AtomicU64::new(0), Tracees::default());
-        Self(Arc::new(Inner { origin, service, settings, free, executors, rewriter, tracees }))
+        let (executors, tracees, shelf) = (AtomicU64::new(0), Tracees::default(), Shelf::default());
+        Self(Arc::new(Inner { origin, service, settings, free, executors, rewriter, tracees, shelf }))
     }
 
     /// The engine that runs contexts here.

@@ -55,7 +55,8 @@ pub(crate) fn leave(space: AddressSpace) {
     let _ = space.detach();
 }
 
-/// Maps `len` bytes of zeroes as long as `work` lasts; nothing for none.
+/// Has `len` bytes of zeroes in the space as long as `work` lasts; nothing for none. They go with the executor if pvx is
+/// killed, unless they are so many that they have to be mapped.
 pub(crate) fn with_scratch<T>(
     space: &AddressSpace,
     len: u64,
@@ -63,6 +64,10 @@ pub(crate) fn with_scratch<T>(
 ) -> process_vm_exec::Result<T> {
     if len == 0 {
         return work(0);
+    }
+    match space.scratch(len) {
+        Err(Error::TooMany(_)) => {}
+        scratch => return work(scratch?.addr()),
     }
     let scratch = space.map(Mapping::anonymous(len, Protection::READ | Protection::WRITE))?;
     let done = work(scratch);

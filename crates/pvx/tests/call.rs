@@ -155,3 +155,19 @@ fn nothing_stays_mapped_in_the_process() {
     assert_eq!(target.maps(), before);
     assert!(target.is_unharmed());
 }
+
+#[test]
+fn a_call_that_is_killed_while_it_waits_leaves_nothing() {
+    let Some(target) = Target::attachable() else { return };
+    let before = target.maps();
+    let mut pvx = Command::new(env!("CARGO_BIN_EXE_pvx"))
+        .args(["call", &target.pid(), "clock_nanosleep", "CLOCK_MONOTONIC", "0", "1000"])
+        .spawn()
+        .expect("pvx starts");
+    assert!(live::soon(|| target.maps() != before), "it attaches");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    pvx.kill().expect("SIGKILL");
+    pvx.wait().expect("its status");
+    assert!(live::soon(|| target.maps() == before), "{}", target.maps());
+    assert!(target.is_unharmed());
+}

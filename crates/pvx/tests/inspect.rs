@@ -69,7 +69,11 @@ fn without_attaching_the_report_has_all_that_proc_tells() {
         assert_ne!(report[section], Value::Null, "{section}");
     }
     assert!(missing(&report).contains(&"handlers"));
-    assert!(missing(&report).contains(&"rseq"));
+    assert_eq!(report["interval_timers"], Value::Null);
+    assert_eq!(report["threads"][0]["alternate_stack"], Value::Null);
+    for what in ["rseq", "alternate signal stacks", "interval timers", "other registers"] {
+        assert!(missing(&report).contains(&what), "{what}");
+    }
     assert!(target.is_unharmed());
 }
 
@@ -154,5 +158,54 @@ fn inspecting_leaves_the_process_as_it_was() {
     let before = (target.maps(), target.descriptors());
     text(&[&target.pid()]);
     assert_eq!((target.maps(), target.descriptors()), before);
+    assert!(target.is_unharmed());
+}
+
+/// Alternate stacks, rseq, interval timers and settings of a program that has set them, as it says itself.
+#[test]
+fn threads_tell_of_what_is_their_own_and_notice_nothing() {
+    let Some(target) = Target::attachable_with_things_of_its_own() else { return };
+    let own = std::fs::read_to_string(target.directory().join("own")).expect("it says what it has");
+    let own: Value = serde_json::from_str(&own).expect("JSON");
+    let before = (target.maps(), target.descriptors());
+    let report = json(&[&target.pid()]);
+    let page = text(&["--all", &target.pid()]);
+    assert_eq!((target.maps(), target.descriptors()), before);
+    let threads = report["threads"].as_array().expect("threads");
+    assert_eq!(threads.len(), 2);
+    for (number, thread) in threads.iter().enumerate() {
+        let own = &own[thread["tid"].to_string()];
+        let stack = &thread["alternate_stack"];
+        assert_eq!((&stack["address"], &stack["size"]), (&own["address"], &own["size"]));
+        assert_eq!(stack["flags"], serde_json::json!([]));
+        if missing(&report).is_empty() && own["rseq"] != "0" {
+            assert_eq!(
+                (&thread["rseq"]["address"], &thread["rseq"]["registered"]),
+                (&own["rseq"], &true.into())
+            );
+            assert_eq!(thread["rseq"]["signature"], "0x53053053");
+            assert!(page.contains(own["rseq"].as_str().expect("an address")), "{page}");
+        }
+        assert_eq!(thread["own_settings"]["death_signal"], ["SIGTERM", "none"][number]);
+        assert_eq!(thread["own_settings"]["timer_slack_ns"], 1000 + number);
+        assert_eq!(thread["own_settings"]["secure_bits"], "0x0");
+        let registers = &thread["registers"];
+        assert_eq!(registers.as_object().map(serde_json::Map::len), Some(20));
+        assert!(registers["fs_base"].as_str().is_some_and(|base| base.len() > 4), "{registers}");
+        for fact in [&own["address"], &registers["rip"]] {
+            let digits = fact.as_str().expect("an address").trim_start_matches("0x");
+            assert!(page.contains(digits), "{fact}:\n{page}");
+        }
+    }
+    let timers = &report["interval_timers"];
+    let us = |timer: usize, field: &str| timers[timer][field].as_u64().expect("microseconds");
+    assert_eq!(timers[0]["timer"], "ITIMER_REAL");
+    assert!((4_900_000_000..=5_000_000_000).contains(&us(0, "value_us")), "{timers}");
+    assert_eq!((us(0, "interval_us"), us(1, "interval_us")), (0, 2_000_500));
+    assert!((990_000_000..=1_000_100_000).contains(&us(1, "value_us")), "{timers}");
+    assert_eq!((us(2, "value_us"), us(2, "interval_us")), (0, 0));
+    assert!(page.contains("ITIMER_VIRTUAL") && !page.contains("ITIMER_PROF"), "{page}");
+    assert_eq!(report["settings"]["child_subreaper"], true);
+    assert_eq!(report["settings"]["dumpable"], true);
     assert!(target.is_unharmed());
 }

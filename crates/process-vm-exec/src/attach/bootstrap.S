@@ -20,38 +20,7 @@ process_vm_exec_bootstrap:
     test %rax, %rax
     jz 20f
     /* Only if nobody has set the thread's registers meanwhile: back with them, and with the signal mask. */
-    mov $2, %edi
-    lea 91f(%rip), %rsi
-    xor %edx, %edx
-    mov $8, %r10d
-    mov ${SYS_rt_sigprocmask}, %eax
-    syscall
-    mov 93f(%rip), %edx                 /* as popfq would, without a stack */
-    test $0x400, %edx                   /* DF */
-    jz 1f
-    std
-1:  mov %dl, %ah
-    shr $11, %edx
-    and $1, %dl
-    mov %dl, %al
-    add $0x7f, %al                      /* OF */
-    sahf
-    mov 94f(%rip), %rax
-    mov 94f+8(%rip), %rbx
-    mov 94f+16(%rip), %rcx
-    mov 94f+24(%rip), %rdx
-    mov 94f+32(%rip), %rsi
-    mov 94f+40(%rip), %rdi
-    mov 94f+48(%rip), %rbp
-    mov 94f+56(%rip), %r8
-    mov 94f+64(%rip), %r9
-    mov 94f+72(%rip), %r10
-    mov 94f+80(%rip), %r11
-    mov 94f+88(%rip), %r12
-    mov 94f+96(%rip), %r13
-    mov 94f+104(%rip), %r14
-    mov 94f+112(%rip), %r15
-    jmp *95f(%rip)
+    GO_BACK 91f, 93f, 94f, 95f
 
 20: mov $2, %edi                        /* the helper: no signal of the target is for it. SIG_SETMASK */
     lea 90f(%rip), %rsi
@@ -108,3 +77,4 @@ process_vm_exec_bootstrap_data:
     .globl process_vm_exec_bootstrap_end
 process_vm_exec_bootstrap_end:
     .popsection
+    .purgem GO_BACK

@@ -5,6 +5,7 @@ use std::arch::global_asm;
 use crate::ptrace::NO_SYSCALL;
 
 global_asm!(
+    include_str!("back.S"),
     include_str!("bootstrap.S"),
     PARENT = const SHARED | libc::CLONE_PTRACE,
     WALL = const libc::__WALL,
@@ -57,18 +58,21 @@ pub(super) struct Bootstrap<'a> {
 impl Bootstrap<'_> {
     /// The bytes.
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let r = self.registers;
         let [first, second] = self.executors.map(u64::from);
-        let head = [!0, self.signal_mask, first | second << 32, r.eflags];
-        let registers = [
-            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-            r.r15,
-        ];
-        let data = head.into_iter().chain(registers).chain([r.rip]);
+        let head = [!0, self.signal_mask, first | second << 32];
+        let data = head.into_iter().chain(way_back(self.registers));
         let bytes: Vec<u8> = code().iter().copied().chain(data.flat_map(u64::to_le_bytes)).collect();
         debug_assert_eq!(bytes.len() as u64, len());
         bytes
     }
+}
+
+/// What back.S takes of a thread's registers: flags, general registers, and where to go.
+pub(super) fn way_back(r: &libc::user_regs_struct) -> [u64; 17] {
+    [
+        r.eflags, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+        r.r14, r.r15, r.rip,
+    ]
 }
 
 /// Its instructions; the data comes after them.

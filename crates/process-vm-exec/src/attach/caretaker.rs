@@ -18,6 +18,7 @@ use super::janitor::{Janitor, Line};
 use super::place::Place;
 use super::rights::{Status, refusal};
 use super::settle::settle;
+use super::visit::Visits;
 use super::{Attachment, Tracing, bootstrap};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -27,7 +28,6 @@ use crate::executor::life::Life;
 use crate::executor::machine::Host;
 use crate::executor::service::Service;
 use crate::executor::setup::Params;
-use crate::exit::WaitStatus;
 use crate::maps;
 use crate::ptrace::request;
 
@@ -79,10 +79,12 @@ fn care(order: &Order, janitor: &Arc<Janitor>, reply: &SyncSender<Result<Attachm
 /// An attached process, from its caretaker's side.
 struct Ward<'a> {
     order: &'a Order,
-    line: Line,
     life: Arc<Life>,
     executor: OwnedFd,
     leave: Arc<OwnedFd>,
+    visits: Arc<Visits>,
+    /// Given back when all is removed.
+    _line: Line,
 }
 
 impl<'a> Ward<'a> {
@@ -156,8 +158,18 @@ impl<'a> Ward<'a> {
             None => None,
         };
         let theirs = executor.try_clone().map_err(|_| Error::TooMany("open descriptors"))?;
-        let attachment = Attachment { pid: order.pid, service, executor: theirs, sharer, fs_base, tracing };
-        Ok((Self { order, line, life, executor, leave }, attachment))
+        let visits = Arc::new(Visits::new(line.added()));
+        let theirs = (theirs, Arc::clone(&visits));
+        let attachment = Attachment {
+            pid: order.pid,
+            service,
+            executor: theirs.0,
+            sharer,
+            fs_base,
+            tracing,
+            visits: theirs.1,
+        };
+        Ok((Self { order, life, executor, leave, visits, _line: line }, attachment))
     }
 
     /// Waits until the target, the executor or the supervisor's interest ends, and removes what is left.
@@ -165,8 +177,7 @@ impl<'a> Ward<'a> {
         let fds = [self.order.pidfd.as_fd(), self.executor.as_fd(), self.leave.as_fd()];
         let mut waits = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         while poll(&mut waits, None) == Err(Errno::INTR) {}
-        self.line.added().remove();
-        self.life.die(WaitStatus::Signaled(libc::SIGKILL));
+        self.visits.end(&self.life);
     }
 }
 

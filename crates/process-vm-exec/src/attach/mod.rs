@@ -4,6 +4,9 @@
 //! [`birth`] has one thread of the target, [`stop`]ped, make an executor, [`settle`] gives that its pages and sends it
 //! into the resident code. The [`caretaker`] is the thread that does all this and stays; [`removal`] is the way back,
 //! taken by the caretaker or, if the supervisor dies, by the [`janitor`].
+//!
+//! Meanwhile, a [`visit`] to a thread of the target reads what only its tracer can see, or sends it on an [`errand`], if
+//! the [`verdict`] of its seccomp filters allows that.
 
 mod asleep;
 mod birth;
@@ -11,6 +14,7 @@ mod bootstrap;
 mod caretaker;
 pub(crate) mod descriptors;
 mod desert;
+mod errand;
 pub(crate) mod function;
 mod inject;
 mod janitor;
@@ -20,8 +24,12 @@ mod rights;
 mod settle;
 mod stop;
 pub(crate) mod target;
+pub(crate) mod thread;
+mod verdict;
+mod visit;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -30,6 +38,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::service::Service;
 use crate::space::Owners;
+use visit::Visits;
 
 /// A live process with an executor in it.
 #[derive(Debug)]
@@ -43,6 +52,7 @@ pub(crate) struct Attachment {
     /// FS base of the target's main thread, if that was stopped.
     pub(crate) fs_base: Option<u64>,
     pub(crate) tracing: Tracing,
+    pub(crate) visits: Arc<Visits>,
 }
 
 /// Whether executors are traced when they are ready.

@@ -4,11 +4,13 @@
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::inject;
+use super::stop::Stopped;
+use super::{errand, inject};
 use crate::executor::{code, layout};
 use crate::memory;
 use crate::ptrace::{Stop, get_registers, request, wait_for_any, wait_for_stop};
@@ -26,6 +28,8 @@ pub(super) struct Added {
     pub(super) mark: AtomicU64,
     /// Options to seize its tasks with.
     pub(super) options: AtomicU64,
+    /// A thread of the target that may be in the region, on an errand; or 0.
+    pub(super) errand: AtomicI32,
 }
 
 impl Added {
@@ -41,9 +45,10 @@ impl Added {
         if sharer != 0 && stop_all(sharer, options) {
             kill(sharer);
         }
+        let is_deserted = self.recall();
         if stop_all(executor, options) && is_ours(executor, site) {
             // Whoever died while doing this may have come further: then there is nothing, or already another's.
-            if self.has_region(executor) {
+            if is_deserted && self.has_region(executor) == Ok(true) {
                 // Its next instruction is gone then. It stops before that, and is never resumed.
                 let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
                 let _ = inject::call(executor, code::syscall(), libc::SYS_munmap, region)
@@ -51,16 +56,77 @@ impl Added {
             }
             kill(executor);
         }
+        self.errand.store(0, Ordering::Relaxed);
         self.executor.store(0, Ordering::Release);
     }
 }
 
 impl Added {
-    fn has_region(&self, executor: i32) -> bool {
-        let mut mark = [0; 8];
-        memory::read(executor, layout::BASE, &mut mark).is_ok()
-            && u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed)
+    /// Brings back a thread whose errand nobody has seen end, before the instructions of that are gone. Says whether it
+    /// is known not to be there.
+    pub(super) fn recall(&self) -> bool {
+        const NAP: Duration = Duration::from_millis(10);
+        const PATIENCE: Duration = Duration::from_secs(1);
+        /// It may be in a handler, that returns to an errand which is about to begin or to end. Handlers are short.
+        const LOOKS_ELSEWHERE: u32 = 3;
+        let deadline = Instant::now() + PATIENCE;
+        let mut elsewhere = 0;
+        while Instant::now() < deadline {
+            let tid = self.errand.load(Ordering::Acquire);
+            if tid == 0 {
+                return true;
+            }
+            elsewhere += match self.look_for(tid) {
+                Whereabouts::Back => LOOKS_ELSEWHERE,
+                Whereabouts::Elsewhere => 1,
+                Whereabouts::Unknown => 0,
+            };
+            if elsewhere >= LOOKS_ELSEWHERE {
+                self.errand.store(0, Ordering::Release);
+            } else {
+                std::thread::sleep(NAP);
+            }
+        }
+        false
     }
+
+    /// Looks for a thread, and takes it back if it is still on its errand: its state is the one from before.
+    fn look_for(&self, tid: i32) -> Whereabouts {
+        match self.has_region(tid) {
+            Ok(true) => {}
+            // Yama lets the supervisor trace a descendant, and not the janitor.
+            Err(Errno::PERM | Errno::ACCESS) => return Whereabouts::Unknown,
+            Ok(false) | Err(_) => return Whereabouts::Back,
+        }
+        let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
+        let _ = request(libc::PTRACE_SEIZE, tid, 0, options);
+        let Ok(thread) = Stopped::stop(tid, None) else { return Whereabouts::Unknown };
+        if !errand::range().contains(&thread.registers().rip) {
+            let _ = thread.release();
+            return Whereabouts::Elsewhere;
+        }
+        if let Some(state) = errand::state_of(tid) {
+            let _ = state.release();
+        }
+        Whereabouts::Back
+    }
+
+    /// Does a task have the memory with this attachment's pages?
+    pub(super) fn has_region(&self, task: i32) -> Result<bool, Errno> {
+        let mut mark = [0; 8];
+        memory::read(task, layout::BASE, &mut mark)?;
+        Ok(u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed))
+    }
+}
+
+/// Where a thread is that was sent on an errand.
+enum Whereabouts {
+    /// Back, now at the latest; or it has ended, or has other memory by now.
+    Back,
+    /// Not in the errand.
+    Elsewhere,
+    /// It does not stop, or may not be traced.
+    Unknown,
 }
 
 /// Stops all tasks of a process: one that ran on without its pages would fault, and the kernel would tell everybody.

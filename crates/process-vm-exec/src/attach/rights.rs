@@ -31,6 +31,12 @@ impl Status {
         first.and_then(|value| value.parse().ok()).unwrap_or(0)
     }
 
+    /// Is it a thread of this process, that has not ended?
+    pub(super) fn is_thread_of(&self, process: i32) -> bool {
+        let has_ended = self.field("State").is_some_and(|state| state.starts_with(['Z', 'X']));
+        self.number("Tgid") == process.unsigned_abs().into() && !has_ended
+    }
+
     /// Does a seccomp filter judge its calls?
     pub(super) fn has_seccomp_filter(&self) -> bool {
         self.number("Seccomp") != 0

@@ -21,10 +21,10 @@ const ERESTART_RESTARTBLOCK: i64 = 516;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 #[repr(C)]
 #[derive(Default)]
-struct RseqConfiguration {
-    pointer: u64,
-    size: u32,
-    signature: u32,
+pub(super) struct RseqConfiguration {
+    pub(super) pointer: u64,
+    pub(super) size: u32,
+    pub(super) signature: u32,
     flags: u32,
     padding: u32,
 }
@@ -76,6 +76,28 @@ impl Stopped {
         let signal_mask = get_signal_mask(tid)?;
         leave_critical_section(tid, &mut registers);
         Ok(Self { tid, registers, signal_mask, is_group_stopped })
+    }
+
+    /// How many integers a state is made of.
+    pub(super) const WORDS: usize = 1 + size_of::<libc::user_regs_struct>() / 8;
+
+    /// The state, for whoever has to let the thread go on in our place.
+    pub(super) fn to_words(&self) -> [u64; Self::WORDS] {
+        let mut words = [self.signal_mask; Self::WORDS];
+        // SAFETY: registers are integers of 64 bits and nothing else.
+        words[1..].copy_from_slice(&unsafe {
+            std::mem::transmute::<libc::user_regs_struct, [u64; Self::WORDS - 1]>(self.registers)
+        });
+        words
+    }
+
+    /// A thread that is stopped elsewhere, in the state that it is to have.
+    pub(super) fn from_words(tid: i32, words: [u64; Self::WORDS]) -> Self {
+        let [signal_mask, registers @ ..] = words;
+        // SAFETY: as above; any integers are a value.
+        let registers =
+            unsafe { std::mem::transmute::<[u64; Self::WORDS - 1], libc::user_regs_struct>(registers) };
+        Self { tid, registers, signal_mask }
     }
 
     pub(super) fn registers(&self) -> &libc::user_regs_struct {
@@ -228,10 +250,8 @@ fn go_on_waiting(tid: i32, registers: &mut libc::user_regs_struct, asleep: Optio
 /// A thread in a restartable sequence (rseq(2)) finds itself at the abort handler after it was preempted. Being stopped
 /// is that, but the kernel looks at where the thread *is* when it goes on, which is elsewhere first.
 fn leave_critical_section(tid: i32, registers: &mut libc::user_regs_struct) {
-    let mut rseq = RseqConfiguration::default();
-    let asked =
-        request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<RseqConfiguration>(), (&raw mut rseq) as usize);
-    if asked.is_err() || rseq.pointer == 0 {
+    let Ok(rseq) = rseq_configuration(tid) else { return };
+    if rseq.pointer == 0 {
         return;
     }
     // struct rseq: cpu_id_start, cpu_id, rseq_cs. struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
@@ -242,6 +262,14 @@ fn leave_critical_section(tid: i32, registers: &mut libc::user_regs_struct) {
     {
         registers.rip = abort;
     }
+}
+
+/// Which area of restartable sequences a stopped thread has registered.
+pub(super) fn rseq_configuration(tid: i32) -> Result<RseqConfiguration, Errno> {
+    let mut rseq = RseqConfiguration::default();
+    let size = size_of::<RseqConfiguration>();
+    request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, (&raw mut rseq) as usize)?;
+    Ok(rseq)
 }
 
 fn read_words<const N: usize>(tid: i32, addr: u64) -> Option<[u64; N]> {

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdGetfdFlags};
 use syscalls::Sysno;
 
 use super::descriptors::{self, Descriptors, Returned};
+use super::visit::Visits;
 use super::{Attachment, Owner, Tracing, differ_in_memory};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -39,6 +40,7 @@ pub(crate) struct Target {
     sharer: Option<(Service, OwnedFd)>,
     fs_base: Option<u64>,
     tracing: Tracing,
+    visits: Arc<Visits>,
     passage: OnceLock<Passage>,
     is_ready_to_run: OnceLock<()>,
     /// When it was last seen to have the memory that the executor has, in ticks of the time-stamp counter.
@@ -53,11 +55,12 @@ impl Target {
         engine: Engine,
         spin_budget_ns: u64,
     ) -> Result<(Service, Self)> {
-        let Attachment { pid, service, executor, sharer, fs_base, tracing } =
+        let Attachment { pid, service, executor, sharer, fs_base, tracing, visits } =
             super::attach(pidfd, owners, engine, spin_budget_ns)?;
         let (passage, is_ready_to_run, seen) =
             (OnceLock::new(), OnceLock::new(), AtomicU64::new(machine::tsc()));
-        let target = Self { pid, owners, executor, sharer, fs_base, tracing, passage, is_ready_to_run, seen };
+        let target =
+            Self { pid, owners, executor, sharer, fs_base, tracing, visits, passage, is_ready_to_run, seen };
         // Nobody else would remove it.
         target.make_ready(&service).inspect_err(|_| service.life.kill())?;
         Ok((service, target))
@@ -116,6 +119,11 @@ impl Target {
 
     pub(crate) fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
+    }
+
+    /// Its threads.
+    pub(crate) fn visits(&self) -> &Visits {
+        &self.visits
     }
 
     /// FS base of the target's main thread, if that was the one that was stopped.
@@ -254,7 +262,7 @@ impl Target {
     }
 
     /// Has the target executed another program? Then the executor is in memory that nobody else uses, and goes.
-    fn require_same_memory(&self, service: &Service) -> Result<()> {
+    pub(super) fn require_same_memory(&self, service: &Service) -> Result<()> {
         const OFTEN_NS: u64 = 10_000_000;
         let now = machine::tsc();
         if now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < machine::ticks(OFTEN_NS) {
@@ -308,7 +316,7 @@ fn execute_here(call: &Call) -> Outcome {
 
 /// Calls that a task with the target's memory must not make: they would end it with its pages left there, or make
 /// tasks that nobody looks after.
-fn is_the_executors_end(nr: Sysno) -> bool {
+pub(super) fn is_the_executors_end(nr: Sysno) -> bool {
     use Sysno as S;
     matches!(
         nr,

@@ -415,7 +415,7 @@ fn trapno(info: &SigInfo, xstate: &[u8]) -> u32 {
     }
 }
 
-fn from_user(user: &libc::user_regs_struct) -> Registers {
+pub(crate) fn from_user(user: &libc::user_regs_struct) -> Registers {
     Registers {
         rax: user.rax,
         rdi: user.rdi,

@@ -18,6 +18,10 @@ pub(crate) const SIZE: u64 = 64 << 20;
 /// The executor's image: an ELF header page, then the code.
 pub(crate) const CODE: u64 = BASE + 0x1000;
 
+/// Offset, far behind the code, of what a thread of a live process executes when it makes calls for us, and the data of
+/// that: see `attach/errand.rs`.
+pub(crate) const ERRAND: u64 = 0x8_0000;
+
 /// Offset of the control pages.
 pub(crate) const CONTROL: u64 = 1 << 20;
 /// Length of the control pages.
@@ -38,6 +42,12 @@ pub(crate) const COMMAND_STRIDE: u64 = 512;
 pub(crate) const RESULT: u64 = 2 << 20;
 /// Offset of memory that calls in the service task may use for their buffers.
 pub(crate) const SCRATCH: u64 = RESULT + 0x1_0000;
+
+/// Offset of the results of a live process's thread.
+pub(crate) const ERRAND_RESULT: u64 = RESULT + 0x2_0000;
+
+/// Offset of memory that callers may use for the buffers of their calls, up to [`MAILBOXES`].
+pub(crate) const BUFFERS: u64 = RESULT + 0x10_0000;
 
 /// How far behind request and result of the service task those of a second one are: of an executor that shares things
 /// with a live process.

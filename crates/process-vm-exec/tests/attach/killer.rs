@@ -13,7 +13,8 @@ use process_vm_exec::{AddressSpace, Errno, Sysno};
 use crate::{
     common::{Killed, Numbers, attached, skip, soak, soon, this_program, turn},
     target::Target,
-    trace::{assert_no_trace, descendants, has_region},
+    threads::gettid_in,
+    trace::{assert_no_trace, descendants, has_region, numbers},
 };
 
 /// Set in supervisors that are to be killed: the target's pid, and what to do.
@@ -33,6 +34,8 @@ enum Moment {
     Call,
     /// It detaches, first from a space that it says it has.
     Detach,
+    /// It sends threads on errands, once attached for good.
+    Errand,
 }
 
 /// What a supervisor is when it is not the test itself; no test of its own.
@@ -74,6 +77,15 @@ fn supervisor() {
                 let space = attach();
                 space.syscall(Sysno::sched_yield, [0; 6]).expect("sched_yield");
                 space.detach().expect("detaching");
+            }
+        }
+        "Errand" => {
+            let space = attach();
+            println!("\nREADY");
+            loop {
+                for tid in numbers(&format!("/proc/{pid}/task")) {
+                    assert_eq!(gettid_in(&space, tid), Some(tid));
+                }
             }
         }
         other => panic!("what is {other}?"),
@@ -194,4 +206,14 @@ fn a_supervisor_that_dies_while_it_detaches_leaves_no_trace() {
 #[test]
 fn a_supervisor_that_dies_while_it_detaches_from_one_thread_leaves_no_trace() {
     kill_often(Moment::Detach, 1001, ONE_THREAD);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_threads_are_on_errands_leaves_no_trace() {
+    kill_often(Moment::Errand, 1500, MANY_THREADS);
+}
+
+#[test]
+fn a_supervisor_that_dies_while_the_only_thread_is_on_an_errand_leaves_no_trace() {
+    kill_often(Moment::Errand, 501, ONE_THREAD);
 }

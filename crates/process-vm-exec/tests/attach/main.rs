@@ -12,9 +12,11 @@ mod trace;
 
 mod calls;
 mod checks;
+mod errands;
 mod killer;
 mod life;
 mod programs;
 mod refusals;
 mod run;
+mod threads;
 mod variants;

@@ -210,6 +210,8 @@ static void report(void)
     report_gaps("clock");
     report_gaps("tick");
     printf(",\"rseq_done\":%llu,\"rseq_aborts\":%llu", (unsigned long long)rseq_done, (unsigned long long)rseq_aborts);
+    printf(",\"rseq_area\":%llu,\"alternate_stack\":%llu,\"alternate_stack_tid\":%d", (unsigned long long)rseq_area(),
+           (unsigned long long)alternate_stack, alternate_stack_tid);
     printf(",\"word\":%llu,\"magic\":%llu,\"fs_base\":%llu,\"handler\":%llu", (unsigned long long)&target_word,
            (unsigned long long)target_tls(), (unsigned long long)target_fs(), (unsigned long long)target_handler);
     printf(",\"add\":%llu,\"tls\":%llu,\"fs\":%llu,\"getpid\":%llu,\"stack\":%llu,\"fault\":%llu}\n",

@@ -24,7 +24,8 @@ const REFUSED: u8 = 126;
 /// belongs to a task (its number, credentials, signal mask, timers, what prctl sets) is that of the library's task, not
 /// of the process: `pvx inspect` shows the process's.
 ///
-/// A call that waits for ever ends with pvx (^C), but leaves the buffers of its arguments mapped then.
+/// A call that waits for ever ends with pvx (^C). Nothing of it stays in the process, unless the buffers of its arguments
+/// were larger than 29 MiB: they stay mapped then.
 ///
 /// Exit status: 0 if the call succeeded, 1 if it failed, 2 if the command line is wrong (nothing was touched), 126 if
 /// the process cannot be attached to.

@@ -8,6 +8,7 @@ mod signals;
 mod text;
 mod threads;
 mod timers;
+mod visits;
 
 use std::process::ExitCode;
 
@@ -26,8 +27,9 @@ use crate::live::{self, Owners, with_scratch};
 /// Report what a live process is and has: memory, threads, signals, descriptors, rights, limits.
 ///
 /// Most of it is what /proc tells. Signal handlers and lists of robust futexes only the process itself can tell, so pvx
-/// attaches to it for a moment. What prctl(2) tells, it tells to the asking task about itself; so such settings are
-/// shown as far as /proc has them.
+/// attaches to it for a moment. Registers, alternate signal stacks, rseq, interval timers and what prctl(2) tells only a
+/// thread itself knows: each is stopped twice, for well below a millisecond, and asks the kernel. It goes on with what
+/// it did, also if pvx is killed.
 ///
 /// Exit status: 0 if there is a report, also if something could not be had: the report says what and why. 1 if there
 /// is no such process, or nothing of it may be read.
@@ -52,25 +54,24 @@ pub(crate) struct InspectArgs {
     pid: i32,
 }
 
-/// What neither /proc nor a task beside the process's threads can tell.
-const UNKNOWABLE: &[(&str, &str)] = &[
-    ("alternate signal stacks", "each thread has its own; only the thread itself or a tracer can ask for it"),
-    ("rseq", "each thread has its own; only a tracer can ask for it"),
-    ("interval timers", "setitimer(2) has no file in /proc, and answers a process about itself"),
-    ("other registers", "only a tracer can ask for more than /proc/PID/task/TID/syscall has"),
+/// What /proc does not tell.
+const ASKED_FOR: &[&str] = &[
+    "handlers",
+    "robust lists",
+    "other registers",
+    "rseq",
+    "alternate signal stacks",
+    "own settings of threads",
+    "interval timers",
 ];
 
 /// Looks and reports.
 pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
     let mut report = from_proc(args.pid)?;
     if args.no_attach {
-        report.lacks("handlers", &"not attached, as --no-attach says");
-        report.lacks("robust lists", &"not attached, as --no-attach says");
+        report.lacks_what_is_asked_for(&"not attached, as --no-attach says");
     } else {
         from_inside(args.pid, &mut report);
-    }
-    for (what, why) in UNKNOWABLE {
-        report.lacks(what, why);
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -104,11 +105,7 @@ fn from_proc(pid: i32) -> Result<Report> {
     report.namespaces = report.section("namespaces", process::namespaces(&process));
     report.limits = report.section("limits", process::limits(&process));
     report.descriptors = report.section("descriptors", descriptors::descriptors(pid));
-    let settings = process::Settings::of(&process, &stat, &status);
-    if settings.dumpable.is_none() {
-        report.lacks("dumpable", &"the owner of /proc/PID tells it, but not of a process of root");
-    }
-    report.settings = Some(settings);
+    report.settings = Some(process::Settings::of(&process, &stat, &status));
     Ok(report)
 }
 
@@ -130,8 +127,18 @@ fn from_inside(pid: i32, report: &mut Report) {
         Err(refusal) => refusal.to_string(),
     };
     eprintln!("pvx: {why}; this is what /proc tells");
-    report.lacks("handlers", &why);
-    report.lacks("robust lists", &why);
+    report.lacks_what_is_asked_for(&why);
+}
+
+impl Report {
+    fn lacks_what_is_asked_for(&mut self, why: &impl std::fmt::Display) {
+        for what in ASKED_FOR {
+            self.lacks(what, why);
+        }
+        if self.settings.as_ref().is_some_and(|settings| settings.dumpable.is_none()) {
+            self.lacks("dumpable", &"the owner of /proc/PID tells it, but not of a process of root");
+        }
+    }
 }
 
 /// What a task in the process can find out.
@@ -141,7 +148,7 @@ fn ask(space: &AddressSpace, report: &mut Report) -> Result<()> {
     if let Some(threads) = &mut report.threads {
         robust_lists(space, threads).context("asking for robust lists")?;
     }
-    Ok(())
+    visits::visit_all(space, report).context("asking threads")
 }
 
 /// Asks for the list of each thread (get_robust_list(2)); threads that are refused keep none.

@@ -66,8 +66,8 @@ pub(crate) struct Limit {
     pub(crate) hard: Option<u64>,
 }
 
-/// How it is set up. prctl(2) tells such things to the asking task only, so all of this is what /proc says of the main
-/// thread; null is what it does not say here.
+/// How it is set up: what /proc says of the main thread, and what prctl(2) tells a thread of the process about that.
+/// Null is what neither says here.
 #[derive(Debug, Serialize)]
 pub(crate) struct Settings {
     /// `off`, `strict` or `filter`, and how many filters.
@@ -78,7 +78,7 @@ pub(crate) struct Settings {
     pub(crate) speculative_indirect_branches: Option<String>,
     pub(crate) huge_pages: Option<bool>,
     pub(crate) dumping_core: Option<bool>,
-    /// From the owner of /proc/PID: cannot be told of a process of root.
+    /// What the process says, or else the owner of /proc/PID, which does not tell of a process of root.
     pub(crate) dumpable: Option<bool>,
     pub(crate) coredump_filter: Option<String>,
     pub(crate) timer_slack_ns: Option<u64>,
@@ -90,6 +90,11 @@ pub(crate) struct Settings {
     pub(crate) real_time_priority: Option<u32>,
     pub(crate) cpus: Option<String>,
     pub(crate) control_group: Option<String>,
+    /// What follows only the process itself can say.
+    pub(crate) child_subreaper: Option<bool>,
+    pub(crate) huge_pages_disabled: Option<bool>,
+    pub(crate) memory_deny_write_execute: Option<bool>,
+    pub(crate) memory_merge: Option<bool>,
 }
 
 impl Identity {
@@ -226,6 +231,10 @@ impl Settings {
             control_group: file("cgroup").and_then(|groups| {
                 groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
             }),
+            child_subreaper: None,
+            huge_pages_disabled: None,
+            memory_deny_write_execute: None,
+            memory_merge: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use super::{
     signals::{Handler, Signals},
     threads::Thread,
     timers::Timer,
+    visits::IntervalTimer,
 };
 
 /// All of it. A section that could not be had is null, and `missing` says why.
@@ -26,6 +27,7 @@ pub(crate) struct Report {
     /// What the process answers; null without being attached.
     pub(crate) handlers: Option<Vec<Handler>>,
     pub(crate) timers: Option<Vec<Timer>>,
+    pub(crate) interval_timers: Option<Vec<IntervalTimer>>,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) namespaces: Option<Vec<Namespace>>,
     pub(crate) limits: Option<Vec<Limit>>,

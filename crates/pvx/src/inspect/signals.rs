@@ -56,7 +56,7 @@ pub(crate) fn names(set: u64) -> Vec<String> {
     (1..=LAST).filter(|signal| set >> (signal - 1) & 1 != 0).map(name).collect()
 }
 
-fn name(signal: u32) -> String {
+pub(super) fn name(signal: u32) -> String {
     let known = i32::try_from(signal).ok().and_then(name_of_signal);
     known.map_or_else(|| signal.to_string(), str::to_owned)
 }

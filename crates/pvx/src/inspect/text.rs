@@ -1,5 +1,7 @@
 //! The report for people: sections, columns, units. Short, unless all is wanted.
 
+mod visited;
+
 use std::fmt::Write;
 
 use super::{
@@ -46,7 +48,9 @@ pub(crate) fn describe(report: &Report, length: Length) -> String {
     if let Some(settings) = &report.settings {
         describe_settings(settings, &mut out);
     }
-    section("not known", &mut out);
+    if !report.missing.is_empty() {
+        section("not known", &mut out);
+    }
     pairs(report.missing.iter().map(|missing| (missing.what, Some(missing.why.clone()))), &mut out);
     out
 }
@@ -150,6 +154,7 @@ fn describe_threads(threads: &[Thread], memory: Option<&Memory>, length: Length,
     });
     table(&["thread", "name", "state", "in call", "at", "blocks", "pending"], rows, out);
     more(threads.len() - shown, "threads", out);
+    visited::describe_threads(&threads[..shown], length, out);
 }
 
 fn describe_signals(report: &Report, out: &mut String) {
@@ -203,6 +208,7 @@ fn describe_lists(report: &Report, length: Length, out: &mut String) {
         });
         table(&["timer", "clock", "notifies", "signal"], rows, out);
     }
+    visited::describe_timers(report.interval_timers.as_deref().unwrap_or_default(), out);
     let limit = |value: Option<u64>| value.map_or_else(|| "unlimited".to_owned(), |value| value.to_string());
     if let Some(limits) = &report.limits {
         let is_one = |line: &&Limit| length == Length::All || line.soft.is_some() || line.hard.is_some();
@@ -235,7 +241,7 @@ fn describe_settings(settings: &Settings, out: &mut String) {
         settings.policy.unwrap_or(0),
         settings.real_time_priority.unwrap_or(0)
     );
-    section("settings, as /proc has them of the main thread", out);
+    section("settings, of the main thread", out);
     pairs(
         [
             ("seccomp", seccomp),
@@ -243,6 +249,10 @@ fn describe_settings(settings: &Settings, out: &mut String) {
             ("store bypass", settings.speculative_store_bypass.clone()),
             ("indirect branches", settings.speculative_indirect_branches.clone()),
             ("huge pages", yes(settings.huge_pages)),
+            ("huge pages disabled", yes(settings.huge_pages_disabled)),
+            ("merging pages", yes(settings.memory_merge)),
+            ("never write and execute", yes(settings.memory_deny_write_execute)),
+            ("child subreaper", yes(settings.child_subreaper)),
             ("dumpable", yes(settings.dumpable)),
             ("dumping core", yes(settings.dumping_core)),
             ("core contents", settings.coredump_filter.clone()),

@@ -6,7 +6,11 @@ use process_vm_exec::Sysno;
 use procfs::process::{Process, Task};
 use serde::Serialize;
 
-use super::{report::hex, signals::names};
+use super::{
+    report::hex,
+    signals::names,
+    visits::{AlternateStack, OwnSettings, Rseq},
+};
 
 /// One thread.
 #[derive(Debug, Serialize)]
@@ -26,6 +30,10 @@ pub(crate) struct Thread {
     pub(crate) pending: Vec<String>,
     /// The head of its list of robust futexes (get_robust_list(2)); null if the process was not asked, or refused.
     pub(crate) robust_list: Option<Address>,
+    /// What follows is null if the thread was not visited, or refused.
+    pub(crate) alternate_stack: Option<AlternateStack>,
+    pub(crate) rseq: Option<Rseq>,
+    pub(crate) own_settings: Option<OwnSettings>,
 }
 
 /// A system call that has not returned.
@@ -35,12 +43,36 @@ pub(crate) struct WaitingCall {
     pub(crate) args: [Address; 6],
 }
 
-/// The registers that can be seen without stopping a thread. Whoever stops threads adds the others here, and fills them
-/// in where [`Thread::of`] does.
+/// The registers that can be seen without stopping a thread, and those that cannot.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Registers {
     pub(crate) rip: Address,
     pub(crate) rsp: Address,
+    #[serde(flatten)]
+    pub(crate) others: Others,
+}
+
+/// Null unless the thread was stopped for them.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Others {
+    pub(crate) rax: Option<Address>,
+    pub(crate) rbx: Option<Address>,
+    pub(crate) rcx: Option<Address>,
+    pub(crate) rdx: Option<Address>,
+    pub(crate) rsi: Option<Address>,
+    pub(crate) rdi: Option<Address>,
+    pub(crate) rbp: Option<Address>,
+    pub(crate) r8: Option<Address>,
+    pub(crate) r9: Option<Address>,
+    pub(crate) r10: Option<Address>,
+    pub(crate) r11: Option<Address>,
+    pub(crate) r12: Option<Address>,
+    pub(crate) r13: Option<Address>,
+    pub(crate) r14: Option<Address>,
+    pub(crate) r15: Option<Address>,
+    pub(crate) rflags: Option<Address>,
+    pub(crate) fs_base: Option<Address>,
+    pub(crate) gs_base: Option<Address>,
 }
 
 /// A register's value.
@@ -54,6 +86,39 @@ pub(crate) fn threads(process: &Process) -> Result<Vec<Thread>, procfs::ProcErro
         process.tasks()?.filter_map(|task| task.ok().and_then(|task| Thread::of(&task))).collect();
     threads.sort_by_key(|thread| thread.tid);
     Ok(threads)
+}
+
+impl Registers {
+    fn where_it_is(rip: Address, rsp: Address) -> Self {
+        Self { rip, rsp, others: Others::default() }
+    }
+
+    /// All of them.
+    pub(crate) fn of(registers: &process_vm_exec::Registers) -> Self {
+        let r = registers;
+        let some = |value| Some(Address(value));
+        let others = Others {
+            rax: some(r.rax),
+            rbx: some(r.rbx),
+            rcx: some(r.rcx),
+            rdx: some(r.rdx),
+            rsi: some(r.rsi),
+            rdi: some(r.rdi),
+            rbp: some(r.rbp),
+            r8: some(r.r8),
+            r9: some(r.r9),
+            r10: some(r.r10),
+            r11: some(r.r11),
+            r12: some(r.r12),
+            r13: some(r.r13),
+            r14: some(r.r14),
+            r15: some(r.r15),
+            rflags: some(r.rflags),
+            fs_base: some(r.fs_base),
+            gs_base: some(r.gs_base),
+        };
+        Self { others, ..Self::where_it_is(Address(r.rip), Address(r.rsp)) }
+    }
 }
 
 impl Thread {
@@ -74,6 +139,9 @@ impl Thread {
             blocked: names(status.sigblk),
             pending: names(status.sigpnd),
             robust_list: None,
+            alternate_stack: None,
+            rseq: None,
+            own_settings: None,
         })
     }
 }
@@ -85,11 +153,11 @@ fn where_it_is(line: &str) -> (Option<WaitingCall>, Option<Registers>) {
     let words: Vec<_> = line.split_whitespace().collect();
     let number = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok().map(Address);
     let registers = match words[..] {
-        [.., rsp, rip] => number(rip).zip(number(rsp)).map(|(rip, rsp)| Registers { rip, rsp }),
+        [.., rsp, rip] => number(rip).zip(number(rsp)).map(|(rip, rsp)| Registers::where_it_is(rip, rsp)),
         _ => None,
     };
     // What threads of the kernel show: they have no registers of a program, and call nobody.
-    if registers == Some(Registers { rip: Address(0), rsp: Address(0) }) {
+    if registers == Some(Registers::where_it_is(Address(0), Address(0))) {
         return (None, None);
     }
     let call = match words[..] {
@@ -131,14 +199,14 @@ mod tests {
         let (call, registers) = where_it_is("35 0x1 0x2 0x0 0x0 0x0 0x0 0x7000 0x1000\n");
         let call = call.expect("a call");
         assert_eq!((call.name.as_str(), call.args), ("nanosleep", [1, 2, 0, 0, 0, 0].map(Address)));
-        assert_eq!(registers, Some(Registers { rip: Address(0x1000), rsp: Address(0x7000) }));
+        assert_eq!(registers, Some(Registers::where_it_is(Address(0x1000), Address(0x7000))));
     }
 
     #[test]
     fn a_thread_that_waits_for_something_else_shows_the_registers() {
         let (call, registers) = where_it_is("-1 0x7000 0x1000\n");
         assert!(call.is_none());
-        assert_eq!(registers, Some(Registers { rip: Address(0x1000), rsp: Address(0x7000) }));
+        assert_eq!(registers, Some(Registers::where_it_is(Address(0x1000), Address(0x7000))));
     }
 
     #[test]

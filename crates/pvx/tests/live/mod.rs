@@ -39,6 +39,22 @@ impl Target {
             .if_attachable()
     }
 
+    /// The program of `own.c`, if it can be built.
+    pub(crate) fn attachable_with_things_of_its_own() -> Option<Self> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        // It sleeps, as its name says.
+        let program = directory.path().join("sleep");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/live/own.c");
+        let built = Command::new("gcc").args(["-O1", "-pthread", "-o"]).arg(&program).arg(source).status();
+        let Ok(status) = built else {
+            println!("SKIP: gcc is not installed");
+            return None;
+        };
+        assert!(status.success(), "{source} is not compiled");
+        let program = program.to_str().expect("UTF-8");
+        Self::spawn(&[program]).waits_until("it sleeps", Self::sleeps).if_attachable()
+    }
+
     fn spawn(command: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let child = Command::new(command[0])
@@ -128,14 +144,7 @@ impl Target {
 
     /// A thread that was stopped needs a moment to get back to where it was.
     fn comes_to(&self, test: impl Fn(&Self) -> bool) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !test(self) {
-            if Instant::now() > deadline {
-                return false;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        true
+        soon(|| test(self))
     }
 
     pub(crate) fn link(&self, name: &str) -> Option<PathBuf> {
@@ -164,6 +173,18 @@ impl Drop for Target {
         }
         let _ = self.child.wait();
     }
+}
+
+/// Whether something comes true in a few seconds.
+pub(crate) fn soon(test: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !test() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
 }
 
 /// Whether `pid` is a thread of the kernel: such have no memory to map.

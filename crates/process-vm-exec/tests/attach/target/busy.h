@@ -172,6 +172,9 @@ static void step_tick(struct worker *w)
 
 enum { ALTERNATE = 64 << 10 };
 static __thread struct worker *on_stack;
+// The last one that has been set, for the report, and whose it is.
+static char *_Atomic alternate_stack;
+static _Atomic pid_t alternate_stack_tid;
 
 // Runs for a while on the alternate stack, whose lower part nobody else may write to.
 static void on_alternate_stack(int signal, siginfo_t *info, void *context)
@@ -201,6 +204,8 @@ static void open_altstack(struct worker *w)
     CHECK(sigaltstack(&stack, NULL) == 0, "sigaltstack: %d", errno);
     handle(SIGUSR1, SA_ONSTACK, on_alternate_stack);
     on_stack = w;
+    alternate_stack = w->memory;
+    alternate_stack_tid = w->tid;
 }
 
 static void step_altstack(struct worker *w)

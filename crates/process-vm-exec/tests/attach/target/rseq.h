@@ -19,6 +19,12 @@ static bool rseq_works(void)
     return &__rseq_size != NULL && __rseq_size != 0;
 }
 
+// Where this thread's area is; 0 if there is none.
+static uint64_t rseq_area(void)
+{
+    return rseq_works() ? (uint64_t)__builtin_thread_pointer() + (uint64_t)__rseq_offset : 0;
+}
+
 // Adds one to the counter of this processor. The sequence is long, so that many are interrupted.
 static bool rseq_increment(void)
 {

@@ -1,0 +1,152 @@
+//! What a thread's seccomp filters say to calls, before it makes them. They are executed here, because to suspend them
+//! would not do: they are back when the supervisor dies, and the thread's calls go on.
+
+use libc::{
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET,
+    BPF_W, SECCOMP_RET_ACTION_FULL, SECCOMP_RET_ALLOW, SECCOMP_RET_LOG, sock_filter,
+};
+use rustix::io::Errno;
+use syscalls::Sysno;
+
+use super::rights::Status;
+use super::visit::refusal;
+use crate::error::Result;
+use crate::executor::code::AUDIT_ARCH_X86_64;
+use crate::ptrace::request;
+use crate::space::Call;
+
+/// linux/ptrace.h, Linux 4.4 and 6.4.
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
+
+/// That nothing keeps a stopped thread from making these calls, and those that an errand makes itself.
+pub(super) fn require_allowed(tid: i32, calls: &[Call]) -> Result<()> {
+    if dispatches_calls(tid) {
+        return Err(refusal(tid, Errno::PERM, "it dispatches its system calls to itself"));
+    }
+    let status = Status::of(tid).map_err(|_| refusal(tid, Errno::SRCH, "it has just ended"))?;
+    if !status.has_seccomp_filter() {
+        return Ok(());
+    }
+    let filters = filters_of(tid).map_err(|errno| {
+        let why = match errno {
+            Errno::ACCESS => {
+                "a seccomp filter judges its calls, and only CAP_SYS_ADMIN may look at that; become root"
+            }
+            _ => "its seccomp filter cannot be looked at",
+        };
+        refusal(tid, Errno::PERM, why)
+    })?;
+    let mask = Call { nr: Sysno::rt_sigprocmask, args: [libc::SIG_SETMASK as u64, 0, 0, 8, 0, 0] };
+    let is_refused = |call: &&Call| !filters.iter().all(|filter| allows(filter, call));
+    match std::iter::once(&mask).chain(calls).find(is_refused) {
+        None => Ok(()),
+        Some(call) => {
+            let why = format!("its seccomp filter does not allow it to call {}", call.nr.name());
+            Err(refusal(tid, Errno::PERM, &why))
+        }
+    }
+}
+
+/// Does it use Syscall User Dispatch? Kernels before 6.4 do not tell.
+fn dispatches_calls(tid: i32) -> bool {
+    // struct ptrace_sud_config: mode, which is 0 for off, selector, offset, len.
+    let mut config = [0u64; 4];
+    let size = size_of_val(&config);
+    request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, (&raw mut config) as usize).is_ok()
+        && config[0] != 0
+}
+
+fn filters_of(tid: i32) -> std::result::Result<Vec<Vec<sock_filter>>, Errno> {
+    let mut filters = Vec::new();
+    loop {
+        let get = |data| request(PTRACE_SECCOMP_GET_FILTER, tid, filters.len(), data);
+        let len = match get(0) {
+            Ok(len) => usize::try_from(len).unwrap_or(0),
+            // There are no more.
+            Err(Errno::NOENT) => return Ok(filters),
+            Err(errno) => return Err(errno),
+        };
+        let mut filter = vec![sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; len];
+        get(filter.as_mut_ptr().addr())?;
+        filters.push(filter);
+    }
+}
+
+/// Does the filter say yes? One that uses what filters hardly use, or looks at where the call is made, is not understood
+/// and does not.
+fn allows(filter: &[sock_filter], call: &Call) -> bool {
+    const NEXT: usize = 1;
+    // struct seccomp_data (linux/seccomp.h), in halves: number, architecture, where the call is made, arguments.
+    let halves = |arg: u64| [arg & 0xffff_ffff, arg >> 32].map(|half| u32::try_from(half).expect("a half"));
+    let head = [Some(call.nr.id().cast_unsigned()), Some(AUDIT_ARCH_X86_64), None, None];
+    let data: Vec<_> = head.into_iter().chain(call.args.into_iter().flat_map(halves).map(Some)).collect();
+    let (mut at, mut accumulator) = (0, 0);
+    while let Some(&sock_filter { code, jt, jf, k }) = filter.get(at) {
+        let jump = |is_so: bool| NEXT + usize::from(if is_so { jt } else { jf });
+        at += match u32::from(code) {
+            code if code == BPF_LD | BPF_W | BPF_ABS => {
+                let Some(&Some(word)) = data.get(k as usize / 4) else { return false };
+                accumulator = word;
+                NEXT
+            }
+            code if code == BPF_ALU | BPF_AND | BPF_K => {
+                accumulator &= k;
+                NEXT
+            }
+            code if code == BPF_JMP | BPF_JA => NEXT + k as usize,
+            code if code == BPF_JMP | BPF_JEQ | BPF_K => jump(accumulator == k),
+            code if code == BPF_JMP | BPF_JGT | BPF_K => jump(accumulator > k),
+            code if code == BPF_JMP | BPF_JGE | BPF_K => jump(accumulator >= k),
+            code if code == BPF_JMP | BPF_JSET | BPF_K => jump(accumulator & k != 0),
+            code if code == BPF_RET | BPF_K => {
+                return [SECCOMP_RET_ALLOW, SECCOMP_RET_LOG].contains(&(k & SECCOMP_RET_ACTION_FULL));
+            }
+            _ => return false,
+        };
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOAD: u32 = BPF_LD | BPF_W | BPF_ABS;
+
+    fn filter(instructions: &[(u32, u8, u8, u32)]) -> Vec<sock_filter> {
+        let instruction =
+            |&(code, jt, jf, k)| sock_filter { code: u16::try_from(code).expect("16 bits"), jt, jf, k };
+        instructions.iter().map(instruction).collect()
+    }
+
+    const GETPID: Call = Call { nr: Sysno::getpid, args: [0; 6] };
+
+    #[test]
+    fn numbers_and_arguments_decide() {
+        let prctl = filter(&[
+            (LOAD, 0, 0, 4),
+            (BPF_JMP | BPF_JEQ | BPF_K, 1, 0, AUDIT_ARCH_X86_64),
+            (BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+            (LOAD, 0, 0, 0),
+            (BPF_JMP | BPF_JEQ | BPF_K, 0, 4, 157),
+            (LOAD, 0, 0, 16),
+            (BPF_ALU | BPF_AND | BPF_K, 0, 0, !1),
+            (BPF_JMP | BPF_JGT | BPF_K, 1, 0, 10),
+            (BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
+            (BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | 1),
+        ]);
+        let of = |option| Call { nr: Sysno::prctl, args: [option, 0, 0, 0, 0, 0] };
+        assert!(allows(&prctl, &of(3)) && allows(&prctl, &of(11)) && !allows(&prctl, &of(12)));
+        assert!(!allows(&prctl, &GETPID));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_not_allowed() {
+        let looks_at_its_place = filter(&[(LOAD, 0, 0, 8), (BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW)]);
+        assert!(!allows(&looks_at_its_place, &GETPID));
+        assert!(!allows(&filter(&[(BPF_RET | libc::BPF_A, 0, 0, 0)]), &GETPID));
+        assert!(!allows(&[], &GETPID));
+        assert!(allows(&filter(&[(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_LOG)]), &GETPID));
+    }
+}

@@ -1,0 +1,204 @@
+//! Visits to a thread of a live process: what only a tracer can see of it is read, or it is sent on an [`errand`].
+
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::asleep::Asleep;
+use super::errand;
+use super::inject::result_of;
+use super::removal::Added;
+use super::rights::Status;
+use super::stop::{Patience, Stopped, rseq_configuration};
+use super::thread::{Rseq, ThreadState};
+use super::verdict::require_allowed;
+use crate::engine::ptrace::from_user;
+use crate::error::{Error, Result};
+use crate::executor::arena::Slot;
+use crate::executor::life::Life;
+use crate::executor::service::Outcome;
+use crate::exit::WaitStatus;
+use crate::ptrace::{Stop, look_for_stop, request, set_registers, set_signal_mask};
+use crate::space::Call;
+use crate::sync::lock;
+
+/// The threads of one attached process, which are visited one after the other, and not while everything is removed.
+#[derive(Debug)]
+pub(crate) struct Visits {
+    turn: Mutex<()>,
+    added: &'static Added,
+}
+
+impl Visits {
+    pub(super) fn new(added: &'static Added) -> Self {
+        Self { turn: Mutex::new(()), added }
+    }
+
+    /// Removes the attachment, and says so before anybody could visit again.
+    pub(super) fn end(&self, life: &Life) {
+        let _turn = lock(&self.turn);
+        self.added.remove();
+        life.die(WaitStatus::Signaled(libc::SIGKILL));
+    }
+
+    /// Reads the state of the thread `tid` of the process `pid`.
+    pub(crate) fn look(&self, life: &Life, pid: i32, tid: i32) -> Result<ThreadState> {
+        self.visit(life, pid, tid, |thread| {
+            let state = state_of(&thread);
+            thread.release().map_err(gone(tid))?;
+            Ok(state)
+        })
+    }
+
+    /// Has the thread execute some calls.
+    pub(crate) fn execute(&self, life: &Life, pid: i32, tid: i32, calls: &[Call]) -> Result<Vec<Outcome>> {
+        self.visit(life, pid, tid, |thread| {
+            if let Err(error) = self.require_possible(&thread, calls) {
+                thread.release().map_err(gone(tid))?;
+                return Err(error);
+            }
+            let results = self.send(&thread, &life.slot, calls);
+            results.map_err(|errno| refusal(tid, errno, why_not(errno)))
+        })
+    }
+
+    /// Stops the thread for `work`. In a thread of our own: whatever went wrong, it traces nobody when it has ended.
+    fn visit<T: Send>(
+        &self,
+        life: &Life,
+        pid: i32,
+        tid: i32,
+        work: impl FnOnce(Stopped) -> Result<T> + Send,
+    ) -> Result<T> {
+        let _turn = lock(&self.turn);
+        if life.status().is_some() {
+            return Err(Error::Dead);
+        }
+        let visit = || {
+            let thread = self.admit(pid, tid)?;
+            work(thread)
+        };
+        thread::scope(|scope| {
+            let visitor = thread::Builder::new().name("pvx-visitor".into()).spawn_scoped(scope, visit);
+            let visitor = visitor.map_err(|error| Error::Host {
+                call: "starting a thread to visit another",
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+            })?;
+            visitor.join().unwrap_or(Err(Error::Dead))
+        })
+    }
+
+    fn admit(&self, pid: i32, tid: i32) -> Result<Stopped> {
+        let no_thread = || refusal(tid, Errno::SRCH, "it is no thread of the process, or has ended");
+        let status = Status::of(tid).map_err(|_| no_thread())?;
+        if !status.is_thread_of(pid) {
+            return Err(no_thread());
+        }
+        if !self.added.recall() {
+            return Err(refusal(
+                tid,
+                Errno::BUSY,
+                "a thread of the process is still busy with earlier calls",
+            ));
+        }
+        let asleep = Asleep::look_at(tid);
+        let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
+        request(libc::PTRACE_SEIZE, tid, 0, options).map_err(|errno| match status.why_not_permitted() {
+            Error::Attach { why, .. } if errno == Errno::PERM => refusal(tid, errno, &why),
+            _ => no_thread(),
+        })?;
+        // The number cannot become another's any more, and had not yet.
+        if !Status::of(tid).is_ok_and(|status| status.is_thread_of(pid)) {
+            return Err(no_thread());
+        }
+        Stopped::stop(tid, asleep.as_ref()).map_err(|errno| refusal(tid, errno, why_not(errno)))
+    }
+
+    /// That a stopped thread can make these calls. Its process may have executed another program just now.
+    fn require_possible(&self, thread: &Stopped, calls: &[Call]) -> Result<()> {
+        const USER32_CS: u64 = 0x23;
+        if thread.registers().cs == USER32_CS {
+            return Err(refusal(thread.tid, Errno::NOEXEC, why_not(Errno::NOEXEC)));
+        }
+        if self.added.has_region(thread.tid) != Ok(true) {
+            return Err(refusal(thread.tid, Errno::SRCH, "it has other memory now"));
+        }
+        require_allowed(thread.tid, calls)
+    }
+
+    /// Sends the thread on an errand, and takes it back.
+    fn send(&self, thread: &Stopped, slot: &Slot, calls: &[Call]) -> rustix::io::Result<Vec<Outcome>> {
+        let tid = thread.tid;
+        let registers = errand::prepare(slot, thread, calls);
+        self.added.errand.store(tid, Ordering::Release);
+        // From here on it completes by itself.
+        let ended = set_registers(tid, &registers)
+            // Before the commit this could have outlived us.
+            .and_then(|()| set_signal_mask(tid, !0))
+            .and_then(|()| request(libc::PTRACE_CONT, tid, 0, 0))
+            .and_then(|_| wait_for_end(tid, slot));
+        let back = Stopped::stop(tid, None).and_then(|now| {
+            let is_there = errand::range().contains(&now.registers().rip);
+            if is_there { thread.release() } else { now.release() }
+        });
+        if matches!(back, Ok(()) | Err(Errno::SRCH)) {
+            self.added.errand.store(0, Ordering::Release);
+        }
+        ended.and(back)?;
+        Ok(errand::results(slot, calls.len()).into_iter().map(result_of).collect())
+    }
+}
+
+/// Waits until the thread has made its calls.
+fn wait_for_end(tid: i32, slot: &Slot) -> rustix::io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let mut patience = Patience::until(Instant::now() + PATIENCE);
+    while !errand::is_done(slot) {
+        match look_for_stop(tid) {
+            // The one that cannot be blocked: its stop comes, and does not keep the thread from going on.
+            Some(Stop::Signal(stop)) => {
+                request(libc::PTRACE_CONT, tid, 0, stop.unsigned_abs() as usize)?;
+            }
+            Some(Stop::Event | Stop::Syscall) => {
+                request(libc::PTRACE_CONT, tid, 0, 0)?;
+            }
+            Some(Stop::Gone(_)) => return Err(Errno::SRCH),
+            None if patience.wait() => {}
+            None => return Err(Errno::TIME),
+        }
+    }
+    Ok(())
+}
+
+fn state_of(thread: &Stopped) -> ThreadState {
+    let rseq = match rseq_configuration(thread.tid) {
+        Err(_) => Rseq::Unknown,
+        Ok(rseq) if rseq.pointer == 0 => Rseq::None,
+        Ok(rseq) => Rseq::Registered { addr: rseq.pointer, len: rseq.size, signature: rseq.signature },
+    };
+    ThreadState { registers: from_user(thread.registers()), rseq }
+}
+
+/// An error that says why.
+pub(super) fn refusal(tid: i32, errno: Errno, why: &str) -> Error {
+    Error::Thread { tid, why: why.to_owned(), errno }
+}
+
+fn gone(tid: i32) -> impl Fn(Errno) -> Error {
+    move |errno| refusal(tid, errno, why_not(errno))
+}
+
+fn why_not(errno: Errno) -> &'static str {
+    match errno {
+        Errno::BUSY => {
+            "it does not stop: it is in an uninterruptible sleep, as in a vfork(2); try again later"
+        }
+        Errno::NOEXEC => "it runs 32-bit code, which cannot be helped here",
+        Errno::TIME => "its calls took too long and were given up",
+        Errno::SRCH => "it has just ended",
+        _ => "it could not be traced",
+    }
+}

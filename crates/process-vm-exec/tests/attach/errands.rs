@@ -1,0 +1,308 @@
+//! Errands that threads are not sent on, or do not come back from in the usual way.
+
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use process_vm_exec::{AddressSpace, Call, Errno, Error, Sysno};
+
+use crate::{
+    common::{Killed, Numbers, attached, kill, rounds, scratch, skip, soon, this_program, turn},
+    target::{Report, Target, compile},
+    threads::{GETTID, gettid_in, tasks},
+    trace::{Trace, assert_no_trace, assert_no_trace_but, descendants, has_region, state_and_parent, traces},
+};
+
+/// Set in a supervisor that is to send a process's main thread on errands: its number, and how.
+const SENDER: &str = "PVX_ATTACH_SENDER";
+/// Refused with this number; says why.
+#[track_caller]
+fn refused(space: &AddressSpace, tid: i32, calls: &[Call], errno: Errno) -> String {
+    match space.batch_in_thread(tid, calls) {
+        Err(Error::Thread { tid: named, why, errno: found }) => {
+            assert_eq!((named, found), (tid, errno), "{why}");
+            why
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A thread that is in a vfork for four seconds, beside one that waits for it and ends with its result.
+const LONG_VFORK: &str = "\
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <unistd.h>
+static void *start(void *unused)
+{
+    if (vfork() == 0) {
+        sleep(4);
+        _exit(0);
+    }
+    return unused;
+}
+int main(void)
+{
+    pthread_t thread;
+    pthread_create(&thread, 0, start, 0);
+    pthread_join(thread, 0);
+    return 7;
+}
+";
+
+#[test]
+fn a_thread_that_does_not_stop_is_refused_and_let_go() {
+    let _turn = turn();
+    std::fs::write(scratch().join("vfork.c"), LONG_VFORK).expect("the source is written");
+    let program = match compile("vfork", "vfork.c", &[]) {
+        Ok(program) => program,
+        Err(why) => return skip(&why),
+    };
+    let mut target = Killed(Command::new(program).spawn().expect("it starts"));
+    let pid = target.pid();
+    let sleeper = || {
+        let is_stuck =
+            |tid: &i32| state_and_parent(&format!("/proc/{tid}/stat")).is_some_and(|(state, _)| state == 'D');
+        tasks(pid).into_iter().find(is_stuck)
+    };
+    soon("a thread is in its vfork", || sleeper().is_some());
+    let stuck = sleeper().expect("a thread");
+    let Some(space) = attached(pid) else { return };
+    let before = Instant::now();
+    refused(&space, stuck, &[GETTID], Errno::BUSY);
+    assert!(before.elapsed() < Duration::from_secs(3));
+    assert_eq!(gettid_in(&space, pid), Some(pid));
+    space.detach().expect("detaching");
+    assert_eq!(target.0.wait().expect("its status").code(), Some(7));
+}
+
+#[test]
+fn a_parent_in_vfork_is_refused_soon_or_answers() {
+    let _turn = turn();
+    let Some(mut target) = Target::start(&["--threads=1", "--workers=vfork"]) else { return };
+    let pid = target.pid();
+    let Some(space) = attached(pid) else { return };
+    for _ in 0..50 {
+        let before = Instant::now();
+        match space.batch_in_thread(pid, &[GETTID]) {
+            Ok(results) => assert_eq!(results, [Ok(pid.unsigned_abs().into())]),
+            Err(error) => assert_eq!(error.errno(), Errno::BUSY, "{error}"),
+        }
+        assert!(before.elapsed() < Duration::from_secs(4));
+    }
+    space.detach().expect("detaching");
+    let first = target.first.clone();
+    target.check_goes_on(&first);
+    assert_no_trace(pid);
+    target.quit();
+}
+
+#[test]
+fn calls_that_would_not_leave_the_thread_as_it_was_are_refused() {
+    let _turn = turn();
+    let Some(mut target) = Target::start(&["--threads=1", "--workers=spin"]) else { return };
+    let pid = target.pid();
+    let Some(space) = attached(pid) else { return };
+    use Sysno as S;
+    for nr in [
+        S::exit,
+        S::exit_group,
+        S::execve,
+        S::clone,
+        S::clone3,
+        S::vfork,
+        S::rt_sigreturn,
+        S::rt_sigprocmask,
+        S::nanosleep,
+        S::futex,
+    ] {
+        let why = refused(&space, pid, &[GETTID, Call { nr, args: [0; 6] }], Errno::OPNOTSUPP);
+        assert!(why.contains(nr.name()), "{why}");
+    }
+    let unmap = Call { nr: S::munmap, args: [0x7000_0000_0000, 4096, 0, 0, 0, 0] };
+    assert!(matches!(space.batch_in_thread(pid, &[unmap]), Err(Error::Reserved { .. })));
+    refused(&space, pid, &[GETTID; 1025], Errno::TOOBIG);
+    let many = space.batch_in_thread(pid, &[GETTID; 1024]).expect("as many as it can make");
+    assert!(many.iter().all(|told| *told == Ok(pid.unsigned_abs().into())));
+    assert_eq!(space.batch_in_thread(pid, &[]).expect("nothing"), []);
+    space.detach().expect("detaching");
+    let first = target.first.clone();
+    target.check_goes_on(&first);
+    target.quit();
+}
+
+#[test]
+fn what_is_no_thread_of_the_process_is_refused() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--threads=1", "--workers=spin"]) else { return };
+    let Some(space) = attached(target.pid()) else { return };
+    let ours = i32::try_from(std::process::id()).expect("a pid");
+    for tid in [0, -1, 1, ours, i32::MAX] {
+        refused(&space, tid, &[GETTID], Errno::SRCH);
+        assert!(space.thread(tid).is_err());
+    }
+    let created = AddressSpace::create().expect("a space");
+    refused(&created, created.pid(), &[GETTID], Errno::OPNOTSUPP);
+    space.detach().expect("detaching");
+    target.quit();
+}
+
+#[test]
+fn a_process_that_has_executed_another_program_is_refused() {
+    let _turn = turn();
+    for _ in 0..20 {
+        let Some(mut target) = Target::start(&["--threads=1", "--workers=spin,tick"]) else { return };
+        let pid = target.pid();
+        let Some(space) = attached(pid) else { return };
+        target.say("exec");
+        soon("it is refused", || space.batch_in_thread(pid, &[GETTID]).is_err());
+        // It starts anew.
+        assert_eq!(Report(target.line()).number("pid"), u64::from(pid.unsigned_abs()));
+        drop(space);
+        assert_no_trace(pid);
+        target.quit();
+    }
+}
+
+/// By a filter that kills for calls that are not in its list, and one that says EPERM.
+#[test]
+fn calls_that_a_filter_does_not_allow_are_not_made() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("to look at the target's seccomp filter takes CAP_SYS_ADMIN");
+    }
+    let _turn = turn();
+    let getppid = Call { nr: Sysno::getppid, args: [0; 6] };
+    let workers = "--workers=spin,nanosleep,poll,futex,queue,tick";
+    for options in [&["--seccomp=closed", workers, "--threads=1"], &["--seccomp", workers, "--slack-task"]] {
+        let Some(mut target) = Target::start(options) else { return };
+        let pid = target.pid();
+        let Some(space) = attached(pid) else { return };
+        let mut before = target.first.clone();
+        for _ in rounds(50) {
+            for tid in tasks(pid) {
+                let why = refused(&space, tid, &[GETTID, getppid], Errno::PERM);
+                assert!(why.contains("getppid"), "{why}");
+                assert_eq!(gettid_in(&space, tid), Some(tid));
+                space.thread(tid).expect("its state");
+            }
+            before = target.check_goes_on(&before);
+        }
+        space.detach().expect("detaching");
+        assert_no_trace(pid);
+        target.quit();
+    }
+}
+
+#[test]
+fn a_call_that_waits_is_given_up() {
+    let _turn = turn();
+    let Some(mut target) = Target::start(&["--threads=1", "--workers=nanosleep,spin", "--slack-ms=60000"])
+    else {
+        return;
+    };
+    let pid = target.pid();
+    let Some(space) = attached(pid) else { return };
+    let pause = Call { nr: Sysno::pause, args: [0; 6] };
+    refused(&space, pid, &[pause, GETTID], Errno::TIME);
+    assert_eq!(gettid_in(&space, pid), Some(pid));
+    space.detach().expect("detaching");
+    let first = target.first.clone();
+    target.check_goes_on(&first);
+    assert_no_trace(pid);
+    target.quit();
+}
+
+/// What a supervisor is that sends a thread away: again and again, or for long; no test of its own.
+#[test]
+fn sender() {
+    let Ok(orders) = env::var(SENDER) else { return };
+    let (pid, how) = orders.split_once(' ').expect("a pid, and how");
+    let pid = pid.parse().expect("a pid");
+    let space = AddressSpace::attach_pid(pid).expect("attaching");
+    if how == "often" {
+        loop {
+            assert_eq!(gettid_in(&space, pid), Some(pid));
+        }
+    }
+    let pause = Call { nr: Sysno::pause, args: [0; 6] };
+    let _ = space.batch_in_thread(pid, &[pause]);
+}
+
+fn send(pid: i32, how: &str) -> Child {
+    let mut supervisor = this_program("errands::sender");
+    supervisor.env(SENDER, format!("{pid} {how}")).stdout(Stdio::null());
+    supervisor.spawn().expect("the test runs itself")
+}
+
+/// The system call that the main thread of a process waits in, and where.
+fn waits_in(pid: i32) -> Option<(i64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+    let (nr, ip) = (text.split(' ').next()?, text.trim_end().rsplit("0x").next()?);
+    Some((nr.parse().ok()?, u64::from_str_radix(ip, 16).ok()?))
+}
+
+/// By the janitor, who must not remove the instructions under it: with a call that does not end, and stopped.
+#[test]
+fn a_thread_whose_supervisor_dies_comes_back_from_its_errand() {
+    let _turn = turn();
+    let Some(mut target) =
+        Target::start(&["--threads=1", "--workers=nanosleep,spin,poll", "--slack-ms=60000"])
+    else {
+        return;
+    };
+    let pid = target.pid();
+    for round in 0..10 {
+        let mut supervisor = send(pid, "for long");
+        soon("it is on its errand", || {
+            waits_in(pid).is_some_and(|(nr, ip)| nr == libc::SYS_pause && ip >> 44 == 7)
+        });
+        if round % 2 == 1 {
+            kill(pid, libc::SIGSTOP);
+        }
+        supervisor.kill().expect("SIGKILL");
+        supervisor.wait().expect("its status");
+        assert_no_trace_but(pid, |trace| round % 2 == 1 && matches!(trace, Trace::Stopped(_, 'T')));
+        kill(pid, libc::SIGCONT);
+        let before = target.report();
+        target.check_goes_on(&before);
+    }
+    assert_no_trace(pid);
+    target.quit();
+}
+
+/// Janitor and supervisor are killed; what they have put in stays then, and nobody minds.
+#[test]
+fn a_thread_that_nobody_brings_back_comes_back_by_itself() {
+    let _turn = turn();
+    let mut numbers = Numbers::new(7);
+    for workers in
+        ["spin,queue", "nanosleep,queue", "poll,spin,queue", "futex,queue"].into_iter().cycle().take(60)
+    {
+        let workers = format!("--workers={workers}");
+        let Some(mut target) = Target::start(&["--threads=1", &workers]) else { return };
+        let pid = target.pid();
+        let mut supervisor = send(pid, "often");
+        let child = i32::try_from(supervisor.id()).expect("a pid");
+        soon("it has attached", || has_region(pid));
+        thread::sleep(Duration::from_millis(20));
+        let janitor = descendants(child).into_iter().find(|&pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "pvx-janitor\n")
+        });
+        kill(janitor.expect("a janitor"), libc::SIGKILL);
+        thread::sleep(Duration::from_micros(numbers.below(500)));
+        supervisor.kill().expect("SIGKILL");
+        supervisor.wait().expect("its status");
+        let before = target.report();
+        target.check_goes_on(&before);
+        let is_left = |trace: &Trace| matches!(trace, Trace::Mapping(_) | Trace::SameMemory(_));
+        assert_no_trace_but(pid, is_left);
+        for trace in traces(pid) {
+            if let Trace::SameMemory(executor) = trace {
+                kill(executor, libc::SIGKILL);
+            }
+        }
+        target.quit();
+    }
+}
