@@ -97,7 +97,8 @@ impl Stopped {
         // SAFETY: as above; any integers are a value.
         let registers =
             unsafe { std::mem::transmute::<[u64; Self::WORDS - 1], libc::user_regs_struct>(registers) };
-        Self { tid, registers, signal_mask }
+        // Only the state is known, and all that is done with it is to put it back.
+        Self { tid, registers, signal_mask, is_group_stopped: false }
     }
 
     pub(super) fn registers(&self) -> &libc::user_regs_struct {

@@ -12,7 +12,7 @@ use super::errand;
 use super::inject::result_of;
 use super::removal::Added;
 use super::rights::Status;
-use super::stop::{Patience, Stopped, rseq_configuration};
+use super::stop::{Patience, Stopped, go_on_with, rseq_configuration};
 use super::thread::{Rseq, ThreadState};
 use super::verdict::require_allowed;
 use crate::engine::ptrace::from_user;
@@ -138,8 +138,8 @@ impl Visits {
         let ended = set_registers(tid, &registers)
             // Before the commit this could have outlived us.
             .and_then(|()| set_signal_mask(tid, !0))
-            .and_then(|()| request(libc::PTRACE_CONT, tid, 0, 0))
-            .and_then(|_| wait_for_end(tid, slot));
+            .and_then(|()| go_on_with(tid, 0))
+            .and_then(|()| wait_for_end(tid, slot));
         let back = Stopped::stop(tid, None).and_then(|now| {
             let is_there = errand::range().contains(&now.registers().rip);
             if is_there { thread.release() } else { now.release() }
@@ -159,12 +159,8 @@ fn wait_for_end(tid: i32, slot: &Slot) -> rustix::io::Result<()> {
     while !errand::is_done(slot) {
         match look_for_stop(tid) {
             // The one that cannot be blocked: its stop comes, and does not keep the thread from going on.
-            Some(Stop::Signal(stop)) => {
-                request(libc::PTRACE_CONT, tid, 0, stop.unsigned_abs() as usize)?;
-            }
-            Some(Stop::Event | Stop::Syscall) => {
-                request(libc::PTRACE_CONT, tid, 0, 0)?;
-            }
+            Some(Stop::Signal(stop)) => go_on_with(tid, stop)?,
+            Some(Stop::Event | Stop::Group | Stop::Syscall) => go_on_with(tid, 0)?,
             Some(Stop::Gone(_)) => return Err(Errno::SRCH),
             None if patience.wait() => {}
             None => return Err(Errno::TIME),
