@@ -30,3 +30,8 @@ pub use crate::memory::{Mapping, Protection};
 pub use crate::scratch::Scratch;
 pub use crate::signal::{SigInfo, SignalSet};
 pub use crate::space::{AddressSpace, Builder, Call, Rewriting};
+
+/// The examples of the repository's README: they compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -27,7 +27,7 @@ fn builder() -> Builder {
 fn with_space(builder: Builder, body: impl FnOnce(&mut Target, &AddressSpace)) {
     let _turn = turn();
     let Some(mut target) = Target::start(&["--workers=spin,nanosleep,epoll,tick,eof"]) else { return };
-    let Some(space) = attached_with(builder, target.pid()) else { return };
+    let space = attached_with(builder, target.pid());
     body(&mut target, &space);
     space.detach().expect("detaching");
     assert_no_trace(target.pid());
@@ -103,10 +103,10 @@ fn memory_is_mapped_and_unmapped_in_the_target() {
 fn memory_that_was_mapped_survives_detaching() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
-    let Some(space) = attached(target.pid()) else { return };
+    let space = attached(target.pid());
     let page = page_with(&space, b"left behind");
     space.detach().expect("detaching");
-    let space = attached(target.pid()).expect("again");
+    let space = attached(target.pid());
     assert_eq!(text_at(&space, page, 11), "left behind");
     space.unmap(page, PAGE).expect("munmap");
     space.detach().expect("detaching");

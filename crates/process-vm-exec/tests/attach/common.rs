@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Builder, Errno, Result};
+use process_vm_exec::{AddressSpace, Builder, Result};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::trace::has_region;
@@ -18,32 +18,24 @@ use crate::trace::has_region;
 /// The time after which a claim counts as hung, if it is not asked for longer storms.
 const WATCHDOG: Duration = Duration::from_secs(400);
 
-/// Attaches with the defaults; nothing where that does not exist yet.
+/// Attaches with the defaults.
 #[track_caller]
-pub(crate) fn attached(pid: i32) -> Option<AddressSpace> {
-    unless_missing(pid, AddressSpace::attach_pid(pid))
+pub(crate) fn attached(pid: i32) -> AddressSpace {
+    with_our_pages(pid, AddressSpace::attach_pid(pid))
 }
 
 /// Attaches as `builder` says.
 #[track_caller]
-pub(crate) fn attached_with(builder: Builder, pid: i32) -> Option<AddressSpace> {
+pub(crate) fn attached_with(builder: Builder, pid: i32) -> AddressSpace {
     let pidfd = pidfd_open(Pid::from_raw(pid).expect("a pid"), PidfdFlags::empty()).expect("a live process");
-    unless_missing(pid, builder.attach(std::os::fd::AsFd::as_fd(&pidfd)))
+    with_our_pages(pid, builder.attach(std::os::fd::AsFd::as_fd(&pidfd)))
 }
 
 #[track_caller]
-fn unless_missing(pid: i32, attached: Result<AddressSpace>) -> Option<AddressSpace> {
-    match attached {
-        Err(error) if error.errno() == Errno::NOSYS => {
-            skip("attach is not there yet");
-            None
-        }
-        attached => {
-            let space = attached.expect("attaching");
-            assert!(has_region(pid), "attached to {pid}, and the library's pages are not there");
-            Some(space)
-        }
-    }
+fn with_our_pages(pid: i32, attached: Result<AddressSpace>) -> AddressSpace {
+    let space = attached.expect("attaching");
+    assert!(has_region(pid), "attached to {pid}, and the library's pages are not there");
+    space
 }
 
 /// Says that something is not tested on this machine.

@@ -69,7 +69,7 @@ fn a_thread_that_does_not_stop_is_refused_and_let_go() {
     };
     soon("a thread is in its vfork", || sleeper().is_some());
     let stuck = sleeper().expect("a thread");
-    let Some(space) = attached(pid) else { return };
+    let space = attached(pid);
     let before = Instant::now();
     refused(&space, stuck, &[GETTID], Errno::BUSY);
     assert!(before.elapsed() < Duration::from_secs(3));
@@ -83,7 +83,7 @@ fn a_parent_in_vfork_is_refused_soon_or_answers() {
     let _turn = turn();
     let Some(mut target) = Target::start(&["--threads=1", "--workers=vfork"]) else { return };
     let pid = target.pid();
-    let Some(space) = attached(pid) else { return };
+    let space = attached(pid);
     for _ in 0..50 {
         let before = Instant::now();
         match space.batch_in_thread(pid, &[GETTID]) {
@@ -104,7 +104,7 @@ fn calls_that_would_not_leave_the_thread_as_it_was_are_refused() {
     let _turn = turn();
     let Some(mut target) = Target::start(&["--threads=1", "--workers=spin"]) else { return };
     let pid = target.pid();
-    let Some(space) = attached(pid) else { return };
+    let space = attached(pid);
     use Sysno as S;
     for nr in [
         S::exit,
@@ -137,7 +137,7 @@ fn calls_that_would_not_leave_the_thread_as_it_was_are_refused() {
 fn what_is_no_thread_of_the_process_is_refused() {
     let _turn = turn();
     let Some(target) = Target::start(&["--threads=1", "--workers=spin"]) else { return };
-    let Some(space) = attached(target.pid()) else { return };
+    let space = attached(target.pid());
     let ours = i32::try_from(std::process::id()).expect("a pid");
     for tid in [0, -1, 1, ours, i32::MAX] {
         refused(&space, tid, &[GETTID], Errno::SRCH);
@@ -155,7 +155,7 @@ fn a_process_that_has_executed_another_program_is_refused() {
     for _ in 0..20 {
         let Some(mut target) = Target::start(&["--threads=1", "--workers=spin,tick"]) else { return };
         let pid = target.pid();
-        let Some(space) = attached(pid) else { return };
+        let space = attached(pid);
         target.say("exec");
         soon("it is refused", || space.batch_in_thread(pid, &[GETTID]).is_err());
         // It starts anew.
@@ -178,7 +178,7 @@ fn calls_that_a_filter_does_not_allow_are_not_made() {
     for options in [&["--seccomp=closed", workers, "--threads=1"], &["--seccomp", workers, "--slack-task"]] {
         let Some(mut target) = Target::start(options) else { return };
         let pid = target.pid();
-        let Some(space) = attached(pid) else { return };
+        let space = attached(pid);
         let mut before = target.first.clone();
         for _ in rounds(50) {
             for tid in tasks(pid) {
@@ -203,7 +203,7 @@ fn a_call_that_waits_is_given_up() {
         return;
     };
     let pid = target.pid();
-    let Some(space) = attached(pid) else { return };
+    let space = attached(pid);
     let pause = Call { nr: Sysno::pause, args: [0; 6] };
     refused(&space, pid, &[pause, GETTID], Errno::TIME);
     assert_eq!(gettid_in(&space, pid), Some(pid));

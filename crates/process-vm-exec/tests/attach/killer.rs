@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Errno, Sysno};
+use process_vm_exec::{AddressSpace, Sysno};
 
 use crate::{
-    common::{Killed, Numbers, attached, skip, soak, soon, this_program, turn},
+    common::{Killed, Numbers, attached, soak, soon, this_program, turn},
     target::Target,
     threads::gettid_in,
-    trace::{assert_no_trace, descendants, has_region, numbers},
+    trace::{assert_no_trace, descendants, numbers},
 };
 
 /// Set in supervisors that are to be killed: the target's pid, and what to do.
@@ -44,15 +44,8 @@ fn supervisor() {
     let Ok(orders) = env::var(SUPERVISOR) else { return };
     let (pid, moment) = orders.split_once(' ').expect("a pid and a moment");
     let pid = pid.parse().expect("a pid");
-    match AddressSpace::attach_pid(pid) {
-        Err(error) if error.errno() == Errno::NOSYS => return println!("\nMISSING"),
-        // The first time costs more: afterwards it is as it always is.
-        space => {
-            let space = space.expect("attaching");
-            assert!(has_region(pid), "attached to {pid}, and the library's pages are not there");
-            drop(space);
-        }
-    }
+    // The first time costs more: afterwards it is as it always is.
+    drop(attached(pid));
     let attach = || AddressSpace::attach_pid(pid).expect("attaching");
     match moment {
         "Attach" => {
@@ -93,7 +86,7 @@ fn supervisor() {
 }
 
 /// Starts a supervisor, which is ready when this returns.
-fn start(pid: i32, moment: Moment) -> Option<(Killed, BufReader<ChildStdout>)> {
+fn start(pid: i32, moment: Moment) -> (Killed, BufReader<ChildStdout>) {
     let mut supervisor = this_program("killer::supervisor")
         .env(SUPERVISOR, format!("{pid} {moment:?}"))
         .stdout(Stdio::piped())
@@ -104,11 +97,7 @@ fn start(pid: i32, moment: Moment) -> Option<(Killed, BufReader<ChildStdout>)> {
     let mut line = String::new();
     while output.read_line(&mut line).expect("its output") != 0 {
         match line.trim() {
-            "READY" => return Some((supervisor, output)),
-            "MISSING" => {
-                skip("attach is not there yet");
-                return None;
-            }
+            "READY" => return (supervisor, output),
             _ => line.clear(),
         }
     }
@@ -139,7 +128,7 @@ fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
         if kill >= KILLS && end.is_none_or(|end| Instant::now() >= end) {
             break;
         }
-        let Some((mut supervisor, mut output)) = start(pid, moment) else { return };
+        let (mut supervisor, mut output) = start(pid, moment);
         // All that the supervisor has started, now and then: to look it up takes longer than to kill.
         let started: Vec<_> = if kill % 8 == 0 {
             descendants(supervisor.pid()).into_iter().map(|pid| (pid, start_time(pid))).collect()
@@ -164,7 +153,7 @@ fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
         }
     }
     // And it can be attached to as if nothing had been.
-    let Some(space) = attached(pid) else { return };
+    let space = attached(pid);
     space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
     space.detach().expect("detaching");
     assert_no_trace(pid);

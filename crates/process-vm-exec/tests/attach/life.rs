@@ -17,7 +17,7 @@ use crate::{
 /// A target that is attached to.
 fn pair(options: &[&str]) -> Option<(Target, AddressSpace)> {
     let target = Target::start(options)?;
-    let space = attached(target.pid())?;
+    let space = attached(target.pid());
     space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
     Some((target, space))
 }
@@ -95,7 +95,7 @@ fn a_target_that_executes_a_program_is_a_new_one() {
         assert!(!has_region(target.pid()), "the new program has our pages");
         drop(space);
         assert_no_trace(target.pid());
-        let space = attached(target.pid()).expect("it works");
+        let space = attached(target.pid());
         let mut bytes = [0; 8];
         space.read(first.number("word"), &mut bytes).expect("its memory");
         assert_eq!(u64::from_ne_bytes(bytes), 0x0123_4567_89ab_cdef);
@@ -187,7 +187,7 @@ fn a_stopped_target_stays_stopped_and_goes_on_when_told() {
         soon("it is stopped", || traces(pid).iter().any(|trace| matches!(trace, Trace::Stopped(..))));
         let is_stop = |trace: &Trace| matches!(trace, Trace::Stopped(_, 'T'));
         for _ in rounds(50) {
-            let Some(space) = attached(pid) else { return };
+            let space = attached(pid);
             space.syscall(Sysno::getpid, [0; 6]).expect("getpid of a stopped target");
             space.detach().expect("detaching");
             assert_no_trace_but(pid, is_stop);
@@ -229,7 +229,7 @@ fn two_take_turns() {
     let pid = target.pid();
     let mut executors = Vec::new();
     for _ in rounds(100) {
-        let Some(space) = thread::spawn(move || attached(pid)).join().expect("a supervisor") else { return };
+        let space = thread::spawn(move || attached(pid)).join().expect("a supervisor");
         executors.push(space.syscall(Sysno::getpid, [0; 6]).expect("getpid"));
         // One at a time: the second is refused, or has what it needs beside the first.
         if let Ok(second) = AddressSpace::attach_pid(pid) {
@@ -252,7 +252,7 @@ fn detaching_waits_for_a_call_that_another_thread_makes() {
     let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
     let pid = target.pid();
     for _ in rounds(50) {
-        let Some(space) = attached(pid) else { return };
+        let space = attached(pid);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for _ in 0..3 {
@@ -277,7 +277,7 @@ fn a_dropped_space_leaves_no_trace_either() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,tick,children"]) else { return };
     for _ in rounds(100) {
-        let Some(space) = attached(target.pid()) else { return };
+        let space = attached(target.pid());
         space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
         drop(space);
         assert_no_trace(target.pid());
@@ -291,7 +291,7 @@ fn a_space_survives_the_thread_that_attached() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
     let pid = target.pid();
-    let Some(space) = thread::spawn(move || attached(pid)).join().expect("a thread") else { return };
+    let space = thread::spawn(move || attached(pid)).join().expect("a thread");
     thread::sleep(Duration::from_millis(50));
     for _ in 0..10 {
         space.syscall(Sysno::getpid, [0; 6]).expect("getpid");

@@ -17,7 +17,7 @@ fn with_space(linked: Linked, body: impl FnOnce(&mut Target, &AddressSpace)) {
     let Some(mut target) = Target::start_linked(linked, &["--workers=spin,nanosleep,rseq,tick"]) else {
         return;
     };
-    let Some(space) = attached(target.pid()) else { return };
+    let space = attached(target.pid());
     body(&mut target, &space);
     space.detach().expect("detaching");
     assert_no_trace(target.pid());
@@ -95,7 +95,7 @@ fn code_faults_into_the_executors_handlers_whosever_calls_mean() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
     let builder = AddressSpace::builder().handlers(Owner::Target);
-    let Some(space) = attached_with(builder, target.pid()) else { return };
+    let space = attached_with(builder, target.pid());
     // ud2
     let page = code(&space, &[0x0f, 0x0b]);
     let mut ctx = Context::new(page, 0);

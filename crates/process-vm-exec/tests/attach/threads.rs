@@ -59,7 +59,7 @@ fn storm(linked: Linked, options: &[&str], least: u32) {
     let _turn = turn();
     let Some(mut target) = Target::start_linked(linked, options) else { return };
     let pid = target.pid();
-    let Some(space) = attached(pid) else { return };
+    let space = attached(pid);
     let mut numbers = Numbers::new(u64::from(least));
     let mut before = target.first.clone();
     for round in rounds(least) {
@@ -141,7 +141,7 @@ fn the_alternate_stack_is_the_one_that_the_thread_has_set() {
     {
         let Some(mut target) = Target::start(options) else { return };
         let pid = target.pid();
-        let Some(space) = attached(pid) else { return };
+        let space = attached(pid);
         let report = target.report();
         let owner = i32::try_from(report.number("alternate_stack_tid")).expect("a number");
         for tid in tasks(pid) {
@@ -163,7 +163,7 @@ fn the_state_of_a_thread_is_what_it_knows_of_itself() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=pause,nanosleep"]) else { return };
     let pid = target.pid();
-    let Some(space) = attached(pid) else { return };
+    let space = attached(pid);
     let state = space.thread(pid).expect("its state");
     assert_eq!(state.registers.cs, 0x33);
     let stack = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
@@ -193,7 +193,7 @@ fn a_stopped_target_stays_stopped() {
     for options in [&[workers, "--threads=1", "--slack-ms=60000"] as &[_], &[workers, "--slack-ms=60000"]] {
         let Some(mut target) = Target::start(options) else { return };
         let pid = target.pid();
-        let Some(space) = attached(pid) else { return };
+        let space = attached(pid);
         kill(pid, libc::SIGSTOP);
         let stopped =
             || traces(pid).into_iter().filter(|trace| matches!(trace, Trace::Stopped(_, 'T'))).count();
