@@ -17,6 +17,7 @@
 #endif
 /* The kernel's struct sigcontext is used, and not that of the C library. */
 #define _BITS_SIGCONTEXT_H 1
+#include <asm/sigcontext.h>
 #include <linux/process_vm_exec.h>
 
 #include <errno.h>
