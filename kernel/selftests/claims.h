@@ -7,7 +7,8 @@
  *		CHECK(fork() != getpid());
  *	}
  *
- * Called with the name of a claim, a program tests that one alone.
+ * Called with the name of a claim, a program tests that one alone. A storm is called with its seconds, and maybe with a
+ * number from which it makes its random ones.
  */
 #ifndef CLAIMS_H
 #define CLAIMS_H
@@ -54,7 +55,9 @@ struct claim {
 
 static struct claim claims[MAX_CLAIMS];
 static unsigned int claim_count;
-static const char *first_argument;
+/* What storms get as their arguments: how long they take, and a number to start from. */
+static unsigned int storm_seconds;
+static unsigned long storm_seed;
 /* Shared with the processes that check claims. */
 static char *skip_reason;
 
@@ -167,12 +170,12 @@ static inline bool wait_for(pid_t pid, int *status, unsigned int seconds)
 /* Returns whether the claim is not false. */
 static inline bool run_claim(const struct claim *claim, unsigned int number)
 {
+	const unsigned int seconds = claim->seconds * slowness() + storm_seconds;
 	bool holds = false;
 	int status = 0;
 	pid_t pid;
 
 	skip_reason[0] = 0;
-	fflush(stdout);
 	pid = fork();
 	if (pid == 0) {
 		setpgid(0, 0);
@@ -181,8 +184,8 @@ static inline bool run_claim(const struct claim *claim, unsigned int number)
 		_exit(EXIT_SUCCESS);
 	}
 	setpgid(pid, pid);
-	if (!wait_for(pid, &status, claim->seconds * slowness())) {
-		note("not done after %u s", claim->seconds * slowness());
+	if (!wait_for(pid, &status, seconds)) {
+		note("not done after %u s", seconds);
 		kill(-pid, SIGKILL);
 		if (!wait_for(pid, &status, 5))
 			note("and cannot be killed");
@@ -203,10 +206,12 @@ int main(int argc, char **argv)
 {
 	bool is_there = syscall(__NR_process_vm_exec, 0, 0, PROCESS_VM_EXEC_QUERY, 0, 0, 0) != -1;
 	unsigned int number, planned = claim_count, failed = 0;
-	const char *only = argc > 1 && (argv[1][0] < '0' || argv[1][0] > '9') ? argv[1] : NULL;
+	const char *only = argc > 1 ? argv[1] : NULL;
 
-	first_argument = argc > 1 ? argv[1] : NULL;
-	if (only) {
+	if (only && only[0] >= '0' && only[0] <= '9') {
+		storm_seconds = (unsigned int)atoi(only);
+		storm_seed = argc > 2 ? strtoul(argv[2], NULL, 0) : (unsigned long)now_ns();
+	} else if (only) {
 		planned = 0;
 		for (number = 0; number < claim_count; number++) {
 			if (strcmp(claims[number].name, only) == 0)

@@ -412,17 +412,6 @@ CLAIM(a_core_dump_after_a_fault_inside_has_the_callers_memory)
 	check_core(start_caller_with_secret(fault, 0), SIGSEGV);
 }
 
-CLAIM(a_fault_that_kills_is_a_fault_of_the_callers_address_and_no_loop)
-{
-	int status;
-
-	guest = new_guest(fault);
-	guest.mask = 0;
-	status = status_of(run_for_ever, NULL);
-	CHECK(WIFSIGNALED(status));
-	CHECK_EQ(WTERMSIG(status), SIGSEGV);
-}
-
 static void *run_in_thread(void *argument)
 {
 	run_raw(&guest);
