@@ -161,8 +161,7 @@ static void run_in_undumpable(void *argument)
 		for (;;)
 			pause();
 	}
-	while (!words[0])
-		sched_yield();
+	wait_until_set(&words[0]);
 	guest.target = child;
 	check_refused(&guest, EXTENDED, EPERM);
 	end_target(child);

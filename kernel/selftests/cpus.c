@@ -86,7 +86,7 @@ CLAIM(the_callers_rseq_area_is_never_written_in_the_targets_memory)
 		for (;;)
 			pause();
 	}
-	wait_for_change(&words[0]);
+	wait_until_set(&words[0]);
 	write_target(guest.target, (void *)&area()->cpu_id_start, &poison, sizeof(poison));
 	write_target(guest.target, (void *)&area()->cpu_id, &poison, sizeof(poison));
 	run_disturbed(&guest);
@@ -131,7 +131,7 @@ CLAIM(a_target_without_memory_where_the_callers_rseq_area_is_kills_nobody)
 				 : "rax", "rcx", "r11", "memory");
 		__builtin_unreachable();
 	}
-	wait_for_change(&words[0]);
+	wait_until_set(&words[0]);
 	run_disturbed(&guest);
 	CHECK(*(volatile unsigned int *)&area()->cpu_id < (unsigned int)cpus);
 }

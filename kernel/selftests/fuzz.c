@@ -270,10 +270,13 @@ static void be_caller(uint64_t seed)
 		_exit(EXIT_FAILURE);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	prctl(PR_SET_DUMPABLE, 1);
+	/* Guests write everywhere. */
+	munmap(skip_reason, PAGE);
 	sigaction(SIGUSR1, &action, NULL);
 	sigaction(SIGUSR2, &action, NULL);
 	random_state = seed;
-	memory = mmap(NULL, MEMORY_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memory = mmap(NULL, 2 * MEMORY_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	mprotect(memory, MEMORY_PAGES * PAGE, PROT_READ | PROT_WRITE);
 	for (i = 0; i < TARGETS_COUNT; i++)
 		targets[i] = start_fuzzed_target();
 	caller = (pid_t)syscall(SYS_gettid);

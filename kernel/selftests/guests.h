@@ -227,17 +227,26 @@ static inline volatile uint64_t *shared_words(void)
 /* The guest that counts in a shared word, so that others see that it runs: its address is in rdi. */
 GUEST(count_for_ever, "1: lock incq (%rdi); pause; jmp 1b");
 
-/* Waits until the word is not what it was. */
-static inline void wait_for_change(volatile uint64_t *word)
+/* Waits until the word is not `before`. */
+static inline void wait_while(volatile uint64_t *word, uint64_t before)
 {
-	uint64_t before = *word;
 	int64_t deadline = now_ns() + 5000000000LL * slowness();
 
 	while (*word == before) {
 		if (now_ns() > deadline)
-			fail("the guest does not run");
+			fail("nobody changes a word that is waited for: the guest does not run");
 		sched_yield();
 	}
+}
+
+static inline void wait_for_change(volatile uint64_t *word)
+{
+	wait_while(word, *word);
+}
+
+static inline void wait_until_set(volatile uint64_t *word)
+{
+	wait_while(word, 0);
 }
 
 #endif

@@ -157,11 +157,11 @@ CLAIM(a_process_that_shares_the_targets_memory_keeps_it_when_the_target_ends)
 			__builtin_unreachable();
 		}
 		words[1] = (uint64_t)second;
-		words[0]++;
+		words[0] = 1;
 		for (;;)
 			pause();
 	}
-	wait_for_change(&words[0]);
+	wait_until_set(&words[0]);
 	second = (pid_t)words[1];
 	block(SIGUSR1);
 	when_inside(kill_target);
@@ -344,9 +344,9 @@ CLAIM(io_uring_completes_into_the_callers_memory_while_the_caller_is_inside)
 	int i;
 
 	for (i = 1; i <= 5; i++) {
+		memset(buffer, 0, sizeof(buffer));
 		make_counter(SET(SIGUSR1));
 		block(SIGUSR1);
-		memset(buffer, 0, sizeof(buffer));
 		CHECK_EQ(pipe(ends), 0);
 		submit_read(&ring, ends[0], buffer, sizeof(buffer));
 		CHECK_EQ(completions(&ring), i - 1);

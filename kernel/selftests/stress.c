@@ -196,8 +196,10 @@ CLAIM_WITHIN(callers_and_targets_come_through_a_storm, 30)
 	note("seed %#lx, %u s", storm_seed, storm_seconds);
 	deadline = now_ns() + storm_seconds * 1000000000LL;
 	world = (void *)shared_words();
-	arena = mmap(NULL, ARENA_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* Nothing of ours may be behind it, where guests walk on. */
+	arena = mmap(NULL, 2 * ARENA_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(arena != MAP_FAILED);
+	CHECK_EQ(mprotect(arena, ARENA_PAGES * PAGE, PROT_READ | PROT_WRITE), 0);
 	for (i = 0; i < TARGETS_COUNT; i++)
 		world->targets[i] = start_stormy_target();
 	for (i = 0; i < CALLERS; i++)

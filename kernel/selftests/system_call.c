@@ -99,7 +99,7 @@ CLAIM(errors_of_the_call_are_in_rax)
 	pid_t target = start_target();
 
 	CHECK_EQ(call_in(target, SYS_close, -1), -EBADF);
-	CHECK_EQ(call_in(target, SYS_read, 0, 8, 1), -EFAULT);
+	CHECK_EQ(call_in(target, SYS_uname, 8), -EFAULT);
 	CHECK_EQ(call_in(target, NR_OURS), -ENOSYS);
 	CHECK_EQ(call_in(target, -1), -ENOSYS);
 	CHECK_EQ(call_in(target, 0x7fffffff), -ENOSYS);
@@ -175,12 +175,10 @@ CLAIM(a_private_futex_of_the_target_is_woken)
 		for (;;)
 			pause();
 	}
-	while (!words[0])
-		sched_yield();
+	wait_until_set(&words[0]);
 	while (call_in(target, SYS_futex, (long)&futex, FUTEX_WAKE_PRIVATE, 1) == 0)
 		sched_yield();
-	while (!words[1])
-		sched_yield();
+	wait_until_set(&words[1]);
 }
 
 static volatile int handled;

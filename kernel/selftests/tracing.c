@@ -455,7 +455,7 @@ CLAIM(a_uprobe_in_the_guests_text_does_not_harm_anybody)
 	attributes.config1 = (uintptr_t)"/proc/self/exe";
 	attributes.config2 = (uintptr_t)(probed - __executable_start);
 	guest = new_guest(probed);
-	event = (int)syscall(SYS_perf_event_open, &attributes, -1, 0, -1, 0);
+	event = (int)syscall(SYS_perf_event_open, &attributes, 0, -1, -1, 0);
 	if (event == -1)
 		skip("no uprobe can be set: %s", strerror(errno));
 	for (i = 0; i < 50; i++) {
