@@ -133,9 +133,9 @@ CLAIM(what_cannot_be_right_with_borrowed_memory_is_refused)
 	}
 }
 
-CLAIM(calls_about_the_callers_own_thread_do_not_take_the_targets_memory_for_its)
+CLAIM(calls_about_the_caller_do_not_take_the_targets_memory_for_its_own)
 {
-	/* Each would leave a pointer into the target's memory in the caller, or change the caller's registers. */
+	/* Each would keep an address in the target's memory, change the caller's registers, or its credentials. */
 	static const struct {
 		long number;
 		long arguments[3];
@@ -143,10 +143,15 @@ CLAIM(calls_about_the_callers_own_thread_do_not_take_the_targets_memory_for_its)
 		{ SYS_rseq, { (long)buffer, 32, 0 } },
 		{ SYS_set_robust_list, { (long)buffer, 24, 0 } },
 		{ SYS_set_tid_address, { (long)buffer, 0, 0 } },
+		{ SYS_sigaltstack, { (long)buffer, 0, 0 } },
+		{ SYS_rt_sigaction, { SIGUSR1, (long)buffer, 0 } },
 		{ SYS_arch_prctl, { ARCH_SET_FS, 0, 0 } },
 		{ SYS_arch_prctl, { ARCH_SET_GS, 0, 0 } },
-		{ SYS_prctl, { PR_SET_MM, PR_SET_MM_BRK, 0 } },
-		{ SYS_modify_ldt, { 1, (long)buffer, 16 } },
+		{ SYS_prctl, { PR_SET_SYSCALL_USER_DISPATCH, 0, 0 } },
+		{ SYS_restart_syscall, { 0, 0, 0 } },
+		{ SYS_io_uring_setup, { 1, (long)buffer, 0 } },
+		{ SYS_setresuid, { -1, -1, -1 } },
+		{ SYS_unshare, { 0, 0, 0 } },
 	};
 	pid_t target = start_target();
 	size_t i;

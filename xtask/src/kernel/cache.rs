@@ -32,6 +32,7 @@ pub(super) struct Lock {
 }
 
 impl Cache {
+    /// The user's cache.
     pub(super) fn open() -> Result<Self> {
         let root = if let Some(path) = env::var_os("PVX_KERNEL_CACHE") {
             std::path::absolute(path)?
@@ -43,6 +44,11 @@ impl Cache {
         } else {
             bail!("no place for the cache: set PVX_KERNEL_CACHE to a directory");
         };
+        Self::at(root)
+    }
+
+    /// The cache in the directory `root`.
+    pub(super) fn at(root: PathBuf) -> Result<Self> {
         let cache = Self { root };
         for part in ["images", "programs", "runs", "logs"] {
             cache.directory(part)?;

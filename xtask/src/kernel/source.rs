@@ -201,3 +201,56 @@ fn remove(path: &Path) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATCH: &str =
+        "What it is for.\n\n--- a/dir/old\n+++ b/dir/old\n@@ -1,3 +1,3 @@\n one\n-two\n+2\n three\n";
+
+    fn additions(overlay: &[(&str, &str)], patches: &[(&str, &str)]) -> Additions {
+        let map = |files: &[(&str, &str)]| {
+            files.iter().map(|(path, content)| (PathBuf::from(path), content.as_bytes().to_vec())).collect()
+        };
+        Additions { overlay: map(overlay), patches: map(patches) }
+    }
+
+    fn content(tree: &Tree) -> Vec<(PathBuf, String)> {
+        let files = files(&tree.path).expect("a tree").into_iter();
+        files.map(|(path, content)| (path, String::from_utf8(content).expect("text"))).collect()
+    }
+
+    #[test]
+    fn a_tree_follows_its_additions_and_forgets_them() {
+        if Command::new("patch").arg("--version").output().is_err() {
+            println!("SKIP: patch is not installed");
+            return;
+        }
+        let place = tempfile::tempdir().expect("a directory");
+        let cache = Cache::at(place.path().to_owned()).expect("a cache");
+        let tree = Tree {
+            path: cache.directory("source").expect("a directory"),
+            originals: cache.directory("originals").expect("a directory"),
+            changed: cache.path("changed"),
+        };
+        write_if_changed(&tree.path.join("dir/old"), b"one\ntwo\nthree\n").expect("a file");
+        write_if_changed(&tree.path.join("other"), b"as it was\n").expect("a file");
+        let pristine = content(&tree);
+
+        let all = additions(&[("new", "n\n"), ("other", "replaced\n")], &[("0001-a.patch", PATCH)]);
+        for _ in 0..2 {
+            tree.update(&cache, &all).expect("it applies");
+            let expected = [("dir/old", "one\n2\nthree\n"), ("new", "n\n"), ("other", "replaced\n")]
+                .map(|(path, content)| (PathBuf::from(path), content.to_owned()));
+            assert_eq!(content(&tree), expected);
+        }
+        tree.update(&cache, &additions(&[], &[])).expect("nothing to apply");
+        assert_eq!(content(&tree), pristine);
+
+        let bad = additions(&[("dir/old", "something else\n")], &[("0001-a.patch", PATCH)]);
+        let error = tree.update(&cache, &bad).expect_err("it does not apply");
+        assert!(format!("{error:#}").contains("0001-a.patch does not apply"), "{error:#}");
+        assert_eq!(content(&tree), pristine);
+    }
+}
