@@ -107,6 +107,18 @@ CLAIM(a_signal_of_the_mask_is_reported_though_it_is_not_blocked)
 	CHECK_EQ(handled, 0);
 }
 
+static void run_to_signal(void *argument)
+{
+	signal_when_inside(SIGUSR1);
+	CHECK_EQ(run(argument), SIGUSR1);
+}
+
+CLAIM(a_signal_of_the_mask_is_reported_instead_of_killing)
+{
+	make_counter(SET(SIGUSR1));
+	CHECK_EQ(status_of(run_to_signal, &guest), 0);
+}
+
 CLAIM(a_signal_for_the_thread_alone_is_reported_too)
 {
 	make_counter(SET(SIGUSR2));

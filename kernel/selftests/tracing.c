@@ -81,9 +81,6 @@ CLAIM(a_tracer_of_system_calls_sees_one_entry_and_one_exit_of_each_run)
 	}
 	next_stop(child);
 	CHECK_EQ(ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL), 0);
-	/* The exit of kill(), with which the child stopped itself. */
-	CHECK_EQ(ptrace(PTRACE_SYSCALL, child, 0, 0), 0);
-	next_stop(child);
 	for (round = 0; round < ROUNDS; round++) {
 		int side;
 
@@ -92,7 +89,7 @@ CLAIM(a_tracer_of_system_calls_sees_one_entry_and_one_exit_of_each_run)
 			status = next_stop(child);
 			CHECK_EQ(WSTOPSIG(status), SIGTRAP | 0x80);
 			CHECK_EQ(ptrace(PTRACE_GETREGS, child, 0, &registers), 0);
-			/* The child's libc may do something of its own before its first run. */
+			/* The C library may do something of its own before the first run. */
 			if (round == 0 && registers.orig_rax != __NR_process_vm_exec) {
 				side--;
 				continue;

@@ -34,7 +34,7 @@ pub(super) struct Lock {
 impl Cache {
     /// The user's cache.
     pub(super) fn open() -> Result<Self> {
-        let root = if let Some(path) = env::var_os("PVX_KERNEL_CACHE") {
+        let root = if let Some(path) = env::var_os("PVX_KERNEL_CACHE").filter(|path| !path.is_empty()) {
             std::path::absolute(path)?
         } else if let Some(path) = env::var_os("XDG_CACHE_HOME").filter(|path| Path::new(path).is_absolute())
         {
