@@ -45,6 +45,7 @@ pub(super) fn build(root: &Path, cache: &Cache, config: Config) -> Result<Image>
         return Ok(image);
     }
     let started = Instant::now();
+    eprintln!("the {config} kernel {} is not in the cache", image.key);
     packages::ensure(packages::BUILD)?;
     let bindgen = packages::bindgen(cache)?;
     let tree = Tree::open(cache, &version)?;
@@ -53,11 +54,7 @@ pub(super) fn build(root: &Path, cache: &Cache, config: Config) -> Result<Image>
     configure(cache, &objects, &wanted, make(&tree, &objects, &bindgen))?;
     let mut kernel = make(&tree, &objects, &bindgen);
     kernel.arg(format!("-j{}", thread::available_parallelism()?)).arg("bzImage");
-    step::run(
-        &format!("building the {config} kernel {}", image.key),
-        &mut kernel,
-        &cache.log(&format!("make-{config}")),
-    )?;
+    step::run(&format!("building the {config} kernel"), &mut kernel, &cache.log(&format!("make-{config}")))?;
     // The name appears when everything is there.
     let unfinished = cache.directory("images/unfinished")?;
     for (file, name) in

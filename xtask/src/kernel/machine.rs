@@ -73,7 +73,7 @@ impl Machine {
         let started = Instant::now();
         let log_path = place.join("console.log");
         let log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
-        let bar = step::progress(&format!("{} kernel, {} CPUs", self.image.config, self.cpus));
+        let bar = step::progress(&format!("{} kernel, {} CPU(s)", self.image.config, self.cpus));
         let sockets = tempfile::tempdir()?;
         let socket = sockets.path().join("tests");
         let listener = UnixListener::bind(&socket)?;
@@ -198,6 +198,9 @@ impl Session {
                     deadline = Instant::now() + limit + GRACE;
                     name.clone_into(&mut waiting_for);
                     self.bar.set_message(name.to_owned());
+                    if self.bar.is_hidden() {
+                        eprintln!("{}: {name}", self.bar.prefix());
+                    }
                     self.programs.push(Program::begin(name));
                 }
                 ("@end", status) => {
