@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The door of process_vm_exec(2), and the macros and inline functions that its
+ * body needs. Nothing is decided here.
+ */
+#include <linux/nospec.h>
+#include <linux/rseq.h>
+#include <linux/seccomp.h>
+#include <linux/sched/task.h>
+#include <linux/sched/task_stack.h>
+#include <linux/uprobes.h>
+#include <asm/fpu/xstate.h>
+#include <asm/fsgsbase.h>
+#include <asm/pkru.h>
+#include <asm/prctl.h>
+#include <asm/segment.h>
+
+#include "helpers.h"
+
+SYSCALL_DEFINE6(process_vm_exec, pid_t, pid, struct sigcontext __user *, uctx,
+		unsigned long, flags, siginfo_t __user *, siginfo,
+		const sigset_t __user *, sigmask, size_t, sizemask)
+{
+	return process_vm_exec_call(pid, (void __user *)uctx, flags, siginfo,
+				    sigmask, sizemask);
+}
+
+struct pt_regs *process_vm_exec_regs(void)
+{
+	return current_pt_regs();
+}
+
+/**
+ * process_vm_exec_caller_fits() - can this task lend itself?
+ *
+ * Code elsewhere must not have the task's I/O ports, and a shadow stack would
+ * have to be changed together with the memory.
+ */
+bool process_vm_exec_caller_fits(void)
+{
+#ifdef CONFIG_X86_USER_SHADOW_STACK
+	if (current->thread.features & ARCH_SHSTK_SHSTK)
+		return false;
+#endif
+	return !test_thread_flag(TIF_IO_BITMAP);
+}
+
+bool process_vm_exec_target_fits(struct task_struct *task)
+{
+	return !test_tsk_thread_flag(task, TIF_ADDR32);
+}
+
+/**
+ * process_vm_exec_in_uprobe() - is the instruction that makes the call probed?
+ *
+ * It then runs in a copy, and uprobes wait for its end with these registers.
+ */
+bool process_vm_exec_in_uprobe(void)
+{
+#ifdef CONFIG_UPROBES
+	return current->utask && current->utask->active_uprobe;
+#else
+	return false;
+#endif
+}
+
+unsigned long process_vm_exec_task_size(void)
+{
+	return TASK_SIZE_MAX;
+}
+
+bool process_vm_exec_canonical(unsigned long address)
+{
+	return __is_canonical_address(address, boot_cpu_data.x86_virt_bits);
+}
+
+unsigned int process_vm_exec_xstate_size(void)
+{
+	return fpu_user_cfg.default_size;
+}
+
+unsigned int process_vm_exec_xstate_max(void)
+{
+	return fpu_user_cfg.max_size;
+}
+
+/**
+ * process_vm_exec_alloc_fpu() - allocate extended state for code inside
+ * @fpu: where to keep it
+ *
+ * Features that a task has to ask for stay off.
+ */
+bool process_vm_exec_alloc_fpu(struct fpu_guest *fpu)
+{
+	if (!fpu_alloc_guest_fpstate(fpu))
+		return false;
+	if (cpu_feature_enabled(X86_FEATURE_XFD))
+		fpu_update_guest_xfd(fpu, fpu_kernel_cfg.max_features &
+					  XFEATURE_MASK_USER_DYNAMIC);
+	return true;
+}
+
+void process_vm_exec_inside_set(void)
+{
+	set_syscall_work(PROCESS_VM_EXEC);
+}
+
+void process_vm_exec_inside_clear(void)
+{
+	clear_syscall_work(PROCESS_VM_EXEC);
+}
+
+u32 process_vm_exec_arch(void)
+{
+	return syscall_get_arch(current);
+}
+
+/* A 32-bit system call has ended the run; the one that goes on is not. */
+void process_vm_exec_clear_compat(void)
+{
+	current_thread_info()->status &= ~TS_COMPAT;
+}
+
+/* Have arch_do_signal_or_restart() look at the call's result. */
+void process_vm_exec_restart(void)
+{
+	set_thread_flag(TIF_SIGPENDING);
+}
+
+void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
+{
+	savesegment(ds, state->ds);
+	savesegment(es, state->es);
+	savesegment(fs, state->fs);
+	savesegment(gs, state->gs);
+	state->fs_base = x86_fsbase_read_cpu();
+	state->gs_base = x86_gsbase_read_cpu_inactive();
+	state->pkru = read_pkru();
+}
+
+/**
+ * process_vm_exec_cpu_load() - give user mode another state
+ * @state: what it shall have
+ *
+ * Most of it is what the CPU has already, and reading is cheaper than writing.
+ * Segments come before bases, since loading one changes the base.
+ */
+void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *state)
+{
+	struct process_vm_exec_cpu now;
+
+	preempt_disable();
+	savesegment(ds, now.ds);
+	savesegment(es, now.es);
+	savesegment(fs, now.fs);
+	savesegment(gs, now.gs);
+	if (unlikely(now.ds != state->ds))
+		loadsegment(ds, state->ds);
+	if (unlikely(now.es != state->es))
+		loadsegment(es, state->es);
+	if (unlikely(now.fs != state->fs))
+		loadsegment(fs, state->fs);
+	if (unlikely(now.gs != state->gs))
+		load_gs_index(state->gs);
+	if (x86_fsbase_read_cpu() != state->fs_base) {
+		x86_fsbase_write_cpu(state->fs_base);
+		current->thread.fsbase = state->fs_base;
+	}
+	if (x86_gsbase_read_cpu_inactive() != state->gs_base) {
+		x86_gsbase_write_cpu_inactive(state->gs_base);
+		current->thread.gsbase = state->gs_base;
+	}
+	preempt_enable();
+	write_pkru(state->pkru);
+}
+
+/*
+ * Between these two, current->mm can change. membarrier(2) needs a full barrier
+ * between accesses to the old memory and the change; the switch itself has the
+ * one between the change and accesses to the new memory.
+ */
+void process_vm_exec_mm_lock(void)
+	__acquires(&current->alloc_lock)
+{
+	task_lock(current);
+	smp_mb__after_spinlock();
+	local_irq_disable();
+}
+
+void process_vm_exec_mm_unlock(void)
+	__releases(&current->alloc_lock)
+{
+	local_irq_enable();
+	task_unlock(current);
+}
+
+void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to)
+{
+	membarrier_update_current_mm(to);
+	switch_mm_irqs_off(from, to, current);
+}
+
+u64 process_vm_exec_mm_id(struct mm_struct *mm)
+{
+	return mm->context.ctx_id;
+}
+
+void process_vm_exec_mm_used(struct mm_struct *mm)
+{
+	lru_gen_use_mm(mm);
+}
+
+/**
+ * process_vm_exec_mm_owner() - put right who owns a memory
+ * @borrowed: the memory that the task has just given back
+ * @own: the one that it has again
+ *
+ * While it was away it can have been taken for the owner of @borrowed, and
+ * missed as one of @own.
+ */
+void process_vm_exec_mm_owner(struct mm_struct *borrowed, struct mm_struct *own)
+{
+#ifdef CONFIG_MEMCG
+	mm_update_next_owner(borrowed);
+	if (unlikely(!READ_ONCE(own->owner)))
+		cmpxchg(&own->owner, NULL, current);
+#endif
+}
+
+void process_vm_exec_rseq_resume(void)
+{
+	rseq_set_notify_resume(current);
+}
+
+void process_vm_exec_siglock(void)
+	__acquires(&current->sighand->siglock)
+{
+	spin_lock_irq(&current->sighand->siglock);
+}
+
+void process_vm_exec_sigunlock(void)
+	__releases(&current->sighand->siglock)
+{
+	spin_unlock_irq(&current->sighand->siglock);
+}
+
+/**
+ * process_vm_exec_seccomp() - ask the filters about the call in current_pt_regs()
+ *
+ * Return: true if the call may be made.
+ */
+bool process_vm_exec_seccomp(void)
+{
+	return secure_computing() != -1;
+}
+
+/**
+ * process_vm_exec_audit_enter() - have a nested call recorded as a call
+ * @regs: the nested call
+ *
+ * There is one record at a time: that of process_vm_exec(2) ends here.
+ */
+void process_vm_exec_audit_enter(const struct pt_regs *regs)
+{
+	if (likely(!audit_context()))
+		return;
+	__audit_syscall_exit(1, 0);
+	audit_syscall_entry(regs->orig_ax, regs->di, regs->si, regs->dx,
+			    regs->r10);
+}
+
+void process_vm_exec_audit_exit(long result)
+{
+	if (unlikely(audit_context()))
+		__audit_syscall_exit(!IS_ERR_VALUE(result), result);
+}
+
+long process_vm_exec_sys_call(const struct pt_regs *regs, unsigned int nr)
+{
+	if (nr >= NR_syscalls)
+		return -ENOSYS;
+	return x64_sys_call(regs, array_index_nospec(nr, NR_syscalls));
+}
