@@ -323,6 +323,7 @@ static void note_trap(int signal, siginfo_t *info, void *context)
 CLAIM(a_filter_that_traps_traps_in_system_call_mode_too)
 {
 	struct sigaction action = { .sa_sigaction = note_trap, .sa_flags = SA_SIGINFO };
+	const pid_t parent = getppid();
 	struct sigcontext uctx;
 
 	CHECK_EQ(sigaction(SIGSYS, &action, NULL), 0);
@@ -330,7 +331,7 @@ CLAIM(a_filter_that_traps_traps_in_system_call_mode_too)
 	filter(SYS_getppid, SECCOMP_RET_TRAP);
 	call_raw(guest.target, &uctx, SYS_getppid, (long[6]){ 0 });
 	CHECK_EQ(trapped, SYS_getppid);
-	CHECK((long)uctx.rax != getppid());
+	CHECK((long)uctx.rax != parent);
 }
 
 static void read_whole(pid_t pid, const char *name, char *text, size_t size)
