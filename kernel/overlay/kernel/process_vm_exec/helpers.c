@@ -4,6 +4,7 @@
  * body needs. Nothing is decided here.
  */
 #include <linux/nospec.h>
+#include <linux/resume_user_mode.h>
 #include <linux/rseq.h>
 #include <linux/seccomp.h>
 #include <linux/sched/task.h>
@@ -125,6 +126,16 @@ void process_vm_exec_clear_compat(void)
 void process_vm_exec_restart(void)
 {
 	set_thread_flag(TIF_SIGPENDING);
+}
+
+/**
+ * process_vm_exec_do_work() - do what TIF_NOTIFY_SIGNAL and TIF_NOTIFY_RESUME ask
+ * @regs: what user mode will get
+ */
+void process_vm_exec_do_work(struct pt_regs *regs)
+{
+	clear_notify_signal();
+	resume_user_mode_work(regs);
 }
 
 void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)

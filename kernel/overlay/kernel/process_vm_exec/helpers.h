@@ -58,6 +58,7 @@ void process_vm_exec_inside_clear(void);
 u32 process_vm_exec_arch(void);
 void process_vm_exec_clear_compat(void);
 void process_vm_exec_restart(void);
+void process_vm_exec_do_work(struct pt_regs *regs);
 
 void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state);
 void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *state);
