@@ -143,9 +143,10 @@ impl Machine {
         qemu.args(["-m", &format!("{}M", self.image.config.memory_mib())]);
         qemu.args(["-display", "none", "-nodefaults", "-no-reboot"]);
         qemu.arg("-kernel").arg(&self.image.path).arg("-initrd").arg(&self.initramfs);
-        // What the kernel does not know becomes the environment of init.sh.
+        // After an oops nothing can be relied on. What the kernel does not know becomes the environment of init.sh.
         let slowness = self.image.config.slowness();
-        let append = format!("console=ttyS0 loglevel=6 panic=-1 PVX_MODE={mode} PVX_SLOWNESS={slowness}");
+        let append =
+            format!("console=ttyS0 loglevel=6 oops=panic panic=-1 PVX_MODE={mode} PVX_SLOWNESS={slowness}");
         qemu.args(["-append", &append]);
         qemu
     }
