@@ -76,6 +76,8 @@ impl Extended {
         self.put(MXCSR, &MXCSR_INITIAL.to_ne_bytes());
         self.put(HEADER, &X87_AND_SSE.to_ne_bytes());
         self.load_buffer()?;
+        // What a new program has. SAFETY: This reads a setting.
+        self.pkru = unsafe { bindings::process_vm_exec_initial_pkru() };
         self.memory = memory;
         Ok(())
     }

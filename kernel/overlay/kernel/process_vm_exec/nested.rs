@@ -61,9 +61,15 @@ unsafe fn filtered(
             return Ok(-(bindings::EOPNOTSUPP as c_long));
         }
         bindings::process_vm_exec_audit_enter(regs);
-        state.borrow_for_system_call(memory);
+        let keys = memory.has_keys();
+        state.borrow(memory);
+        // The caller's rights say nothing about the target's keys.
+        let pkru = keys.then(|| bindings::process_vm_exec_swap_pkru(0));
         let result = bindings::process_vm_exec_sys_call(regs, number);
-        state.give_back_after_system_call();
+        if let Some(pkru) = pkru {
+            bindings::process_vm_exec_swap_pkru(pkru);
+        }
+        state.give_back();
         bindings::process_vm_exec_audit_exit(result);
         result
     };

@@ -29,6 +29,12 @@ impl Memory {
         unsafe { (*current()).mm == self.0.as_ptr() }
     }
 
+    /// Whether parts of it can be protected by keys.
+    pub(crate) fn has_keys(&self) -> bool {
+        // SAFETY: There is a reference.
+        unsafe { bindings::process_vm_exec_mm_has_keys(self.0.as_ptr()) }
+    }
+
     /// A number that no other memory has, or will ever have.
     fn id(&self) -> u64 {
         // SAFETY: There is a reference.
@@ -172,7 +178,7 @@ impl State {
         // SAFETY: The bases have been checked or were there before. User mode gets what it will run
         // with.
         unsafe {
-            bindings::process_vm_exec_cpu_load(&inside);
+            bindings::process_vm_exec_cpu_load(&self.cpu, &inside);
             bindings::process_vm_exec_inside_set();
         }
         Ok(regs.ax as c_long)
@@ -185,21 +191,15 @@ impl State {
     /// be the caller's, since such work may access its memory.
     pub(crate) fn run_errand(&mut self, regs: *mut bindings::pt_regs) {
         let own = self.shared.own_mm;
-        // SAFETY: `cpu` can be written. There is always a current task.
-        let (borrowed, mut cpu) = unsafe {
-            let mut cpu = bindings::process_vm_exec_cpu::default();
-            bindings::process_vm_exec_cpu_save(&mut cpu);
-            ((*current()).mm, cpu)
-        };
-        let pkru = core::mem::replace(&mut cpu.pkru, self.cpu.pkru);
+        // SAFETY: There is always a current task.
+        let borrowed = unsafe { (*current()).mm };
         self.switch(own, ptr::null_mut());
-        // SAFETY: What is loaded is what is there, but for the keys, which are the caller's and
-        // then again those of the code. `regs` are those of the current task.
+        // SAFETY: `regs` are those of the current task. The keys are the caller's, and then again
+        // those of the code.
         unsafe {
-            bindings::process_vm_exec_cpu_load(&cpu);
+            let pkru = bindings::process_vm_exec_swap_pkru(self.cpu.pkru);
             bindings::process_vm_exec_do_work(regs);
-            cpu.pkru = pkru;
-            bindings::process_vm_exec_cpu_load(&cpu);
+            bindings::process_vm_exec_swap_pkru(pkru);
         }
         self.switch(borrowed, own);
     }
@@ -227,7 +227,7 @@ impl State {
         self.extended.leave();
         self.give_back();
         // SAFETY: This is what user mode had at home.
-        unsafe { bindings::process_vm_exec_cpu_load(&self.cpu) };
+        unsafe { bindings::process_vm_exec_cpu_load(&inside, &self.cpu) };
         *regs = self.regs;
 
         let result = self.finish();
@@ -305,28 +305,6 @@ impl State {
             // SAFETY: There are references to both.
             unsafe { bindings::process_vm_exec_mm_owner(memory.0.as_ptr(), own) };
         }
-    }
-
-    /// [`State::borrow`] for a system call. All protection keys give all rights: those of the
-    /// caller say nothing about the target's.
-    pub(crate) fn borrow_for_system_call(&mut self, memory: Memory) {
-        // SAFETY: `cpu` can be written, and what is loaded is what was there, but for the keys.
-        unsafe {
-            bindings::process_vm_exec_cpu_save(&mut self.cpu);
-            let cpu = bindings::process_vm_exec_cpu {
-                pkru: 0,
-                ..self.cpu
-            };
-            self.borrow(memory);
-            bindings::process_vm_exec_cpu_load(&cpu);
-        }
-    }
-
-    /// Reverses [`State::borrow_for_system_call`].
-    pub(crate) fn give_back_after_system_call(&mut self) {
-        self.give_back();
-        // SAFETY: This is what user mode had at home.
-        unsafe { bindings::process_vm_exec_cpu_load(&self.cpu) };
     }
 
     /// Switches to another memory, whose reference becomes the task's. `own` is null, or the memory
