@@ -4,7 +4,7 @@
 
 #include <elf.h>
 #include <fcntl.h>
-#include <sys/stat.h>
+#include <sys/io.h>
 
 #define NOBODY 65534
 
@@ -134,10 +134,7 @@ CLAIM(a_kernel_thread_is_no_target)
 	struct guest guest = { .target = 2, .mask = FAULTS };
 
 	set_registers(&guest, end_at_once);
-	errno = 0;
-	CHECK_EQ(run_raw(&guest), -1);
-	if (errno != ESRCH && errno != EPERM && errno != EINVAL)
-		fail("errno %s", strerrorname_np(errno));
+	check_refused(&guest, EXTENDED, ESRCH);
 }
 
 static void run_as_nobody(void *argument)
@@ -226,13 +223,18 @@ CLAIM(a_32_bit_process_is_no_target)
 
 	set_registers(&guest, end_at_once);
 	guest.target = start_32_bit_target();
-	errno = 0;
-	CHECK_EQ(run_raw(&guest), -1);
-	note("errno %s", strerrorname_np(errno));
-	CHECK(errno == EINVAL || errno == EOPNOTSUPP || errno == ENOSYS);
-	errno = 0;
-	CHECK_EQ(call_raw(guest.target, regs(&guest), SYS_getpid, (long[6]){ 0 }), -1);
-	CHECK(errno == EINVAL || errno == EOPNOTSUPP || errno == ENOSYS);
+	check_refused(&guest, EXTENDED, EOPNOTSUPP);
+	CHECK_FAILS(call_raw(guest.target, regs(&guest), SYS_getpid, (long[6]){ 0 }), EOPNOTSUPP);
+}
+
+CLAIM(a_caller_that_may_use_io_ports_does_not_lend_them)
+{
+	struct guest guest = new_guest(end_at_once);
+
+	if (ioperm(0x80, 1, 1) != 0)
+		skip("no I/O ports here");
+	check_refused(&guest, EXTENDED, EOPNOTSUPP);
+	CHECK_EQ(ioperm(0x80, 1, 0), 0);
 }
 
 /* Pointers to nothing, to the kernel, to nowhere, and to the last bytes of a page before nothing. */
@@ -514,6 +516,9 @@ CLAIM(extended_state_that_the_processor_cannot_have_is_invalid)
 	check_refused(&guest, EXTENDED, EINVAL);
 	set_frame();
 	frame.legacy.sw_reserved.xstate_size = 513;
+	check_refused(&guest, EXTENDED, EINVAL);
+	set_frame();
+	*(unsigned int *)((char *)&frame + xsave_size()) = 0;
 	check_refused(&guest, EXTENDED, EINVAL);
 	check_still_runs(&guest);
 }

@@ -17,15 +17,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
-use super::config::Config;
-
 /// The directory of the cache.
 #[derive(Debug)]
 pub(super) struct Cache {
     root: PathBuf,
 }
 
-/// While this exists, no other process changes the cache.
+/// While this exists, no other process changes a part of the cache.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
@@ -73,15 +71,12 @@ impl Cache {
         self.root.join(format!("logs/{name}.log"))
     }
 
-    pub(super) fn run_directory(&self, config: Config, cpus: u8) -> Result<PathBuf> {
-        self.directory(&format!("runs/{config}-{cpus}"))
-    }
-
-    /// Waits until nobody else changes the cache.
-    pub(super) fn lock(&self) -> Result<Lock> {
-        let file = File::create(self.path("lock")).context("cannot write to the cache")?;
+    /// Waits until nobody else changes `part`, which is a directory.
+    pub(super) fn lock(&self, part: &str) -> Result<Lock> {
+        let path = self.directory(part)?.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            eprintln!("another xtask uses {}; waiting for it", self.root.display());
+            eprintln!("another xtask is at work in {}; waiting for it", self.root.join(part).display());
             flock(&file, FlockOperation::LockExclusive).context("cannot lock the cache")?;
         }
         Ok(Lock { _file: file })

@@ -33,7 +33,7 @@ pub(super) struct Image {
 
 /// Builds the kernel of this repository, unless the cache has it.
 pub(super) fn build(root: &Path, cache: &Cache, config: Config) -> Result<Image> {
-    let _lock = cache.lock()?;
+    let _lock = cache.lock("")?;
     let version = source::version(cache)?;
     let additions = Additions::read(root)?;
     let wanted = Wanted::read(root, config)?;

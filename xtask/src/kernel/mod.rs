@@ -119,7 +119,9 @@ fn test(root: &Path, cache: &Cache, args: &TestArgs) -> Result<ExitCode> {
         let image = image::build(root, cache, config)?;
         for &cpus in args.cpus.list() {
             let plan = programs::plan(&programs, config);
-            let place = cache.run_directory(config, cpus)?;
+            let run = format!("runs/{config}-{cpus}");
+            let _lock = cache.lock(&run)?;
+            let place = cache.path(&run);
             let machine = machine(image.clone(), &place, cpus, programs::archive(&programs, &plan)?)?;
             let finished = machine.test(&plan, &place)?;
             report.boots.push(Boot::new(config, cpus, &image, finished));
@@ -133,9 +135,10 @@ fn shell(root: &Path, cache: &Cache, config: Config, cpus: u8) -> Result<ExitCod
     packages::ensure(packages::TEST)?;
     let programs = programs::build(root, cache, &Selection::everything())?;
     let image = image::build(root, cache, config)?;
-    let place = cache.run_directory(config, cpus)?;
+    let run = format!("runs/shell-{config}-{cpus}");
+    let _lock = cache.lock(&run)?;
     let plan = programs::plan(&programs, config);
-    machine(image, &place, cpus, programs::archive(&programs, &plan)?)?.shell()?;
+    machine(image, &cache.path(&run), cpus, programs::archive(&programs, &plan)?)?.shell()?;
     Ok(ExitCode::SUCCESS)
 }
 

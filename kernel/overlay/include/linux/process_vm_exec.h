@@ -14,8 +14,8 @@
 
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/signal.h>
-#include <linux/task_work.h>
 #include <linux/thread_info.h>
 #include <uapi/linux/audit.h>
 #include <uapi/linux/process_vm_exec.h>
@@ -24,7 +24,7 @@ struct pt_regs;
 
 /* The part of a task's state that C has to know. */
 struct process_vm_exec {
-	/* NULL, or the task's own memory while it has borrowed another's. Changed with task_lock() held. */
+	/* The task's own memory, or NULL. Changed with task_lock() held. */
 	struct mm_struct *own_mm;
 	/* While inside: signals that end the run and are reported. */
 	sigset_t mask;
@@ -36,6 +36,7 @@ struct process_vm_exec {
 
 void process_vm_exec_syscall(struct pt_regs *regs);
 void process_vm_exec_leave(struct pt_regs *regs);
+void process_vm_exec_errand(struct pt_regs *regs);
 void process_vm_exec_task_exit(struct task_struct *task);
 
 /**
@@ -54,29 +55,6 @@ static inline bool process_vm_exec_inside(struct task_struct *task)
 static inline void process_vm_exec_fork(struct task_struct *task)
 {
 	task->process_vm_exec = NULL;
-}
-
-/**
- * process_vm_exec_exit_work() - go back before work that needs the own memory
- * @regs: what user mode will get
- * @ti_work: TIF flags, as exit_to_user_mode_loop() has read them
- *
- * Signals, stops, the freezer and task work belong to the task and not to what
- * runs in it. Everything else, such as rescheduling, can happen inside.
- *
- * Return: true if the task was inside, and has now to do what comes at the end
- * of any system call.
- */
-static inline bool process_vm_exec_exit_work(struct pt_regs *regs,
-					     unsigned long ti_work)
-{
-	if (!process_vm_exec_inside(current))
-		return false;
-	if (!(ti_work & (_TIF_SIGPENDING | _TIF_NOTIFY_SIGNAL)) &&
-	    !task_work_pending(current))
-		return false;
-	process_vm_exec_leave(regs);
-	return true;
 }
 
 /**
@@ -132,20 +110,52 @@ static inline bool process_vm_exec_vsyscall(unsigned long caller, int nr)
 }
 
 /**
- * process_vm_exec_mm() - what others find as a task's memory
- * @task: the task, locked by task_lock()
+ * process_vm_exec_own_mm() - the memory that a task has when it is at home
+ * @task: current, or a task that is locked by task_lock()
+ */
+static inline struct mm_struct *process_vm_exec_own_mm(struct task_struct *task)
+{
+	const struct process_vm_exec *state = task->process_vm_exec;
+
+	if (unlikely(state) && READ_ONCE(state->own_mm))
+		return state->own_mm;
+	return task->mm;
+}
+
+/**
+ * process_vm_exec_mm() - what is shown as a task's memory
+ * @task: current, or a task that is locked by task_lock()
  *
- * Return: for current, the memory that it uses; for others, their own, even
+ * Return: for current, the memory that it uses; for others their own, even
  * while they have borrowed one: a right to look at a task is no right to look
  * at what it has borrowed.
  */
 static inline struct mm_struct *process_vm_exec_mm(struct task_struct *task)
 {
-	const struct process_vm_exec *state = task->process_vm_exec;
+	return task == current ? task->mm : process_vm_exec_own_mm(task);
+}
 
-	if (unlikely(state) && state->own_mm && task != current)
-		return state->own_mm;
-	return task->mm;
+/**
+ * process_vm_exec_borrows() - does a process use a memory that is not its own?
+ * @process: any of its threads; none of them is locked
+ * @mm: the memory, which it uses
+ *
+ * Called under rcu_read_lock().
+ */
+static inline bool process_vm_exec_borrows(struct task_struct *process,
+					   struct mm_struct *mm)
+{
+	struct mm_struct *own;
+	struct task_struct *t;
+
+	for_each_thread(process, t) {
+		task_lock(t);
+		own = process_vm_exec_own_mm(t);
+		task_unlock(t);
+		if (own)
+			return own != mm;
+	}
+	return true;
 }
 
 #else /* CONFIG_PROCESS_VM_EXEC */
@@ -167,10 +177,12 @@ static inline void process_vm_exec_syscall(struct pt_regs *regs)
 {
 }
 
-static inline bool process_vm_exec_exit_work(struct pt_regs *regs,
-					     unsigned long ti_work)
+static inline void process_vm_exec_leave(struct pt_regs *regs)
 {
-	return false;
+}
+
+static inline void process_vm_exec_errand(struct pt_regs *regs)
+{
 }
 
 static inline bool process_vm_exec_reports(struct task_struct *task, int sig)
@@ -189,9 +201,20 @@ static inline bool process_vm_exec_vsyscall(unsigned long caller, int nr)
 	return false;
 }
 
+static inline struct mm_struct *process_vm_exec_own_mm(struct task_struct *task)
+{
+	return task->mm;
+}
+
 static inline struct mm_struct *process_vm_exec_mm(struct task_struct *task)
 {
 	return task->mm;
+}
+
+static inline bool process_vm_exec_borrows(struct task_struct *process,
+					   struct mm_struct *mm)
+{
+	return false;
 }
 
 #endif /* CONFIG_PROCESS_VM_EXEC */

@@ -79,7 +79,8 @@ impl Default for Arguments {
 }
 
 impl Arguments {
-    /// Reads what the pointers point to, and checks everything that has nothing to do with the target.
+    /// Reads what the pointers point to, and checks everything that has nothing to do with the
+    /// target.
     pub(crate) fn read(
         &mut self,
         pid: c_int,
@@ -95,7 +96,11 @@ impl Arguments {
         {
             return Err(EINVAL);
         }
-        self.mode = if flags & SYSCALL != 0 { Mode::SystemCall } else { Mode::Run };
+        self.mode = if flags & SYSCALL != 0 {
+            Mode::SystemCall
+        } else {
+            Mode::Run
+        };
         self.pid = pid;
         self.pidfd = flags & PIDFD != 0;
         self.uctx = uctx;

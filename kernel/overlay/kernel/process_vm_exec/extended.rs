@@ -25,12 +25,13 @@ const MAGIC2_LEN: usize = 4;
 
 /// The extended state of the code inside, while it does not run.
 ///
-/// The kernel keeps it in the format in which the processor saves it; user space's is another, so that it goes through
-/// a buffer.
+/// The kernel keeps it in the format in which the processor saves it; user space's is another, so
+/// that it goes through a buffer.
 pub(crate) struct Extended {
     fpu: bindings::fpu_guest,
     pub(crate) pkru: u32,
-    /// The memory whose code has left this state here: `mm->context.ctx_id`, which is never used twice. 0 is none.
+    /// The memory whose code has left this state here: `mm->context.ctx_id`, which is never used
+    /// twice. 0 is none.
     memory: u64,
     buffer: KVVec<u8>,
     /// Whether the processor has it, or will have it when the task runs.
@@ -58,11 +59,14 @@ impl Extended {
         if !unsafe { bindings::process_vm_exec_alloc_fpu(&mut state.fpu) } {
             return Err(ENOMEM);
         }
-        state.buffer.extend_with(state.fpu.uabi_size as usize, 0, GFP_KERNEL_ACCOUNT)?;
+        state
+            .buffer
+            .extend_with(state.fpu.uabi_size as usize, 0, GFP_KERNEL_ACCOUNT)?;
         Ok(state)
     }
 
-    /// Makes it what the code in `memory` has left, or what a processor has that has just been initialised.
+    /// Makes it what the code in `memory` has left, or what a processor has that has just been
+    /// initialised.
     pub(crate) fn keep_or_reset(&mut self, memory: u64) -> Result {
         if self.memory == memory {
             return Ok(());
@@ -72,6 +76,8 @@ impl Extended {
         self.put(MXCSR, &MXCSR_INITIAL.to_ne_bytes());
         self.put(HEADER, &X87_AND_SSE.to_ne_bytes());
         self.load_buffer()?;
+        // What a new program has. SAFETY: This reads a setting.
+        self.pkru = unsafe { bindings::process_vm_exec_initial_pkru() };
         self.memory = memory;
         Ok(())
     }
@@ -86,11 +92,17 @@ impl Extended {
             Format::Fxsave => self.put(HEADER, &X87_AND_SSE.to_ne_bytes()),
             Format::Xsave => {
                 let mut magic = [0; MAGIC2_LEN];
-                user::read_bytes(from.wrapping_add(self.u32_at(SOFTWARE_XSTATE_SIZE) as usize), &mut magic)?;
+                user::read_bytes(
+                    from.wrapping_add(self.u32_at(SOFTWARE_XSTATE_SIZE) as usize),
+                    &mut magic,
+                )?;
                 if u32::from_ne_bytes(magic) != bindings::FP_XSTATE_MAGIC2 {
                     return Err(EINVAL);
                 }
-                user::read_bytes(from.wrapping_add(FXSAVE), &mut self.buffer[FXSAVE..xstate_size()])?;
+                user::read_bytes(
+                    from.wrapping_add(FXSAVE),
+                    &mut self.buffer[FXSAVE..xstate_size()],
+                )?;
             }
         }
         self.load_buffer()?;
@@ -114,7 +126,8 @@ impl Extended {
         }
         user::write_bytes(to, &self.buffer[..SOFTWARE])?;
         if let Format::Xsave = format {
-            // As in signal frames, so that a program that knows nothing of the header can change these registers.
+            // As in signal frames, so that a program that knows nothing of the header can change
+            // these registers.
             self.buffer[HEADER] |= X87_AND_SSE as u8;
             user::write_bytes(to.wrapping_add(FXSAVE), &self.buffer[FXSAVE..xstate_size()])?;
         }
@@ -136,7 +149,8 @@ impl Extended {
     }
 
     fn load_buffer(&mut self) -> Result {
-        // A component that is not in the area is in its initial state, in which all keys give all rights.
+        // A component that is not in the area is in its initial state, in which all keys give all
+        // rights.
         self.pkru = 0;
         // SAFETY: The state is not in use, and the buffer is as long as the largest area.
         let error = unsafe {
@@ -181,7 +195,8 @@ impl Drop for Extended {
         if self.in_use {
             self.leave();
         }
-        // SAFETY: `fpu` is not in use, and nobody has another pointer to what it has. Having nothing is fine.
+        // SAFETY: `fpu` is not in use, and nobody has another pointer to what it has. Having
+        // nothing is fine.
         unsafe { bindings::fpu_free_guest_fpstate(&mut self.fpu) };
     }
 }

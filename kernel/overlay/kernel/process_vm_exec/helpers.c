@@ -4,6 +4,7 @@
  * body needs. Nothing is decided here.
  */
 #include <linux/nospec.h>
+#include <linux/resume_user_mode.h>
 #include <linux/rseq.h>
 #include <linux/seccomp.h>
 #include <linux/sched/task.h>
@@ -84,6 +85,11 @@ unsigned int process_vm_exec_xstate_max(void)
 	return fpu_user_cfg.max_size;
 }
 
+u32 process_vm_exec_initial_pkru(void)
+{
+	return pkru_get_init_value();
+}
+
 /**
  * process_vm_exec_alloc_fpu() - allocate extended state for code inside
  * @fpu: where to keep it
@@ -127,6 +133,16 @@ void process_vm_exec_restart(void)
 	set_thread_flag(TIF_SIGPENDING);
 }
 
+/**
+ * process_vm_exec_do_work() - do what TIF_NOTIFY_SIGNAL and TIF_NOTIFY_RESUME ask
+ * @regs: what user mode will get
+ */
+void process_vm_exec_do_work(struct pt_regs *regs)
+{
+	clear_notify_signal();
+	resume_user_mode_work(regs);
+}
+
 void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
 {
 	savesegment(ds, state->ds);
@@ -140,38 +156,44 @@ void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
 
 /**
  * process_vm_exec_cpu_load() - give user mode another state
- * @state: what it shall have
+ * @now: what it has, as saved by process_vm_exec_cpu_save()
+ * @next: what it shall have
  *
- * Most of it is what the CPU has already, and reading is cheaper than writing.
- * Segments come before bases, since loading one changes the base.
+ * Most of the two is the same, and comparing is cheaper than writing. Segments
+ * come before bases, since loading one changes the base.
  */
-void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *state)
+void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *now,
+			      const struct process_vm_exec_cpu *next)
 {
-	struct process_vm_exec_cpu now;
-
 	preempt_disable();
-	savesegment(ds, now.ds);
-	savesegment(es, now.es);
-	savesegment(fs, now.fs);
-	savesegment(gs, now.gs);
-	if (unlikely(now.ds != state->ds))
-		loadsegment(ds, state->ds);
-	if (unlikely(now.es != state->es))
-		loadsegment(es, state->es);
-	if (unlikely(now.fs != state->fs))
-		loadsegment(fs, state->fs);
-	if (unlikely(now.gs != state->gs))
-		load_gs_index(state->gs);
-	if (x86_fsbase_read_cpu() != state->fs_base) {
-		x86_fsbase_write_cpu(state->fs_base);
-		current->thread.fsbase = state->fs_base;
+	if (unlikely(now->ds != next->ds))
+		loadsegment(ds, next->ds);
+	if (unlikely(now->es != next->es))
+		loadsegment(es, next->es);
+	if (now->fs != next->fs || now->fs_base != next->fs_base) {
+		if (now->fs != next->fs)
+			loadsegment(fs, next->fs);
+		x86_fsbase_write_cpu(next->fs_base);
+		current->thread.fsbase = next->fs_base;
 	}
-	if (x86_gsbase_read_cpu_inactive() != state->gs_base) {
-		x86_gsbase_write_cpu_inactive(state->gs_base);
-		current->thread.gsbase = state->gs_base;
+	if (now->gs != next->gs || now->gs_base != next->gs_base) {
+		if (now->gs != next->gs)
+			load_gs_index(next->gs);
+		x86_gsbase_write_cpu_inactive(next->gs_base);
+		current->thread.gsbase = next->gs_base;
 	}
 	preempt_enable();
-	write_pkru(state->pkru);
+	if (now->pkru != next->pkru)
+		write_pkru(next->pkru);
+}
+
+/* Give user mode other rights of protection keys, and return those that it had. */
+u32 process_vm_exec_swap_pkru(u32 pkru)
+{
+	u32 old = read_pkru();
+
+	write_pkru(pkru);
+	return old;
 }
 
 /*
@@ -198,6 +220,16 @@ void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to)
 {
 	membarrier_update_current_mm(to);
 	switch_mm_irqs_off(from, to, current);
+}
+
+/* Has a protection key ever been allocated, other than the one that all have? */
+bool process_vm_exec_mm_has_keys(struct mm_struct *mm)
+{
+#ifdef CONFIG_X86_INTEL_MEMORY_PROTECTION_KEYS
+	return READ_ONCE(mm->context.pkey_allocation_map) != 0x1;
+#else
+	return false;
+#endif
 }
 
 u64 process_vm_exec_mm_id(struct mm_struct *mm)

@@ -51,6 +51,7 @@ unsigned long process_vm_exec_task_size(void);
 bool process_vm_exec_canonical(unsigned long address);
 unsigned int process_vm_exec_xstate_size(void);
 unsigned int process_vm_exec_xstate_max(void);
+u32 process_vm_exec_initial_pkru(void);
 bool process_vm_exec_alloc_fpu(struct fpu_guest *fpu);
 
 void process_vm_exec_inside_set(void);
@@ -58,13 +59,17 @@ void process_vm_exec_inside_clear(void);
 u32 process_vm_exec_arch(void);
 void process_vm_exec_clear_compat(void);
 void process_vm_exec_restart(void);
+void process_vm_exec_do_work(struct pt_regs *regs);
 
 void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state);
-void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *state);
+void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *now,
+			      const struct process_vm_exec_cpu *next);
+u32 process_vm_exec_swap_pkru(u32 pkru);
 
 void process_vm_exec_mm_lock(void);
 void process_vm_exec_mm_unlock(void);
 void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to);
+bool process_vm_exec_mm_has_keys(struct mm_struct *mm);
 u64 process_vm_exec_mm_id(struct mm_struct *mm);
 void process_vm_exec_mm_used(struct mm_struct *mm);
 void process_vm_exec_mm_owner(struct mm_struct *borrowed, struct mm_struct *own);

@@ -2,8 +2,9 @@
 
 //! That Rust and C agree on the structures that this directory reads and writes.
 //!
-//! bindgen overlooks the alignment of structures without members, so that in some configurations all members of
-//! `struct task_struct` behind one are elsewhere in Rust. `rust/bindings/bindings_helper.h` has C's offsets.
+//! bindgen overlooks the alignment of structures without members, so that in some configurations
+//! all members of `struct task_struct` behind one are elsewhere in Rust.
+//! `rust/bindings/bindings_helper.h` has C's offsets.
 
 use core::mem::offset_of;
 use kernel::bindings;
@@ -25,7 +26,11 @@ same_offset!(task_struct, restart_block, TASK_STRUCT_RESTART_BLOCK);
 same_offset!(task_struct, process_vm_exec, TASK_STRUCT_PROCESS_VM_EXEC);
 same_offset!(task_struct, thread.cr2, TASK_STRUCT_THREAD_CR2);
 same_offset!(task_struct, thread.trap_nr, TASK_STRUCT_THREAD_TRAP_NR);
-same_offset!(task_struct, thread.error_code, TASK_STRUCT_THREAD_ERROR_CODE);
+same_offset!(
+    task_struct,
+    thread.error_code,
+    TASK_STRUCT_THREAD_ERROR_CODE
+);
 #[cfg(CONFIG_RSEQ)]
 same_offset!(task_struct, rseq, TASK_STRUCT_RSEQ);
 #[cfg(CONFIG_RSEQ)]

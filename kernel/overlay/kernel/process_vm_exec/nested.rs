@@ -10,52 +10,74 @@ use kernel::{
 };
 
 /// Executes the call that the registers describe, and stores its result.
+///
+/// The call is made with the task's real registers, where filters, tracers and the call itself look
+/// for it, and may change it. So they are only accessed by pointer.
 pub(crate) fn system_call(state: &mut State, memory: Memory) -> Result<c_long> {
-    // SAFETY: These belong to the current task, and are not used elsewhere while it is in the kernel.
-    let regs = unsafe { &mut *bindings::process_vm_exec_regs() };
-    let own_regs = *regs;
-    let context = &state.arguments().context.context;
-    regs.orig_ax = context.ax as u32 as usize;
-    regs.ax = -(bindings::ENOSYS as isize) as usize;
-    regs.di = context.di as usize;
-    regs.si = context.si as usize;
-    regs.dx = context.dx as usize;
-    regs.r10 = context.r10 as usize;
-    regs.r8 = context.r8 as usize;
-    regs.r9 = context.r9 as usize;
-    let result = filtered(state, memory, regs);
-    *regs = own_regs;
+    let context = state.arguments().context.context;
+    // SAFETY: Only the current task uses its registers while it is in the kernel.
+    let (regs, own_regs) = unsafe {
+        let regs = bindings::process_vm_exec_regs();
+        let own_regs = *regs;
+        (*regs).orig_ax = context.ax as u32 as usize;
+        (*regs).ax = -(bindings::ENOSYS as isize) as usize;
+        (*regs).di = context.di as usize;
+        (*regs).si = context.si as usize;
+        (*regs).dx = context.dx as usize;
+        (*regs).r10 = context.r10 as usize;
+        (*regs).r8 = context.r8 as usize;
+        (*regs).r9 = context.r9 as usize;
+        (regs, own_regs)
+    };
+    // SAFETY: `regs` are the current task's.
+    let result = unsafe { filtered(state, memory, regs) };
+    // SAFETY: As above.
+    unsafe { *regs = own_regs };
     state.arguments().store_result(result?)?;
     Ok(0)
 }
 
-/// Executes the call in `regs` if it is one that can be right, and the caller's filters let it through.
+/// Executes the call in `regs` if it is one that can be right, and the caller's filters let it
+/// through.
 ///
-/// They are asked before the memory changes: a tracer or a supervisor that they call in finds the caller as it is. Both
-/// may change the call.
-fn filtered(state: &mut State, memory: Memory, regs: &mut bindings::pt_regs) -> Result<c_long> {
-    // SAFETY: `regs` are the current task's.
-    if !unsafe { bindings::process_vm_exec_seccomp() } {
-        return Ok(regs.ax as c_long);
-    }
-    let number = regs.orig_ax as c_uint;
-    if is_refused(number, regs.di) {
-        return Ok(-(bindings::EOPNOTSUPP as c_long));
-    }
-    // SAFETY: `regs` are the current task's, and describe a call that is right with a borrowed memory.
+/// They are asked before the memory changes: a tracer or a supervisor that they call in finds the
+/// caller as it is. Both may change the call.
+///
+/// # Safety
+///
+/// `regs` are the current task's.
+unsafe fn filtered(
+    state: &mut State,
+    memory: Memory,
+    regs: *mut bindings::pt_regs,
+) -> Result<c_long> {
+    // SAFETY: The caller says so. The call that is made is right with a borrowed memory.
     let result = unsafe {
+        if !bindings::process_vm_exec_seccomp() {
+            return Ok((*regs).ax as c_long);
+        }
+        let number = (*regs).orig_ax as c_uint;
+        if is_refused(number, (*regs).di) {
+            return Ok(-(bindings::EOPNOTSUPP as c_long));
+        }
         bindings::process_vm_exec_audit_enter(regs);
-        state.borrow_for_system_call(memory);
+        let keys = memory.has_keys();
+        state.borrow(memory);
+        // The caller's rights say nothing about the target's keys.
+        let pkru = keys.then(|| bindings::process_vm_exec_swap_pkru(0));
         let result = bindings::process_vm_exec_sys_call(regs, number);
-        state.give_back_after_system_call();
+        if let Some(pkru) = pkru {
+            bindings::process_vm_exec_swap_pkru(pkru);
+        }
+        state.give_back();
         bindings::process_vm_exec_audit_exit(result);
         result
     };
     settle(result)
 }
 
-/// Decides what happens after a call that a signal has interrupted: it is made again with process_vm_exec(2) itself,
-/// unless it would have to be continued.
+/// Decides what happens after a call that a signal has interrupted: it is made again with
+/// process_vm_exec(2) itself, unless it would have to be continued.
 fn settle(result: c_long) -> Result<c_long> {
     if !(-(bindings::MAX_ERRNO as c_long)..0).contains(&result) {
         return Ok(result);
@@ -66,7 +88,9 @@ fn settle(result: c_long) -> Result<c_long> {
     } else if error == ERESTART_RESTARTBLOCK {
         // Its arguments are in the target's memory, where restart_syscall(2) would not find them.
         // SAFETY: There is always a current task, and only it uses this.
-        unsafe { (*bindings::get_current()).restart_block.fn_ = Some(bindings::do_no_restart_syscall) };
+        unsafe {
+            (*bindings::get_current()).restart_block.fn_ = Some(bindings::do_no_restart_syscall)
+        };
         Ok(-(bindings::EINTR as c_long))
     } else {
         Ok(result)
@@ -76,7 +100,8 @@ fn settle(result: c_long) -> Result<c_long> {
 /// Calls that cannot be right with a borrowed memory.
 fn is_refused(number: c_uint, first_argument: usize) -> bool {
     match number {
-        // The caller would replace, copy or leave the memory that it has only borrowed. io_uring makes threads, too.
+        // The caller would replace, copy or leave the memory that it has only borrowed. io_uring
+        // makes threads, too.
         bindings::__NR_execve
         | bindings::__NR_execveat
         | bindings::__NR_fork
@@ -102,7 +127,8 @@ fn is_refused(number: c_uint, first_argument: usize) -> bool {
         bindings::__NR_prctl => first_argument == bindings::PR_SET_SYSCALL_USER_DISPATCH as usize,
         // FS, GS and shadow stack are the caller's.
         bindings::__NR_arch_prctl => true,
-        // New credentials make the memory of who gets them private to it: that would be the wrong one.
+        // New credentials make the memory of who gets them private to it: that would be the wrong
+        // one.
         bindings::__NR_setuid
         | bindings::__NR_setgid
         | bindings::__NR_setreuid

@@ -2,8 +2,8 @@
 
 //! process_vm_exec(2): run code, or one system call, with the memory of another process.
 //!
-//! The calling task itself goes there. It keeps everything that is its own (credentials, files, signals, time), and
-//! borrows the memory of the target:
+//! The calling task itself goes there. It keeps everything that is its own (credentials, files,
+//! signals, time), and borrows the memory of the target:
 //!
 //! ```text
 //!   at home ──call()──▶ State::enter() ──▶ inside: user mode runs the target's code
@@ -41,7 +41,8 @@ use state::State;
 
 /// The system call.
 ///
-/// What it returns is what user mode gets in `rax`: in run mode, that is the register of the code that runs next.
+/// What it returns is what user mode gets in `rax`: in run mode, that is the register of the code
+/// that runs next.
 #[no_mangle]
 extern "C" fn process_vm_exec_call(
     pid: c_int,
@@ -91,6 +92,18 @@ unsafe extern "C" fn process_vm_exec_leave(regs: *mut bindings::pt_regs) {
     // SAFETY: The caller says so.
     let (state, regs) = unsafe { (State::inside(), &mut *regs) };
     state.leave(regs);
+}
+
+/// The task is inside, and has work to do at home that does not end the call: goes there and comes
+/// back.
+///
+/// # Safety
+///
+/// As for [`process_vm_exec_syscall`].
+#[no_mangle]
+unsafe extern "C" fn process_vm_exec_errand(regs: *mut bindings::pt_regs) {
+    // SAFETY: The caller says so.
+    unsafe { State::inside() }.run_errand(regs);
 }
 
 /// The current task ends.

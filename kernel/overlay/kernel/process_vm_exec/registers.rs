@@ -15,8 +15,8 @@ const CODE_32: u16 = 0x23;
 /// `__USER_DS`.
 const DATA: u16 = 0x2b;
 
-/// Flags that user mode may have as it likes. Those that it may not change are the others, and RF, which only an
-/// instruction breakpoint needs.
+/// Flags that user mode may have as it likes. Those that it may not change are the others, and RF,
+/// which only an instruction breakpoint needs.
 const USER_FLAGS: usize = 1 << bindings::X86_EFLAGS_AC_BIT
     | 1 << bindings::X86_EFLAGS_OF_BIT
     | 1 << bindings::X86_EFLAGS_DF_BIT
@@ -30,7 +30,8 @@ const USER_FLAGS: usize = 1 << bindings::X86_EFLAGS_AC_BIT
 /// Flags that user mode always has.
 const FIXED_FLAGS: usize = 1 << bindings::X86_EFLAGS_IF_BIT | 1 << bindings::X86_EFLAGS_FIXED_BIT;
 
-/// Copies the registers that both structures have under the same name, whose types are of the same size.
+/// Copies the registers that both structures have under the same name, whose types are of the same
+/// size.
 macro_rules! copy_registers {
     ($from:expr => $to:expr) => {
         copy_registers!(
@@ -43,7 +44,8 @@ macro_rules! copy_registers {
     };
 }
 
-/// Refuses registers with which the return to user mode would fail, or that would not be user mode's.
+/// Refuses registers with which the return to user mode would fail, or that would not be user
+/// mode's.
 pub(crate) fn check(context: &bindings::process_vm_exec_context, extended: bool) -> Result {
     let registers = &context.context;
     // SAFETY: This only reads what kind of processor this is.

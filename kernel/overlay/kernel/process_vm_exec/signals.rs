@@ -53,50 +53,54 @@ impl Drop for SigLock {
     }
 }
 
-/// Lets the signals in `mask` end a run even if they are blocked, as sigtimedwait(2) does.
+/// Lets the signals in `mask` end a run, whether they are blocked or not, as sigtimedwait(2) does:
+/// in the meantime they are neither ignored, nor do they kill the process when they are sent.
 ///
-/// Returns those that were blocked. They are not ignored in the meantime.
+/// Returns those that were blocked.
 pub(crate) fn unblock(mask: c_ulong) -> c_ulong {
-    // SAFETY: There is always a current task, and only it changes its blocked signals.
-    let blocked = unsafe { (*bindings::get_current()).blocked.sig[0] };
-    let unblocked = blocked & mask;
-    if unblocked != 0 {
-        let _lock = SigLock::lock();
-        // SAFETY: As above, and the lock is held.
-        unsafe {
-            let task = bindings::get_current();
-            (*task).real_blocked = (*task).blocked;
-            (*task).blocked.sig[0] &= !mask;
+    let _lock = SigLock::lock();
+    // SAFETY: There is always a current task. Its signals are locked.
+    unsafe {
+        let task = bindings::get_current();
+        let blocked = (*task).blocked.sig[0];
+        (*task).real_blocked.sig[0] = blocked | mask;
+        if blocked & mask != 0 {
+            (*task).blocked.sig[0] = blocked & !mask;
             bindings::recalc_sigpending();
         }
+        blocked & mask
     }
-    unblocked
 }
 
 /// Blocks again what [`unblock()`] has unblocked. What has been changed since then, stays.
-pub(crate) fn block(unblocked: c_ulong) {
-    if unblocked == 0 {
-        return;
-    }
-    // SAFETY: There is always a current task, and only it changes its blocked signals.
-    unsafe {
+///
+/// If `mask` is not empty, takes a pending signal that is in it.
+pub(crate) fn block(unblocked: c_ulong, mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
+    let lock = SigLock::lock();
+    let info = if mask != 0 { take(mask) } else { None };
+    // SAFETY: There is always a current task. Its signals are locked.
+    let mut blocked = unsafe {
         let task = bindings::get_current();
-        let mut blocked = (*task).blocked;
-        blocked.sig[0] |= unblocked;
-        bindings::__set_current_blocked(&blocked);
-        let _lock = SigLock::lock();
         (*task).real_blocked.sig[0] = 0;
+        (*task).blocked
+    };
+    drop(lock);
+    if unblocked != 0 {
+        blocked.sig[0] |= unblocked;
+        // SAFETY: `blocked` can be read.
+        unsafe { bindings::__set_current_blocked(&blocked) };
     }
+    info
 }
 
-/// Takes a pending signal that is in `mask`, blocked or not.
-pub(crate) fn take(mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
+/// Takes a pending signal that is in `mask`, blocked or not. The signals are locked.
+fn take(mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
     let others = bindings::sigset_t { sig: [!mask] };
     let mut kind: bindings::pid_type = 0;
     // SAFETY: Zeros are a valid value.
     let mut info: bindings::kernel_siginfo_t = unsafe { zeroed() };
-    let _lock = SigLock::lock();
-    // SAFETY: The lock is held; the function may write to `info` and `kind`, and does not write to `others`.
+    // SAFETY: The lock is held; the function may write to `info` and `kind`, and does not write to
+    // `others`.
     let signal =
         unsafe { bindings::dequeue_signal((&raw const others).cast_mut(), &mut info, &mut kind) };
     (signal != 0).then_some(info)

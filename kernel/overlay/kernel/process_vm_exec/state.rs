@@ -29,6 +29,12 @@ impl Memory {
         unsafe { (*current()).mm == self.0.as_ptr() }
     }
 
+    /// Whether parts of it can be protected by keys.
+    pub(crate) fn has_keys(&self) -> bool {
+        // SAFETY: There is a reference.
+        unsafe { bindings::process_vm_exec_mm_has_keys(self.0.as_ptr()) }
+    }
+
     /// A number that no other memory has, or will ever have.
     fn id(&self) -> u64 {
         // SAFETY: There is a reference.
@@ -83,8 +89,9 @@ impl State {
             state = KBox::into_raw(KBox::new(new, GFP_KERNEL_ACCOUNT)?);
             Self::publish(state);
         }
-        // SAFETY: The state lives as long as the task, and only the task makes references to it: in a call, of which
-        // it can be in one only, and on its way out of user mode while it is inside, when it is not in a call.
+        // SAFETY: The state lives as long as the task, and only the task makes references to it: in
+        // a call, of which it can be in one only, and on its way out of user mode while it is
+        // inside, when it is not in a call.
         Ok(unsafe { &mut *state })
     }
 
@@ -113,7 +120,7 @@ impl State {
         let mut state = unsafe { KBox::from_raw(state) };
         // SAFETY: This changes the current task only.
         unsafe { bindings::process_vm_exec_inside_clear() };
-        if state.borrowed.is_some() {
+        if !state.shared.own_mm.is_null() {
             state.give_back();
         }
         Self::publish(ptr::null_mut());
@@ -144,14 +151,23 @@ impl State {
         self.shared.info.__bindgen_anon_1.si_signo = 0;
         self.shared.mask = self.arguments.mask;
         self.unblocked = signals::unblock(self.arguments.mask.sig[0]);
-        // SAFETY: These belong to the current task, and are not used elsewhere while it is in the kernel.
+        // SAFETY: These belong to the current task, and are not used elsewhere while it is in the
+        // kernel.
         let regs = unsafe { &mut *bindings::process_vm_exec_regs() };
         self.regs = *regs;
         // SAFETY: `cpu` can be written.
         unsafe { bindings::process_vm_exec_cpu_save(&mut self.cpu) };
         let inside = bindings::process_vm_exec_cpu {
-            fs_base: if self.arguments.extended { context.fs_base as usize } else { self.cpu.fs_base },
-            gs_base: if self.arguments.extended { context.gs_base as usize } else { self.cpu.gs_base },
+            fs_base: if self.arguments.extended {
+                context.fs_base as usize
+            } else {
+                self.cpu.fs_base
+            },
+            gs_base: if self.arguments.extended {
+                context.gs_base as usize
+            } else {
+                self.cpu.gs_base
+            },
             pkru: self.extended.pkru,
             ..Default::default()
         };
@@ -159,12 +175,33 @@ impl State {
         self.borrow(memory);
         self.extended.enter();
         registers::load(regs, &self.arguments.context.context);
-        // SAFETY: The bases have been checked or were there before. User mode gets what it will run with.
+        // SAFETY: The bases have been checked or were there before. User mode gets what it will run
+        // with.
         unsafe {
-            bindings::process_vm_exec_cpu_load(&inside);
+            bindings::process_vm_exec_cpu_load(&self.cpu, &inside);
             bindings::process_vm_exec_inside_set();
         }
         Ok(regs.ax as c_long)
+    }
+
+    /// Goes home for work that needs the task's own memory, and back into the same memory as
+    /// before.
+    ///
+    /// The registers, and that the task has no rseq area, stay as they are. Protection keys have to
+    /// be the caller's, since such work may access its memory.
+    pub(crate) fn run_errand(&mut self, regs: *mut bindings::pt_regs) {
+        let own = self.shared.own_mm;
+        // SAFETY: There is always a current task.
+        let borrowed = unsafe { (*current()).mm };
+        self.switch(own, ptr::null_mut());
+        // SAFETY: `regs` are those of the current task. The keys are the caller's, and then again
+        // those of the code.
+        unsafe {
+            let pkru = bindings::process_vm_exec_swap_pkru(self.cpu.pkru);
+            bindings::process_vm_exec_do_work(regs);
+            bindings::process_vm_exec_swap_pkru(pkru);
+        }
+        self.switch(borrowed, own);
     }
 
     /// Says why the run ends.
@@ -190,10 +227,9 @@ impl State {
         self.extended.leave();
         self.give_back();
         // SAFETY: This is what user mode had at home.
-        unsafe { bindings::process_vm_exec_cpu_load(&self.cpu) };
+        unsafe { bindings::process_vm_exec_cpu_load(&inside, &self.cpu) };
         *regs = self.regs;
 
-        signals::block(self.unblocked);
         let result = self.finish();
         regs.ax = result.map_or_else(|error| error.to_errno() as usize, |()| 0);
         if result == Err(ERESTARTSYS) {
@@ -202,17 +238,19 @@ impl State {
         }
     }
 
-    /// Stores where the run has come to, and why it has ended. If nothing has been asked for, it will go on: after the
-    /// signals that the task has got have been delivered, or whatever it had to come home for has been done.
+    /// Stores where the run has come to, and why it has ended. If nothing has been asked for, it
+    /// will go on: after the signals that the task has got have been delivered, or whatever it had
+    /// to come home for has been done.
     fn finish(&mut self) -> Result {
-        let info = match self.shared.info {
-            info if signals::number(&info) != 0 => {
-                if !signals::is_system_call(&info) {
-                    self.store_trap();
-                }
-                Some(info)
+        let reason = self.shared.info;
+        let info = if signals::number(&reason) != 0 {
+            if !signals::is_system_call(&reason) {
+                self.store_trap();
             }
-            _ => signals::take(self.arguments.mask.sig[0]),
+            signals::block(self.unblocked, 0);
+            Some(reason)
+        } else {
+            signals::block(self.unblocked, self.arguments.mask.sig[0])
         };
         let fpstate = self.arguments.context.context.fpstate as *mut u8;
         if !fpstate.is_null() {
@@ -241,8 +279,8 @@ impl State {
     pub(crate) fn borrow(&mut self, memory: Memory) {
         let task = current();
         self.rseq = Rseq::put_away();
-        // SAFETY: There is always a current task. In `memory` it has no concurrency id, which it could not use without
-        // an rseq area.
+        // SAFETY: There is always a current task. In `memory` it has no concurrency id, which it
+        // could not use without an rseq area.
         let own = unsafe {
             #[cfg(CONFIG_SCHED_MM_CID)]
             bindings::sched_mm_cid_before_execve(task);
@@ -257,7 +295,8 @@ impl State {
         let own = self.shared.own_mm;
         self.switch(own, ptr::null_mut());
         #[cfg(CONFIG_SCHED_MM_CID)]
-        // SAFETY: There is always a current task, and `borrow()` has made the call that this reverses.
+        // SAFETY: There is always a current task, and `borrow()` has made the call that this
+        // reverses.
         unsafe {
             bindings::sched_mm_cid_after_execve(current());
         }
@@ -268,31 +307,14 @@ impl State {
         }
     }
 
-    /// [`State::borrow`] for a system call. All protection keys give all rights: those of the caller say nothing about
-    /// the target's.
-    pub(crate) fn borrow_for_system_call(&mut self, memory: Memory) {
-        // SAFETY: `cpu` can be written, and what is loaded is what was there, but for the keys.
-        unsafe {
-            bindings::process_vm_exec_cpu_save(&mut self.cpu);
-            let cpu = bindings::process_vm_exec_cpu { pkru: 0, ..self.cpu };
-            self.borrow(memory);
-            bindings::process_vm_exec_cpu_load(&cpu);
-        }
-    }
-
-    /// Reverses [`State::borrow_for_system_call`].
-    pub(crate) fn give_back_after_system_call(&mut self) {
-        self.give_back();
-        // SAFETY: This is what user mode had at home.
-        unsafe { bindings::process_vm_exec_cpu_load(&self.cpu) };
-    }
-
-    /// Switches to another memory, whose reference becomes the task's. `own` is null, or the memory to come back to.
+    /// Switches to another memory, whose reference becomes the task's. `own` is null, or the memory
+    /// to come back to.
     fn switch(&mut self, to: *mut bindings::mm_struct, own: *mut bindings::mm_struct) {
         let task = current();
         let lock = MemoryLock::lock();
-        // SAFETY: The task is the current one, and is locked. Both memories have references: `own` and the one that the
-        // task has now by the task itself, the borrowed one by `borrowed` or by who calls this.
+        // SAFETY: The task is the current one, and is locked. Both memories have references: `own`
+        // and the one that the task has now by the task itself, the borrowed one by `borrowed` or
+        // by who calls this.
         unsafe {
             let from = (*task).active_mm;
             ptr::addr_of_mut!(self.shared.own_mm).write_volatile(own);
@@ -311,7 +333,8 @@ struct MemoryLock;
 
 impl MemoryLock {
     fn lock() -> Self {
-        // SAFETY: No caller holds the lock or has interrupts off. It is unlocked when this is dropped.
+        // SAFETY: No caller holds the lock or has interrupts off. It is unlocked when this is
+        // dropped.
         unsafe { bindings::process_vm_exec_mm_lock() };
         MemoryLock
     }
@@ -348,8 +371,8 @@ impl Rseq {
         }
     }
 
-    /// Gives it back. It has to be written only if what it says is not true any more: migration and preemption leave a
-    /// note in `rseq_event_mask` whether or not there is an area.
+    /// Gives it back. It has to be written only if what it says is not true any more: migration and
+    /// preemption leave a note in `rseq_event_mask` whether or not there is an area.
     fn bring_back(&mut self) {
         #[cfg(CONFIG_RSEQ)]
         if let Some(area) = self.area.take() {

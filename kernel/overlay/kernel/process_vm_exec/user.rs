@@ -26,7 +26,8 @@ unsafe impl Plain for bindings::process_vm_exec_context {}
 
 /// Reads a value. What `to` has after an error is unspecified.
 pub(crate) fn read_into<T: Plain>(from: *const T, to: &mut T) -> Result {
-    // SAFETY: `to` has that many bytes, and any bytes make a valid `T`; the address is checked by the function.
+    // SAFETY: `to` has that many bytes, and any bytes make a valid `T`; the address is checked by
+    // the function.
     let left = unsafe {
         bindings::_copy_from_user(core::ptr::from_mut(to).cast(), from.cast(), size_of::<T>())
     };
@@ -39,8 +40,9 @@ pub(crate) fn read_into<T: Plain>(from: *const T, to: &mut T) -> Result {
 /// Writes a value.
 pub(crate) fn write<T: Plain>(to: *mut T, value: &T) -> Result {
     // SAFETY: `value` has that many bytes, all initialised; the address is checked by the function.
-    let left =
-        unsafe { bindings::_copy_to_user(to.cast(), core::ptr::from_ref(value).cast(), size_of::<T>()) };
+    let left = unsafe {
+        bindings::_copy_to_user(to.cast(), core::ptr::from_ref(value).cast(), size_of::<T>())
+    };
     if left != 0 {
         return Err(EFAULT);
     }
@@ -70,7 +72,10 @@ pub(crate) fn write_bytes(to: *mut u8, from: &[u8]) -> Result {
 }
 
 /// Writes a `siginfo_t`.
-pub(crate) fn write_siginfo(to: *mut bindings::siginfo_t, info: &bindings::kernel_siginfo_t) -> Result {
+pub(crate) fn write_siginfo(
+    to: *mut bindings::siginfo_t,
+    info: &bindings::kernel_siginfo_t,
+) -> Result {
     // SAFETY: `info` is valid; the address is checked by the function.
     if unsafe { bindings::copy_siginfo_to_user(to, info) } != 0 {
         return Err(EFAULT);
