@@ -1,6 +1,25 @@
 //! Calls of the host for which there is no safe function.
 
+use std::ffi::c_int;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
+
+use process_vm_exec::Engine;
+
+use crate::call::Arguments;
+
+/// The kernel's own process_vm_exec(2), where the engine `native` is the best that works: the result, with errno set.
+pub(crate) fn process_vm_exec(arguments: &Arguments) -> Option<c_int> {
+    const SYS_PROCESS_VM_EXEC: libc::c_long = 511;
+    static IS_NATIVE: OnceLock<bool> = OnceLock::new();
+    if !IS_NATIVE.get_or_init(|| Engine::detect().is_ok_and(|detection| detection.best == Engine::Native)) {
+        return None;
+    }
+    let &Arguments { pid, uctx, flags, siginfo, sigmask, sizemask } = arguments;
+    // SAFETY: the caller's promise is that of the system call, which looks at the addresses itself.
+    let result = unsafe { libc::syscall(SYS_PROCESS_VM_EXEC, pid, uctx, flags, siginfo, sigmask, sizemask) };
+    Some(if result < 0 { -1 } else { 0 })
+}
 
 /// Do these processes have the same memory? Where kcmp(2) does not tell, they are taken to.
 pub(crate) fn have_one_memory(one: i32, other: i32) -> bool {

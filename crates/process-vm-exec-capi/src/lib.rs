@@ -56,6 +56,9 @@ pub unsafe extern "C" fn process_vm_exec(
         sigmask: sigmask.cast(),
         sizemask,
     };
+    if let Some(result) = host::process_vm_exec(&arguments) {
+        return result;
+    }
     match call::process_vm_exec(&arguments) {
         Ok(()) => 0,
         Err(errno) => {

@@ -12,6 +12,7 @@ use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::attach::target::Target;
 use crate::attach::{self, Owner, Tls, function};
 use crate::context::Context;
+use crate::engine::native::Native;
 use crate::engine::ptrace::Tracees;
 use crate::engine::rewrite::Rewriter;
 use crate::engine::trap::ExecutorSeat;
@@ -70,6 +71,7 @@ pub(crate) struct Inner {
     executors: AtomicU64,
     rewriter: Option<Arc<Rewriter>>,
     tracees: Tracees,
+    native: Native,
     shelf: Shelf,
 }
 
@@ -196,8 +198,8 @@ impl Builder {
             Some(engine) => engine,
             None => default_engine()?,
         };
-        // The target's text is not ours to rewrite.
-        let engine = if engine == Engine::Rewrite { Engine::Trap } else { engine };
+        // The target's text is not ours to rewrite, and its signals are not ours to take.
+        let engine = if matches!(engine, Engine::Rewrite | Engine::Native) { Engine::Trap } else { engine };
         engine.require()?;
         let settings = Self { engine: Some(engine), rewriting: Rewriting::Off, ..self };
         let (service, target) = Target::attach(target, self.owners, engine, self.spin_budget_ns)?;
@@ -336,8 +338,9 @@ impl AddressSpace {
 
     fn new(origin: Origin, service: Service, settings: Builder, rewriter: Option<Arc<Rewriter>>) -> Self {
         let free = Mutex::default();
-        let (executors, tracees, shelf) = (AtomicU64::new(0), Tracees::default(), Shelf::default());
-        Self(Arc::new(Inner { origin, service, settings, free, executors, rewriter, tracees, shelf }))
+        let executors = AtomicU64::new(0);
+        let (tracees, native, shelf) = (Tracees::default(), Native::default(), Shelf::default());
+        Self(Arc::new(Inner { origin, service, settings, free, executors, rewriter, tracees, native, shelf }))
     }
 
     /// The engine that runs contexts here.
@@ -547,8 +550,10 @@ impl Inner {
 
     /// A task for a context.
     pub(crate) fn seat(self: &Arc<Self>) -> Result<Arc<dyn Seat>> {
-        if self.settings.engine_in_use() == Engine::Ptrace {
-            return self.tracees.seat(|| self.start_executor());
+        match self.settings.engine_in_use() {
+            Engine::Ptrace => return self.tracees.seat(|| self.start_executor()),
+            Engine::Native => return self.native.seat(&self.service.life, || self.start_executor()),
+            Engine::Trap | Engine::Rewrite => {}
         }
         let free = lock(&self.free).pop();
         match free {
@@ -567,10 +572,9 @@ impl Inner {
 
     /// A context is done with its task.
     pub(crate) fn give_back(&self, seat: Arc<dyn Seat>) {
-        if self.settings.engine_in_use() == Engine::Ptrace {
-            return;
+        if !self.settings.engine_in_use().traces() {
+            lock(&self.free).push(seat);
         }
-        lock(&self.free).push(seat);
     }
 
     /// Executes one call. Allocates nothing if it has no descriptors.

@@ -71,6 +71,7 @@ impl Report {
         let (best, engines) = engines();
         let mut features = cpu_features();
         features.extend(kernel_features(&release));
+        features.push(native_call(&engines));
         Self {
             kernel: format!("{} {release}", uname.sysname().to_string_lossy()),
             cpu: CpuId::new()
@@ -151,7 +152,6 @@ fn kernel_features(release: &str) -> Vec<Feature> {
         userfaultfd(),
         memfd_exec(),
         ptrace_scope(),
-        native_call(),
     ]
 }
 
@@ -206,12 +206,10 @@ fn ptrace_scope() -> Feature {
         .or_advise("boot with kernel.yama.ptrace_scope below 3")
 }
 
-fn native_call() -> Feature {
-    let symbols = fs::read("/proc/kallsyms").unwrap_or_default();
-    let name = b"__x64_sys_process_vm_exec";
-    let present = symbols.windows(name.len()).any(|window| window == name);
-    let detail = if present { "in this kernel" } else { "not in this kernel, nor in any released one" };
-    Feature::new("process_vm_exec(2)", present, detail)
+fn native_call(engines: &[EngineLine]) -> Feature {
+    let present = engines.iter().any(|line| line.engine == Engine::Native.name() && line.works);
+    Feature::new("process_vm_exec(2)", present, "the kernel's own call; no released kernel has it")
+        .or_advise("nothing is lost but the engine `native`; `cargo xtask kernel` builds a kernel with it")
 }
 
 impl Feature {

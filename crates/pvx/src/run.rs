@@ -32,7 +32,7 @@ Examples:
   pvx run --engine ptrace --trace date   every system call on standard error
   pvx run --stats -- python3 -c 'print(1)'")]
 pub(crate) struct RunArgs {
-    /// rewrite, trap or ptrace; the best that works unless given
+    /// native, rewrite, trap or ptrace; the best that works unless given
     #[arg(long, value_name = "NAME", value_parser = engine)]
     engine: Option<Engine>,
     /// Print every system call to standard error, as strace does

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+pub(crate) mod native;
 pub(crate) mod ptrace;
 pub(crate) mod rewrite;
 pub(crate) mod trap;
@@ -21,11 +22,13 @@ pub enum Engine {
     Trap,
     /// `trap`, and call sites that have trapped are rewritten to jump to the executor without a signal.
     Rewrite,
+    /// process_vm_exec(2) itself, on a kernel that has it: the calling thread runs the context.
+    Native,
 }
 
 impl Engine {
     /// All of them, the best first.
-    pub const ALL: [Self; 3] = [Self::Rewrite, Self::Trap, Self::Ptrace];
+    pub const ALL: [Self; 4] = [Self::Native, Self::Rewrite, Self::Trap, Self::Ptrace];
 
     /// Its name on command lines and in `PROCESS_VM_EXEC_ENGINE`.
     pub const fn name(self) -> &'static str {
@@ -33,6 +36,7 @@ impl Engine {
             Self::Ptrace => "ptrace",
             Self::Trap => "trap",
             Self::Rewrite => "rewrite",
+            Self::Native => "native",
         }
     }
 }
@@ -102,7 +106,13 @@ impl Engine {
             Self::Rewrite => task::lacks().or_else(rewrite::lacks),
             Self::Trap => task::lacks(),
             Self::Ptrace => None,
+            Self::Native => native::lacks(),
         }
+    }
+
+    /// Are executors traced, and do nothing by themselves?
+    pub(crate) fn traces(self) -> bool {
+        matches!(self, Self::Ptrace | Self::Native)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::executor::code;
 use crate::executor::life::Life;
 use crate::executor::task::Executor;
-use crate::exit::{Access, Arch, Fault, Syscall};
+use crate::exit::{Access, Arch, Fault, Syscall, WaitStatus};
 use crate::ptrace::{
     NO_SYSCALL, NT_X86_XSTATE, PTRACE_GET_SYSCALL_INFO, Stop, get_registers, request, set_signal_mask,
     wait_for_stop,
@@ -85,33 +85,72 @@ struct Guest {
     has_run: bool,
 }
 
+/// Begins to trace an executor, which is asleep in its own code, and tells its registers. No signal passes it from then
+/// on.
+fn seize(executor: &Executor) -> Result<libc::user_regs_struct> {
+    let tid = executor.tid.as_raw_nonzero().get();
+    executor.is_in_its_process().then_some(()).ok_or(Error::Dead)?;
+    request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD.cast_unsigned() as usize)
+        .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
+    match wait_for_stop(tid) {
+        Stop::Gone(_) => return Err(Error::Dead),
+        Stop::Event | Stop::Group | Stop::Syscall | Stop::Signal(_) => {}
+    }
+    let asleep = get_registers(tid).map_err(Error::host("PTRACE_GETREGS"))?;
+    set_signal_mask(tid, 0).map_err(Error::host("PTRACE_SETSIGMASK"))?;
+    Ok(asleep)
+}
+
+/// An executor that runs nothing, but is there for the signals that somebody sends its process.
+#[derive(Debug)]
+pub(super) struct Parked(libc::pid_t);
+
+impl Parked {
+    pub(super) fn seize(executor: &Executor) -> Result<Self> {
+        seize(executor).map(|_| Self(executor.tid.as_raw_nonzero().get()))
+    }
+
+    /// Waits for the next signal, which has no effect; or the end of the process.
+    pub(super) fn next_signal(&self) -> std::result::Result<SigInfo, WaitStatus> {
+        loop {
+            // If that fails, the end is next.
+            let _ = request(libc::PTRACE_CONT, self.0, 0, 0);
+            match wait_for_stop(self.0) {
+                Stop::Gone(status) => return Err(status),
+                Stop::Signal(_) => {
+                    if let Ok(info) = siginfo(self.0) {
+                        return Ok(info);
+                    }
+                }
+                Stop::Event | Stop::Group | Stop::Syscall => {}
+            }
+        }
+    }
+}
+
+/// The signal for which a task has stopped.
+fn siginfo(tid: libc::pid_t) -> rustix::io::Result<SigInfo> {
+    let mut bytes = [0u8; 128];
+    request(libc::PTRACE_GETSIGINFO, tid, 0, bytes.as_mut_ptr() as usize)?;
+    Ok(SigInfo::from_bytes(bytes))
+}
+
 impl Tracee {
     fn attach(executor: Executor, untraced: Arc<Mutex<Vec<Executor>>>) -> Result<Self> {
         let tid = executor.tid.as_raw_nonzero().get();
-        executor.is_in_its_process().then_some(()).ok_or(Error::Dead)?;
-        request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD.cast_unsigned() as usize)
-            .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
+        let mut asleep = seize(&executor)?;
+        if asleep.orig_rax != NO_SYSCALL {
+            // The sleep in a futex is not restarted but looks again.
+            asleep.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+            asleep.orig_rax = NO_SYSCALL;
+        }
         let tracer = this_thread();
-        // SAFETY: integers, for which zeroes are a value.
-        let asleep = unsafe { std::mem::zeroed() };
         let guest = Mutex::new(Guest { registers: Registers::default(), xstate: Vec::new(), has_run: false });
         let interrupt = AtomicBool::new(false);
         let life = Arc::clone(&executor.life);
         let executor = Mutex::new(Some(executor));
-        let mut tracee = Self { life, executor, tid, tracer, asleep, guest, interrupt, untraced };
-        request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
-        match wait_for_stop(tid) {
-            Stop::Gone(_) => return Err(Error::Dead),
-            Stop::Event | Stop::Group | Stop::Syscall | Stop::Signal(_) => {}
-        }
-        tracee.asleep = get_registers(tid).map_err(Error::host("PTRACE_GETREGS"))?;
-        set_signal_mask(tid, 0).map_err(Error::host("PTRACE_SETSIGMASK"))?;
-        if tracee.asleep.orig_rax != NO_SYSCALL {
-            // The sleep in a futex is not restarted but looks again.
-            tracee.asleep.rax = (-i64::from(libc::EINTR)).cast_unsigned();
-            tracee.asleep.orig_rax = NO_SYSCALL;
-        }
-        Ok(tracee)
+        Ok(Self { life, executor, tid, tracer, asleep, guest, interrupt, untraced })
     }
 
     fn collect(&self) {
@@ -188,9 +227,7 @@ impl Tracee {
     }
 
     fn signal(&self) -> rustix::io::Result<Event> {
-        let mut bytes = [0u8; 128];
-        request(libc::PTRACE_GETSIGINFO, self.tid, 0, bytes.as_mut_ptr() as usize)?;
-        let info = SigInfo::from_bytes(bytes);
+        let info = siginfo(self.tid)?;
         if info.signal() == libc::SIGSYS && info.code() > 0 {
             // The filter's: a call through the vsyscall page, which ptrace does not see.
             return Ok(Self::call_event(info.i32_at(28).cast_unsigned()));

@@ -127,7 +127,8 @@ const PAGE_FAULT: u64 = 14;
 const ERROR_WRITE: u64 = 1 << 1;
 const ERROR_FETCH: u64 = 1 << 4;
 
-fn fault(info: &SigInfo, trap: Trap) -> Fault {
+/// The fault that a signal and what the processor said about it mean.
+pub(super) fn fault(info: &SigInfo, trap: Trap) -> Fault {
     let access = match trap.trapno {
         PAGE_FAULT if trap.error_code & ERROR_FETCH != 0 => Access::Execute,
         PAGE_FAULT if trap.error_code & ERROR_WRITE != 0 => Access::Write,

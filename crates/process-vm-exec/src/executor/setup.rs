@@ -29,9 +29,9 @@ impl Params {
         slot.write(at(layout::YIELD_TICKS), machine::ticks(machine::SPIN_WITHOUT_YIELD_NS).min(budget));
         slot.write(at(layout::PATIENCE_TICKS), machine::ticks(machine::PATIENCE_NS));
         slot.write(at(layout::XMASK), xstate::mask());
-        slot.write(at(layout::DISPATCH), u32::from(self.engine != Engine::Ptrace && dispatch_works()));
+        slot.write(at(layout::DISPATCH), u32::from(!self.engine.traces() && dispatch_works()));
         // Signals wait for the tracer, where there is one.
-        slot.write(at(layout::SIGMASK), if self.engine == Engine::Ptrace { code::ASYNCHRONOUS } else { 0 });
+        slot.write(at(layout::SIGMASK), if self.engine.traces() { code::ASYNCHRONOUS } else { 0 });
         slot.write(at(layout::PARENT), self.parent.cast_unsigned());
         let filter = filter::program();
         slot.write(at(layout::FILTER), filter.len() as u64);

@@ -62,6 +62,11 @@ macro_rules! claims {
                 crate::common::check(process_vm_exec::Engine::Rewrite, stringify!($name), super::$name);
             })+
         }
+        mod native {
+            $(#[test] fn $name() {
+                crate::common::check(process_vm_exec::Engine::Native, stringify!($name), super::$name);
+            })+
+        }
     };
 }
 pub(crate) use claims;
@@ -71,7 +76,7 @@ pub(crate) fn check(engine: Engine, claim: &'static str, body: fn(Engine)) {
     let detection = Engine::detect().expect("some engine works");
     let lack = detection.engines.into_iter().find(|&(known, _)| known == engine).and_then(|(_, lack)| lack);
     if let Some(lack) = lack {
-        skip(&format!("{claim}: {engine} does not work here: {lack}"));
+        skip(&format!("claims about {engine}, which does not work here: {lack}"));
         return;
     }
     let (_done, watched) = mpsc::channel::<()>();

@@ -59,7 +59,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
     plot: Option<PathBuf>,
 
-    /// Measure this engine only: rewrite, trap, ptrace or baseline (repeatable)
+    /// Measure this engine only: native, rewrite, trap, ptrace or baseline (repeatable)
     #[arg(long, value_name = "NAME")]
     engine: Vec<String>,
 
@@ -140,7 +140,7 @@ impl Selection {
             } else if let Ok(engine) = name.parse::<Engine>() {
                 wanted.push(engine);
             } else {
-                bail!("--engine {name}: no such engine; use rewrite, trap, ptrace or baseline");
+                bail!("--engine {name}: no such engine; use native, rewrite, trap, ptrace or baseline");
             }
         }
         let engines = working_engines(&wanted, args.engine.is_empty())?;

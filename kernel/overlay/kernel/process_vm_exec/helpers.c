@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The door of process_vm_exec(2), and the macros and inline functions that its
+ * body needs. Nothing is decided here.
+ */
+#include <linux/nospec.h>
+#include <linux/resume_user_mode.h>
+#include <linux/rseq.h>
+#include <linux/seccomp.h>
+#include <linux/sched/task.h>
+#include <linux/sched/task_stack.h>
+#include <linux/uprobes.h>
+#include <asm/fpu/xstate.h>
+#include <asm/fsgsbase.h>
+#include <asm/pkru.h>
+#include <asm/prctl.h>
+#include <asm/segment.h>
+
+#include "helpers.h"
+
+SYSCALL_DEFINE6(process_vm_exec, pid_t, pid, struct sigcontext __user *, uctx,
+		unsigned long, flags, siginfo_t __user *, siginfo,
+		const sigset_t __user *, sigmask, size_t, sizemask)
+{
+	return process_vm_exec_call(pid, (void __user *)uctx, flags, siginfo,
+				    sigmask, sizemask);
+}
+
+struct pt_regs *process_vm_exec_regs(void)
+{
+	return current_pt_regs();
+}
+
+/**
+ * process_vm_exec_caller_fits() - can this task lend itself?
+ *
+ * Code elsewhere must not have the task's I/O ports, and a shadow stack would
+ * have to be changed together with the memory.
+ */
+bool process_vm_exec_caller_fits(void)
+{
+#ifdef CONFIG_X86_USER_SHADOW_STACK
+	if (current->thread.features & ARCH_SHSTK_SHSTK)
+		return false;
+#endif
+	return !test_thread_flag(TIF_IO_BITMAP);
+}
+
+bool process_vm_exec_target_fits(struct task_struct *task)
+{
+	return !test_tsk_thread_flag(task, TIF_ADDR32);
+}
+
+/**
+ * process_vm_exec_in_uprobe() - is the instruction that makes the call probed?
+ *
+ * It then runs in a copy, and uprobes wait for its end with these registers.
+ */
+bool process_vm_exec_in_uprobe(void)
+{
+#ifdef CONFIG_UPROBES
+	return current->utask && current->utask->active_uprobe;
+#else
+	return false;
+#endif
+}
+
+unsigned long process_vm_exec_task_size(void)
+{
+	return TASK_SIZE_MAX;
+}
+
+bool process_vm_exec_canonical(unsigned long address)
+{
+	return __is_canonical_address(address, boot_cpu_data.x86_virt_bits);
+}
+
+unsigned int process_vm_exec_xstate_size(void)
+{
+	return fpu_user_cfg.default_size;
+}
+
+unsigned int process_vm_exec_xstate_max(void)
+{
+	return fpu_user_cfg.max_size;
+}
+
+u32 process_vm_exec_initial_pkru(void)
+{
+	return pkru_get_init_value();
+}
+
+/**
+ * process_vm_exec_alloc_fpu() - allocate extended state for code inside
+ * @fpu: where to keep it
+ *
+ * Features that a task has to ask for stay off.
+ */
+bool process_vm_exec_alloc_fpu(struct fpu_guest *fpu)
+{
+	if (!fpu_alloc_guest_fpstate(fpu))
+		return false;
+	if (cpu_feature_enabled(X86_FEATURE_XFD))
+		fpu_update_guest_xfd(fpu, fpu_kernel_cfg.max_features &
+					  XFEATURE_MASK_USER_DYNAMIC);
+	return true;
+}
+
+void process_vm_exec_inside_set(void)
+{
+	set_syscall_work(PROCESS_VM_EXEC);
+}
+
+void process_vm_exec_inside_clear(void)
+{
+	clear_syscall_work(PROCESS_VM_EXEC);
+}
+
+u32 process_vm_exec_arch(void)
+{
+	return syscall_get_arch(current);
+}
+
+/* A 32-bit system call has ended the run; the one that goes on is not. */
+void process_vm_exec_clear_compat(void)
+{
+	current_thread_info()->status &= ~TS_COMPAT;
+}
+
+/* Have arch_do_signal_or_restart() look at the call's result. */
+void process_vm_exec_restart(void)
+{
+	set_thread_flag(TIF_SIGPENDING);
+}
+
+/**
+ * process_vm_exec_do_work() - do what TIF_NOTIFY_SIGNAL and TIF_NOTIFY_RESUME ask
+ * @regs: what user mode will get
+ */
+void process_vm_exec_do_work(struct pt_regs *regs)
+{
+	clear_notify_signal();
+	resume_user_mode_work(regs);
+}
+
+void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
+{
+	savesegment(ds, state->ds);
+	savesegment(es, state->es);
+	savesegment(fs, state->fs);
+	savesegment(gs, state->gs);
+	state->fs_base = x86_fsbase_read_cpu();
+	state->gs_base = x86_gsbase_read_cpu_inactive();
+	state->pkru = read_pkru();
+}
+
+/**
+ * process_vm_exec_cpu_load() - give user mode another state
+ * @now: what it has, as saved by process_vm_exec_cpu_save()
+ * @next: what it shall have
+ *
+ * Most of the two is the same, and comparing is cheaper than writing. Segments
+ * come before bases, since loading one changes the base.
+ */
+void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *now,
+			      const struct process_vm_exec_cpu *next)
+{
+	preempt_disable();
+	if (unlikely(now->ds != next->ds))
+		loadsegment(ds, next->ds);
+	if (unlikely(now->es != next->es))
+		loadsegment(es, next->es);
+	if (now->fs != next->fs || now->fs_base != next->fs_base) {
+		if (now->fs != next->fs)
+			loadsegment(fs, next->fs);
+		x86_fsbase_write_cpu(next->fs_base);
+		current->thread.fsbase = next->fs_base;
+	}
+	if (now->gs != next->gs || now->gs_base != next->gs_base) {
+		if (now->gs != next->gs)
+			load_gs_index(next->gs);
+		x86_gsbase_write_cpu_inactive(next->gs_base);
+		current->thread.gsbase = next->gs_base;
+	}
+	preempt_enable();
+	if (now->pkru != next->pkru)
+		write_pkru(next->pkru);
+}
+
+/* Give user mode other rights of protection keys, and return those that it had. */
+u32 process_vm_exec_swap_pkru(u32 pkru)
+{
+	u32 old = read_pkru();
+
+	write_pkru(pkru);
+	return old;
+}
+
+/*
+ * Between these two, current->mm can change. membarrier(2) needs a full barrier
+ * between accesses to the old memory and the change; the switch itself has the
+ * one between the change and accesses to the new memory.
+ */
+void process_vm_exec_mm_lock(void)
+	__acquires(&current->alloc_lock)
+{
+	task_lock(current);
+	smp_mb__after_spinlock();
+	local_irq_disable();
+}
+
+void process_vm_exec_mm_unlock(void)
+	__releases(&current->alloc_lock)
+{
+	local_irq_enable();
+	task_unlock(current);
+}
+
+void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to)
+{
+	membarrier_update_current_mm(to);
+	switch_mm_irqs_off(from, to, current);
+}
+
+/* Has a protection key ever been allocated, other than the one that all have? */
+bool process_vm_exec_mm_has_keys(struct mm_struct *mm)
+{
+#ifdef CONFIG_X86_INTEL_MEMORY_PROTECTION_KEYS
+	return READ_ONCE(mm->context.pkey_allocation_map) != 0x1;
+#else
+	return false;
+#endif
+}
+
+u64 process_vm_exec_mm_id(struct mm_struct *mm)
+{
+	return mm->context.ctx_id;
+}
+
+void process_vm_exec_mm_used(struct mm_struct *mm)
+{
+	lru_gen_use_mm(mm);
+}
+
+/**
+ * process_vm_exec_mm_owner() - put right who owns a memory
+ * @borrowed: the memory that the task has just given back
+ * @own: the one that it has again
+ *
+ * While it was away it can have been taken for the owner of @borrowed, and
+ * missed as one of @own.
+ */
+void process_vm_exec_mm_owner(struct mm_struct *borrowed, struct mm_struct *own)
+{
+#ifdef CONFIG_MEMCG
+	mm_update_next_owner(borrowed);
+	if (unlikely(!READ_ONCE(own->owner)))
+		cmpxchg(&own->owner, NULL, current);
+#endif
+}
+
+void process_vm_exec_rseq_resume(void)
+{
+	rseq_set_notify_resume(current);
+}
+
+void process_vm_exec_siglock(void)
+	__acquires(&current->sighand->siglock)
+{
+	spin_lock_irq(&current->sighand->siglock);
+}
+
+void process_vm_exec_sigunlock(void)
+	__releases(&current->sighand->siglock)
+{
+	spin_unlock_irq(&current->sighand->siglock);
+}
+
+/**
+ * process_vm_exec_seccomp() - ask the filters about the call in current_pt_regs()
+ *
+ * Return: true if the call may be made.
+ */
+bool process_vm_exec_seccomp(void)
+{
+	return secure_computing() != -1;
+}
+
+/**
+ * process_vm_exec_audit_enter() - have a nested call recorded as a call
+ * @regs: the nested call
+ *
+ * There is one record at a time: that of process_vm_exec(2) ends here.
+ */
+void process_vm_exec_audit_enter(const struct pt_regs *regs)
+{
+	if (likely(!audit_context()))
+		return;
+	__audit_syscall_exit(1, 0);
+	audit_syscall_entry(regs->orig_ax, regs->di, regs->si, regs->dx,
+			    regs->r10);
+}
+
+void process_vm_exec_audit_exit(long result)
+{
+	if (unlikely(audit_context()))
+		__audit_syscall_exit(!IS_ERR_VALUE(result), result);
+}
+
+long process_vm_exec_sys_call(const struct pt_regs *regs, unsigned int nr)
+{
+	if (nr >= NR_syscalls)
+		return -ENOSYS;
+	return x64_sys_call(regs, array_index_nospec(nr, NR_syscalls));
+}

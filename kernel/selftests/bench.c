@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Round trips into another address space: this call beside PTRACE_SYSEMU, measured by turns in one boot. */
+#include "guests.h"
+
+#include <sys/ptrace.h>
+#include <sys/user.h>
+
+#define BATCHES 25
+#define ROUNDS 200
+
+GUEST(fault_for_ever, "1: mov (%rdi), %rax; jmp 1b");
+#define FAULT_LENGTH 3
+
+static int compare(const void *a, const void *b)
+{
+	const double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static double median(double *numbers)
+{
+	qsort(numbers, BATCHES, sizeof(*numbers), compare);
+	return numbers[BATCHES / 2];
+}
+
+/* A tracee that jumps to the code as soon as it is let go. */
+static pid_t start_tracee(const char *code)
+{
+	struct user_regs_struct registers;
+	pid_t child = fork();
+	int status;
+
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		ptrace(PTRACE_TRACEME, 0, 0, 0);
+		raise(SIGSTOP);
+		_exit(EXIT_FAILURE);
+	}
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_EXITKILL), 0);
+	CHECK_EQ(ptrace(PTRACE_GETREGS, child, 0, &registers), 0);
+	registers.rip = (uintptr_t)code;
+	registers.rdi = 8;
+	/* The tracee is at the end of a system call, which must not be restarted. */
+	registers.orig_rax = (unsigned long)-1;
+	CHECK_EQ(ptrace(PTRACE_SETREGS, child, 0, &registers), 0);
+	return child;
+}
+
+/* One batch each; the time of a round trip in ns. */
+
+static double native(void)
+{
+	int64_t start = now_ns();
+	int i;
+
+	for (i = 0; i < 10 * ROUNDS; i++)
+		syscall(SYS_getppid);
+	return (double)(now_ns() - start) / (10 * ROUNDS);
+}
+
+static double calls(struct guest *guest)
+{
+	int64_t start = now_ns();
+	int i;
+
+	for (i = 0; i < ROUNDS; i++) {
+		if (process_vm_exec(guest->target, &guest->context, 0, &guest->info, &guest->mask, SIZEMASK) != 0 ||
+		    guest->info.si_syscall != NR_OURS)
+			fail("the run is not what it should be");
+		regs(guest)->rax = 0;
+	}
+	return (double)(now_ns() - start) / ROUNDS;
+}
+
+static double faults(struct guest *guest)
+{
+	int64_t start = now_ns();
+	int i;
+
+	for (i = 0; i < ROUNDS; i++) {
+		if (process_vm_exec(guest->target, &guest->context, 0, &guest->info, &guest->mask, SIZEMASK) != 0 ||
+		    guest->info.si_signo != SIGSEGV)
+			fail("the run is not what it should be");
+		regs(guest)->rip += FAULT_LENGTH;
+	}
+	return (double)(now_ns() - start) / ROUNDS;
+}
+
+static double traced(pid_t child, int request, int signal)
+{
+	struct user_regs_struct registers;
+	int64_t start = now_ns();
+	int i, status;
+
+	for (i = 0; i < ROUNDS; i++) {
+		if (ptrace(request, child, 0, 0) != 0 || waitpid(child, &status, 0) != child || !WIFSTOPPED(status) ||
+		    WSTOPSIG(status) != signal || ptrace(PTRACE_GETREGS, child, 0, &registers) != 0)
+			fail("the tracee does not do what it should");
+		if (signal == SIGSEGV)
+			registers.rip += FAULT_LENGTH;
+		else
+			registers.rax = 0;
+		if (ptrace(PTRACE_SETREGS, child, 0, &registers) != 0)
+			fail("the tracee does not do what it should");
+	}
+	return (double)(now_ns() - start) / ROUNDS;
+}
+
+static void check_ratio(const char *what, double ours, double theirs, double wanted)
+{
+	note("%s: %.0f ns by this call, %.0f ns by ptrace, ratio %.2f, wanted %.1f", what, ours, theirs, theirs / ours, wanted);
+	if (slowness() > 1)
+		skip("a kernel with checks is not measured");
+	CHECK(theirs / ours >= wanted);
+}
+
+CLAIM_WITHIN(a_system_call_of_a_guest_takes_a_fraction_of_ptraces_time, 60)
+{
+	double own[BATCHES], ours[BATCHES], theirs[BATCHES];
+	struct guest guest = new_guest(call_for_ever);
+	pid_t tracee = start_tracee(call_for_ever);
+	int i;
+
+	for (i = 0; i < BATCHES; i++) {
+		own[i] = native();
+		ours[i] = calls(&guest);
+		theirs[i] = traced(tracee, PTRACE_SYSEMU, SIGTRAP);
+	}
+	note("native getppid: %.0f ns", median(own));
+	/* With one processor, ptrace needs no wake-up of another. */
+	check_ratio("system call", median(ours), median(theirs), sysconf(_SC_NPROCESSORS_ONLN) > 1 ? 4.5 : 2.7);
+}
+
+CLAIM_WITHIN(a_fault_of_a_guest_takes_half_of_ptraces_time, 60)
+{
+	double ours[BATCHES], theirs[BATCHES];
+	struct guest guest = new_guest(fault_for_ever);
+	pid_t tracee = start_tracee(fault_for_ever);
+	int i;
+
+	regs(&guest)->rdi = 8;
+	for (i = 0; i < BATCHES; i++) {
+		ours[i] = faults(&guest);
+		theirs[i] = traced(tracee, PTRACE_CONT, SIGSEGV);
+	}
+	check_ratio("fault", median(ours), median(theirs), 2);
+}
