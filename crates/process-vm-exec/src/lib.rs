@@ -5,6 +5,7 @@ pub use syscalls::Sysno;
 
 mod arch;
 mod attach;
+mod builder;
 mod context;
 mod engine;
 mod error;
@@ -22,6 +23,7 @@ pub use crate::arch::x86_64::Registers;
 pub use crate::arch::x86_64::xstate::size as xstate_size;
 pub use crate::attach::thread::{Rseq, ThreadState};
 pub use crate::attach::{Owner, Tls};
+pub use crate::builder::{Builder, Rewriting};
 pub use crate::context::{Calls, Context, Interrupter};
 pub use crate::engine::{Detection, Engine};
 pub use crate::error::{Error, Result};
@@ -29,7 +31,7 @@ pub use crate::exit::{Access, Arch, Exit, Fault, Syscall, WaitStatus};
 pub use crate::memory::{Mapping, Protection};
 pub use crate::scratch::Scratch;
 pub use crate::signal::{SigInfo, SignalSet};
-pub use crate::space::{AddressSpace, Builder, Call, Rewriting};
+pub use crate::space::{AddressSpace, Call};
 
 /// The examples of the repository's README: they compile.
 #[cfg(doctest)]

@@ -10,7 +10,8 @@ use syscalls::Sysno;
 
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::attach::target::Target;
-use crate::attach::{self, Owner, Tls, function};
+use crate::attach::{self, Tls, function};
+use crate::builder::Builder;
 use crate::context::Context;
 use crate::engine::native::Native;
 use crate::engine::ptrace::Tracees;
@@ -20,7 +21,7 @@ use crate::engine::{Called, Engine, Event, Seat};
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::keeper::Keeper;
-use crate::executor::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
+use crate::executor::machine::Host;
 use crate::executor::service::{Entry, Service};
 use crate::executor::task::Executor;
 use crate::executor::{layout, setup};
@@ -77,53 +78,11 @@ pub(crate) struct Inner {
 
 /// Where a space comes from.
 #[derive(Debug)]
-enum Origin {
+pub(crate) enum Origin {
     /// It was made here: a process of the keeper's.
     Created(Arc<Keeper>),
     /// A live process has it.
     Attached(Target),
-}
-
-/// How a space is to be: see [`AddressSpace::builder`].
-#[derive(Clone, Copy, Debug)]
-pub struct Builder {
-    engine: Option<Engine>,
-    rewriting: Rewriting,
-    spin_budget_ns: u64,
-    owners: Owners,
-}
-
-/// Whose things calls in a live process mean.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Owners {
-    pub(crate) files: Owner,
-    pub(crate) directory: Owner,
-    pub(crate) handlers: Owner,
-}
-
-impl Default for Owners {
-    fn default() -> Self {
-        Self { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Caller }
-    }
-}
-
-impl Owners {
-    /// What of the target an executor shares besides memory: flags of clone(2).
-    pub(crate) fn shared(self) -> libc::c_int {
-        let flag = |owner, flag| if owner == Owner::Target { flag } else { 0 };
-        flag(self.files, libc::CLONE_FILES)
-            | flag(self.directory, libc::CLONE_FS)
-            | flag(self.handlers, libc::CLONE_SIGHAND)
-    }
-}
-
-/// Whether the `rewrite` engine may rewrite call sites.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rewriting {
-    /// It may.
-    On,
-    /// It must not: the guest's text stays as it is, and `rewrite` is as `trap`.
-    Off,
 }
 
 /// A system call to execute in a space: see [`AddressSpace::batch`].
@@ -139,108 +98,6 @@ impl Call {
     /// As a service task takes it.
     pub(crate) fn entry(&self) -> Entry {
         Entry::new(i64::from(self.nr.id()), self.args)
-    }
-}
-
-impl Builder {
-    /// Uses this engine instead of the best that works.
-    #[must_use]
-    pub fn engine(mut self, engine: Engine) -> Self {
-        self.engine = Some(engine);
-        self
-    }
-
-    /// Whether call sites may be rewritten; on unless told otherwise.
-    #[must_use]
-    pub fn rewriting(mut self, rewriting: Rewriting) -> Self {
-        self.rewriting = rewriting;
-        self
-    }
-
-    /// For how many nanoseconds either side stays awake for the other; then it sleeps and costs nothing. 50,000
-    /// unless told otherwise. 0 sleeps at once, which suits guests that compute much and call little.
-    #[must_use]
-    pub fn spin_budget_ns(mut self, spin_budget_ns: u64) -> Self {
-        self.spin_budget_ns = spin_budget_ns;
-        self
-    }
-
-    /// Whose descriptors calls in a live process mean: the caller's, unless told otherwise. Descriptors among a call's
-    /// arguments are passed there, and those it returns come back.
-    #[must_use]
-    pub fn files(mut self, files: Owner) -> Self {
-        self.owners.files = files;
-        self
-    }
-
-    /// Whose working directory and umask calls in a live process mean: the caller's, as they are when it attaches,
-    /// unless told otherwise.
-    #[must_use]
-    pub fn directory(mut self, directory: Owner) -> Self {
-        self.owners.directory = directory;
-        self
-    }
-
-    /// Whose signal handlers calls in a live process mean: the executor's own, unless told otherwise. What is
-    /// [run](AddressSpace::run) there has the executor's in any case.
-    #[must_use]
-    pub fn handlers(mut self, handlers: Owner) -> Self {
-        self.owners.handlers = handlers;
-        self
-    }
-
-    /// Puts an executor into a live process: see [`AddressSpace::attach`].
-    ///
-    /// # Errors
-    /// As for [`AddressSpace::attach`].
-    pub fn attach(self, target: BorrowedFd<'_>) -> Result<AddressSpace> {
-        let engine = match self.engine {
-            Some(engine) => engine,
-            None => default_engine()?,
-        };
-        // The target's text is not ours to rewrite, and its signals are not ours to take.
-        let engine = if matches!(engine, Engine::Rewrite | Engine::Native) { Engine::Trap } else { engine };
-        engine.require()?;
-        let settings = Self { engine: Some(engine), rewriting: Rewriting::Off, ..self };
-        let (service, target) = Target::attach(target, self.owners, engine, self.spin_budget_ns)?;
-        Ok(AddressSpace::new(Origin::Attached(target), service, settings, None))
-    }
-
-    /// Creates the space.
-    ///
-    /// # Errors
-    /// [`Error::Engine`] if the engine does not work here, [`Error::Host`] or [`Error::Space`] if the kernel refuses
-    /// what it takes, such as another process.
-    pub fn create(self) -> Result<AddressSpace> {
-        let engine = match self.engine {
-            Some(engine) => engine.require().map(|()| engine)?,
-            None => default_engine()?,
-        };
-        let settings = Self { engine: Some(engine), ..self };
-        let keeper = Keeper::get()?;
-        let service = keeper.create(engine, self.spin_budget_ns)?;
-        let rewriter = settings.rewrites().then(Arc::default);
-        Ok(AddressSpace::new(Origin::Created(keeper), service, settings, rewriter))
-    }
-
-    fn engine_in_use(&self) -> Engine {
-        self.engine.expect("`create` has chosen one")
-    }
-
-    fn rewrites(&self) -> bool {
-        self.engine == Some(Engine::Rewrite) && self.rewriting == Rewriting::On
-    }
-}
-
-/// What [`Engine::detect`] says, asked once.
-fn default_engine() -> Result<Engine> {
-    static ENGINE: std::sync::OnceLock<Engine> = std::sync::OnceLock::new();
-    match ENGINE.get() {
-        Some(&engine) => Ok(engine),
-        None => Ok(*ENGINE.get_or_init({
-            let best = Engine::detect()?.best;
-            move || best
-        })),
     }
 }
 
@@ -303,12 +160,7 @@ impl AddressSpace {
 
     /// To create a space with something else than the defaults.
     pub fn builder() -> Builder {
-        Builder {
-            engine: None,
-            rewriting: Rewriting::On,
-            spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
-            owners: Owners::default(),
-        }
+        Builder::default()
     }
 
     /// The live process whose space this is, and the executor there, for its thread `tid`.
@@ -336,7 +188,12 @@ impl AddressSpace {
         calls.iter().try_for_each(|call| self.0.prepare(call))
     }
 
-    fn new(origin: Origin, service: Service, settings: Builder, rewriter: Option<Arc<Rewriter>>) -> Self {
+    pub(crate) fn new(
+        origin: Origin,
+        service: Service,
+        settings: Builder,
+        rewriter: Option<Arc<Rewriter>>,
+    ) -> Self {
         let free = Mutex::default();
         let executors = AtomicU64::new(0);
         let (tracees, native, shelf) = (Tracees::default(), Native::default(), Shelf::default());

@@ -34,10 +34,10 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
+use crate::builder::Owners;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::service::Service;
-use crate::space::Owners;
 use visit::Visits;
 
 /// A live process with an executor in it.

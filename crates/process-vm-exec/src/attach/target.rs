@@ -13,13 +13,14 @@ use syscalls::Sysno;
 use super::descriptors::{self, Descriptors, Returned};
 use super::visit::Visits;
 use super::{Attachment, Owner, Tracing, differ_in_memory};
+use crate::builder::Owners;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::passage::Passage;
 use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::{layout, machine, setup};
 use crate::ptrace::last_errno;
-use crate::space::{Call, Owners};
+use crate::space::Call;
 use crate::{maps, memory};
 
 /// One that executes calls for us in the target's memory.
