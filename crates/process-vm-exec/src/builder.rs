@@ -127,8 +127,8 @@ impl Builder {
     /// Creates the space.
     ///
     /// # Errors
-    /// [`Error::Engine`] if the engine does not work here, [`Error::Host`] or [`Error::Space`] if the kernel refuses
-    /// what it takes, such as another process.
+    /// [`Error::Engine`](crate::Error::Engine) if the engine does not work here, [`Error::Host`](crate::Error::Host) or
+    /// [`Error::Space`](crate::Error::Space) if the kernel refuses what it takes, such as another process.
     pub fn create(self) -> Result<AddressSpace> {
         let engine = match self.engine {
             Some(engine) => engine.require().map(|()| engine)?,
