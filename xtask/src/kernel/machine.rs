@@ -26,6 +26,8 @@ use crate::step;
 /// A plain kernel is up in two seconds; this is for a machine that has other things to do.
 const BOOT: Duration = Duration::from_secs(60);
 const POWER_OFF: Duration = Duration::from_secs(20);
+/// For lines that are still on their way when the machine is off.
+const LEFT_OVER: Duration = Duration::from_secs(2);
 /// What a program may exceed its time by, as the guest's clock has it, before the host takes the guest for hung.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -169,15 +171,20 @@ impl Session {
         let mut plan = plan.iter();
         let mut waiting_for = "the kernel to boot".to_owned();
         let mut deadline = Instant::now() + BOOT * self.slowness;
-        loop {
+        let mut is_off = false;
+        while !(is_off && self.done) {
             let event = match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) => event,
+                Err(_) if is_off => {
+                    return Ok(Some(format!("the machine went off while waiting for {waiting_for}")));
+                }
                 Err(_) => return Ok(Some(format!("HUNG: waited too long for {waiting_for}"))),
             };
             let line = match event {
-                Event::Off if self.done => return Ok(None),
                 Event::Off => {
-                    return Ok(Some(format!("the machine went off while waiting for {waiting_for}")));
+                    is_off = true;
+                    deadline = Instant::now() + LEFT_OVER;
+                    continue;
                 }
                 Event::Console(line) => {
                     self.note(&line)?;
@@ -216,6 +223,7 @@ impl Session {
                 }
             }
         }
+        Ok(None)
     }
 
     fn note(&mut self, line: &str) -> Result<()> {
