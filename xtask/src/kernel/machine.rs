@@ -245,3 +245,41 @@ fn send_lines(from: impl Read, to: &Sender<Event>, event: fn(String) -> Event) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a boot with these events, and how many programs it has had.
+    fn follow(events: Vec<Event>) -> (Option<String>, usize) {
+        let (sender, receiver) = mpsc::channel();
+        events.into_iter().for_each(|event| sender.send(event).expect("a receiver"));
+        let mut session = Session {
+            slowness: 1,
+            log: tempfile::tempfile().expect("a file"),
+            bar: ProgressBar::hidden(),
+            started: Instant::now(),
+            programs: Vec::new(),
+            complaints: Vec::new(),
+            done: false,
+        };
+        let cut_short = session.follow(&[], &receiver).expect("no error");
+        (cut_short, session.programs.len())
+    }
+
+    fn tests(line: &str) -> Event {
+        Event::Tests(line.to_owned())
+    }
+
+    #[test]
+    fn lines_that_arrive_after_the_console_has_ended_count() {
+        let events = vec![tests("@ready"), Event::Off, tests("@begin a"), tests("@end 0"), tests("@done")];
+        assert_eq!(follow(events), (None, 1));
+    }
+
+    #[test]
+    fn a_machine_that_goes_off_early_is_found_out() {
+        let (cut_short, _) = follow(vec![tests("@ready"), tests("@begin a"), Event::Off]);
+        assert_eq!(cut_short.as_deref(), Some("the machine went off while waiting for a"));
+    }
+}
