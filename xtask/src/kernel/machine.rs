@@ -26,6 +26,8 @@ use crate::step;
 /// A plain kernel is up in two seconds; this is for a machine that has other things to do.
 const BOOT: Duration = Duration::from_secs(60);
 const POWER_OFF: Duration = Duration::from_secs(20);
+/// For lines that are still on their way when the machine is off.
+const LEFT_OVER: Duration = Duration::from_secs(2);
 /// What a program may exceed its time by, as the guest's clock has it, before the host takes the guest for hung.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -169,15 +171,20 @@ impl Session {
         let mut plan = plan.iter();
         let mut waiting_for = "the kernel to boot".to_owned();
         let mut deadline = Instant::now() + BOOT * self.slowness;
-        loop {
+        let mut is_off = false;
+        while !(is_off && self.done) {
             let event = match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) => event,
+                Err(_) if is_off => {
+                    return Ok(Some(format!("the machine went off while waiting for {waiting_for}")));
+                }
                 Err(_) => return Ok(Some(format!("HUNG: waited too long for {waiting_for}"))),
             };
             let line = match event {
-                Event::Off if self.done => return Ok(None),
                 Event::Off => {
-                    return Ok(Some(format!("the machine went off while waiting for {waiting_for}")));
+                    is_off = true;
+                    deadline = Instant::now() + LEFT_OVER;
+                    continue;
                 }
                 Event::Console(line) => {
                     self.note(&line)?;
@@ -216,6 +223,7 @@ impl Session {
                 }
             }
         }
+        Ok(None)
     }
 
     fn note(&mut self, line: &str) -> Result<()> {
@@ -235,5 +243,43 @@ fn send_lines(from: impl Read, to: &Sender<Event>, event: fn(String) -> Event) {
         if to.send(event(line)).is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a boot with these events, and how many programs it has had.
+    fn follow(events: Vec<Event>) -> (Option<String>, usize) {
+        let (sender, receiver) = mpsc::channel();
+        events.into_iter().for_each(|event| sender.send(event).expect("a receiver"));
+        let mut session = Session {
+            slowness: 1,
+            log: tempfile::tempfile().expect("a file"),
+            bar: ProgressBar::hidden(),
+            started: Instant::now(),
+            programs: Vec::new(),
+            complaints: Vec::new(),
+            done: false,
+        };
+        let cut_short = session.follow(&[], &receiver).expect("no error");
+        (cut_short, session.programs.len())
+    }
+
+    fn tests(line: &str) -> Event {
+        Event::Tests(line.to_owned())
+    }
+
+    #[test]
+    fn lines_that_arrive_after_the_console_has_ended_count() {
+        let events = vec![tests("@ready"), Event::Off, tests("@begin a"), tests("@end 0"), tests("@done")];
+        assert_eq!(follow(events), (None, 1));
+    }
+
+    #[test]
+    fn a_machine_that_goes_off_early_is_found_out() {
+        let (cut_short, _) = follow(vec![tests("@ready"), tests("@begin a"), Event::Off]);
+        assert_eq!(cut_short.as_deref(), Some("the machine went off while waiting for a"));
     }
 }
