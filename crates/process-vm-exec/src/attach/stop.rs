@@ -57,15 +57,21 @@ impl Stopped {
         meet: &mut dyn FnMut(i32) -> Result<(), Errno>,
     ) -> Result<Self, Errno> {
         let deadline = Instant::now() + PATIENCE;
+        let interrupt = || request(libc::PTRACE_INTERRUPT, tid, 0, 0);
+        interrupt()?;
         let is_group_stopped = loop {
-            // Each time: the kernel takes any other stop for the answer.
-            request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
-            match wait_until(tid, deadline).ok_or(Errno::BUSY)? {
+            let stop = wait_until(tid, deadline).ok_or(Errno::BUSY)?;
+            match stop {
                 Stop::Event => break false,
                 Stop::Group => break true,
-                Stop::Signal(signal) => meet(signal)?,
-                Stop::Syscall => go_on_with(tid, 0)?,
                 Stop::Gone(_) => return Err(Errno::SRCH),
+                Stop::Signal(_) | Stop::Syscall => {}
+            }
+            // The kernel has taken this stop for the answer.
+            interrupt()?;
+            match stop {
+                Stop::Signal(signal) => meet(signal)?,
+                _ => go_on_with(tid, 0)?,
             }
         };
         let mut registers = get_registers(tid)?;
