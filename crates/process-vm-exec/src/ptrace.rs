@@ -76,18 +76,54 @@ pub(crate) fn wait_for_stop(tid: libc::pid_t) -> Stop {
     }
 }
 
-/// Has the task stopped?
+/// Has a thread of somebody's process stopped, or ended?
 pub(crate) fn look_for_stop(tid: libc::pid_t) -> Option<Stop> {
-    wait(tid, libc::WNOHANG).unwrap_or(Some(Stop::Gone(WaitStatus::Signaled(libc::SIGKILL))))
+    let gone = Stop::Gone(WaitStatus::Signaled(libc::SIGKILL));
+    look_for(libc::P_PID, tid, tid).map_or(Some(gone), |found| found.map(|(_, stop)| stop))
+}
+
+/// The next task of those that this thread traces to stop or end, if there is one. If that is `thread`, a thread of
+/// somebody's process that has ended, it is found again and again.
+pub(crate) fn look_for_any_beside(thread: libc::pid_t) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
+    look_for(libc::P_ALL, 0, thread)
+}
+
+/// Looks first, and takes it then. The end of `thread` is not taken: if its process is a child of ours, we would have
+/// taken that from whoever waits for it (`wait_task_zombie` in kernel/exit.c).
+fn look_for(
+    which: libc::idtype_t,
+    id: libc::pid_t,
+    thread: libc::pid_t,
+) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
+    const NO_HANG: libc::c_int = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    let options = NO_HANG | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;
+    // SAFETY: integers, for which zeroes are a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is valid for the call.
+    if unsafe { libc::waitid(which, id.unsigned_abs(), &raw mut info, options) } != 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the kernel fills in the fields of a child's signal, or leaves zeroes.
+    let (found, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if found == 0 {
+        return Ok(None);
+    }
+    match info.si_code {
+        libc::CLD_EXITED if found == thread => Ok(Some((found, Stop::Gone(WaitStatus::Exited(status))))),
+        libc::CLD_KILLED | libc::CLD_DUMPED if found == thread => {
+            Ok(Some((found, Stop::Gone(WaitStatus::Signaled(status)))))
+        }
+        _ => wait_for(found, NO_HANG),
+    }
 }
 
 fn wait(tid: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<Stop>> {
     wait_for(tid, options).map(|found| found.map(|(_, stop)| stop))
 }
 
-/// The next task of those that this thread traces to stop or end; `None` if `options` say not to wait.
-pub(crate) fn wait_for_any(options: libc::c_int) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
-    wait_for(-1, libc::__WNOTHREAD | options)
+/// The next task of those that this thread traces to stop or end.
+pub(crate) fn wait_for_any() -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
+    wait_for(-1, libc::__WNOTHREAD)
 }
 
 fn wait_for(who: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {

@@ -13,7 +13,7 @@ use super::bootstrap::{self, Bootstrap};
 use super::inject::{self, result_of};
 use super::place::Place;
 use super::stop::{Patience, Stopped, go_on_with, wait_until};
-use crate::ptrace::{Stop, get_registers, request, set_registers, set_signal_mask, wait_for_any};
+use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, set_registers, set_signal_mask};
 
 /// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl Passer<'_> {
             }
             Stop::Gone(_) => {
                 self.is_traced = false;
-                Ok(())
+                Err(Errno::SRCH)
             }
         }
     }
@@ -182,15 +182,17 @@ fn midwife(
     /// How long a task that has been made may take to be seen.
     const SOON: Duration = Duration::from_millis(500);
     let mut patience = Patience::until(Instant::now() + PATIENCE);
+    let thread = passer.as_ref().map_or(0, |passer| passer.thread.tid);
     // The helper, then the parent.
     let mut elders = Vec::new();
     let mut born = [None; 2];
     let mut helper_is_there = true;
     while helper_is_there || born.map(|tid| tid.is_some()) != executors.map(|flags| flags != 0) {
-        match wait_for_any(libc::WNOHANG)? {
-            Some((tid, stop)) if passer.as_ref().is_some_and(|passer| passer.thread.tid == tid) => {
-                passer.as_mut().expect("there is one").attend(stop)?;
-            }
+        match look_for_any_beside(thread)? {
+            Some((tid, stop)) if tid == thread => match &mut passer {
+                Some(passer) => passer.attend(stop)?,
+                None => return Err(Errno::SRCH),
+            },
             Some((tid, Stop::Gone(_))) if elders.first() == Some(&tid) => {
                 helper_is_there = false;
                 patience = Patience::until(Instant::now() + SOON);

@@ -169,7 +169,7 @@ fn kill(pid: i32) {
     // As its tracer we are told first; its parent is told after that. We are not told before all its tasks that we
     // trace have been waited for.
     loop {
-        match wait_for_any(0) {
+        match wait_for_any() {
             Ok(Some((tid, Stop::Gone(_)))) if tid == pid => break,
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => break,

@@ -300,3 +300,16 @@ fn a_space_survives_the_thread_that_attached() {
     assert_no_trace(pid);
     target.quit();
 }
+
+/// The kernel lets a thread take the end of what it traces, and for a child of the same process that is the end.
+#[test]
+fn a_child_that_ends_meanwhile_is_still_there_for_who_waits_for_it() {
+    let _turn = turn();
+    for round in 0..300 {
+        let mut child = std::process::Command::new("true").spawn().expect("a child");
+        thread::sleep(Duration::from_micros(round * 5));
+        let space = AddressSpace::attach_pid(child.id().try_into().expect("a pid"));
+        let status = child.wait().unwrap_or_else(|error| panic!("round {round}: {error}, {space:?}"));
+        assert!(status.success(), "round {round}: {status}");
+    }
+}

@@ -85,7 +85,7 @@ fn says_the_same(command: impl Fn() -> Command) {
         thread::sleep(Duration::from_millis(3));
     }
     text += &rest.join().expect("its output");
-    assert!(visits > 10, "only {visits} visits");
+    assert!(visits > 5, "only {visits} visits: too few to show anything");
     assert_eq!(text, String::from_utf8_lossy(&alone.stdout), "after {visits} visits");
     eprintln!("{}: {visits} visits", command().get_program().display());
 }
