@@ -76,29 +76,31 @@ pub(crate) fn unblock(mask: c_ulong) -> c_ulong {
 ///
 /// If `mask` is not empty, takes a pending signal that is in it.
 pub(crate) fn block(unblocked: c_ulong, mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
-    let lock = SigLock::lock();
-    let info = if mask != 0 { take(mask) } else { None };
-    // SAFETY: There is always a current task. Its signals are locked.
-    let mut blocked = unsafe {
-        let task = bindings::get_current();
-        (*task).real_blocked.sig[0] = 0;
-        (*task).blocked
-    };
-    drop(lock);
+    let info = (mask != 0).then(|| take(mask)).flatten();
+    // SAFETY: There is always a current task.
+    let task = unsafe { bindings::get_current() };
     if unblocked != 0 {
-        blocked.sig[0] |= unblocked;
-        // SAFETY: `blocked` can be read.
-        unsafe { bindings::__set_current_blocked(&blocked) };
+        // SAFETY: `task` is the current one, and only it changes its blocked signals.
+        unsafe {
+            let mut blocked = (*task).blocked;
+            blocked.sig[0] |= unblocked;
+            bindings::__set_current_blocked(&blocked);
+        }
     }
+    // Only now: a signal that comes before it is blocked again must not kill the process.
+    let _lock = SigLock::lock();
+    // SAFETY: `task` is the current one, and its signals are locked.
+    unsafe { (*task).real_blocked.sig[0] = 0 };
     info
 }
 
-/// Takes a pending signal that is in `mask`, blocked or not. The signals are locked.
+/// Takes a pending signal that is in `mask`, blocked or not.
 fn take(mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
     let others = bindings::sigset_t { sig: [!mask] };
     let mut kind: bindings::pid_type = 0;
     // SAFETY: Zeros are a valid value.
     let mut info: bindings::kernel_siginfo_t = unsafe { zeroed() };
+    let _lock = SigLock::lock();
     // SAFETY: The lock is held; the function may write to `info` and `kind`, and does not write to
     // `others`.
     let signal =
