@@ -94,6 +94,13 @@ pub(crate) fn skip(why: &str) {
     eprintln!("SKIP: {why}");
 }
 
+/// Does QEMU's emulator stand for a processor? It does not raise all exceptions that one raises.
+pub(crate) fn is_emulated() -> bool {
+    const HYPERVISOR: u32 = 0x4000_0000;
+    let leaf = std::arch::x86_64::__cpuid(HYPERVISOR);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == b"TCGTCGTCGTCG"
+}
+
 /// Runs `body` in a process of its own, which runs nothing but this claim: for claims about the whole process.
 pub(crate) fn alone(engine: Engine, module: &str, claim: &str, body: impl FnOnce()) {
     if env::var_os(ALONE).is_some() {

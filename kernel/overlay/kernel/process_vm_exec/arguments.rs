@@ -144,20 +144,24 @@ impl Arguments {
             return Err(ESRCH);
         }
         // SAFETY: There is a reference to `task`, and it is given back after the last use.
-        let (mm, fits) = unsafe {
+        let (mm, fits, ends) = unsafe {
             let mm = bindings::mm_access(
                 task,
                 bindings::PTRACE_MODE_ATTACH | bindings::PTRACE_MODE_REALCREDS,
             );
             let fits = bindings::process_vm_exec_target_fits(task);
+            let ends = bindings::process_vm_exec_target_ends(task);
             bindings::put_task_struct(task);
-            (mm, fits)
+            (mm, fits, ends)
         };
         let mm = from_err_ptr(mm).map_err(|error| if error == EACCES { EPERM } else { error })?;
         // SAFETY: `mm_access()` has returned a reference.
         let memory = unsafe { Memory::from_raw(mm) };
         if memory.is_current() {
             return Err(EINVAL);
+        }
+        if ends {
+            return Err(ESRCH);
         }
         if !fits {
             return Err(eopnotsupp());

@@ -70,9 +70,10 @@ unsigned long process_vm_exec_task_size(void)
 	return TASK_SIZE_MAX;
 }
 
-bool process_vm_exec_canonical(unsigned long address)
+/* Its memory is there for a while after it has been killed. */
+bool process_vm_exec_target_ends(struct task_struct *task)
 {
-	return __is_canonical_address(address, boot_cpu_data.x86_virt_bits);
+	return READ_ONCE(task->signal->flags) & SIGNAL_GROUP_EXIT;
 }
 
 unsigned int process_vm_exec_xstate_size(void)

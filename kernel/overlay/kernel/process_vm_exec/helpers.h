@@ -48,7 +48,7 @@ bool process_vm_exec_caller_fits(void);
 bool process_vm_exec_target_fits(struct task_struct *task);
 bool process_vm_exec_in_uprobe(void);
 unsigned long process_vm_exec_task_size(void);
-bool process_vm_exec_canonical(unsigned long address);
+bool process_vm_exec_target_ends(struct task_struct *task);
 unsigned int process_vm_exec_xstate_size(void);
 unsigned int process_vm_exec_xstate_max(void);
 u32 process_vm_exec_initial_pkru(void);

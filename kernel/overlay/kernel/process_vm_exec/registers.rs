@@ -45,17 +45,14 @@ macro_rules! copy_registers {
 }
 
 /// Refuses registers with which the return to user mode would fail, or that would not be user
-/// mode's.
+/// mode's. The stack pointer may be anything, as it may for the code itself.
 pub(crate) fn check(context: &bindings::process_vm_exec_context, extended: bool) -> Result {
     let registers = &context.context;
     // SAFETY: This only reads what kind of processor this is.
     let end = unsafe { bindings::process_vm_exec_task_size() } as u64;
-    // SAFETY: As above; any number will do.
-    let stack_fits = unsafe { bindings::process_vm_exec_canonical(registers.sp as usize) };
     if !matches!(registers.cs, CODE_64 | CODE_32)
         || !matches!(registers.ss, DATA | 0)
         || registers.ip >= end
-        || !stack_fits
         || (extended && (context.fs_base >= end || context.gs_base >= end))
     {
         return Err(EINVAL);

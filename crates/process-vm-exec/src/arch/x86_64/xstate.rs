@@ -57,6 +57,11 @@ pub(crate) fn mask() -> u64 {
     layout().mask
 }
 
+/// How much of an area is used: where a signal's frame has its second magic number.
+pub(crate) fn used() -> usize {
+    layout().size
+}
+
 /// Length in bytes of a context's extended state, in XSAVE's standard format.
 pub fn size() -> usize {
     layout().size.next_multiple_of(64)

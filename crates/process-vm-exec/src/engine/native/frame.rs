@@ -26,13 +26,13 @@ impl Fpu {
     }
 
     pub(super) fn set(&mut self, area: &[u8]) {
-        let size = u32::try_from(area.len()).expect("a few kilobytes");
+        let size = u32::try_from(xstate::used()).expect("a few kilobytes");
         let [low, high] = [xstate::mask(), xstate::mask() >> 32].map(|half| (half & 0xffff_ffff) as u32);
         // magic1, extended_size, xfeatures, xstate_size.
         let software = [Self::MAGIC1, size + 4, low, high, size].map(u32::to_ne_bytes);
         self.put(0, area);
         self.put(Self::SOFTWARE, software.as_flattened());
-        self.put(area.len(), &Self::MAGIC2.to_ne_bytes());
+        self.put(xstate::used(), &Self::MAGIC2.to_ne_bytes());
     }
 
     fn put(&mut self, offset: usize, bytes: &[u8]) {
@@ -42,7 +42,8 @@ impl Fpu {
     }
 
     pub(super) fn area(&self) -> Vec<u8> {
-        let mut area: Vec<u8> = self.0.iter().flat_map(|line| line.0).take(xstate::size()).collect();
+        let mut area: Vec<u8> = self.0.iter().flat_map(|line| line.0).take(xstate::used()).collect();
+        area.resize(xstate::size(), 0);
         xstate::tidy(&mut area);
         area
     }

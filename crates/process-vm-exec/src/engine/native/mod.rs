@@ -50,7 +50,7 @@ const SIGNALS: SignalSet = SignalSet::empty()
 pub(crate) fn lacks() -> Option<String> {
     // SAFETY: with this flag the call looks at nothing and changes nothing. A kernel that has another call under this
     // number finds arguments that are zeroes, but for one.
-    let known = unsafe { libc::syscall(SYS_PROCESS_VM_EXEC, 0, 0, QUERY, 0, 0, 0) };
+    let known = unsafe { libc::syscall(SYS_PROCESS_VM_EXEC, 0u64, 0u64, QUERY, 0u64, 0u64, 0u64) };
     let wanted = QUERY | EXTENDED | PIDFD;
     let has = libc::c_ulong::try_from(known).is_ok_and(|known| known & wanted == wanted);
     (!has).then(|| {
