@@ -23,8 +23,6 @@ use crate::step;
 /// How the self-tests are compiled.
 const FLAGS: [&str; 9] =
     ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-fno-stack-protector"];
-/// What a Rust static library needs of the system: `rustc --print native-static-libs`.
-const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lrt", "-lpthread", "-lm", "-ldl"];
 /// Compiled self-tests that the cache keeps.
 const KEPT_PROGRAMS: usize = 200;
 /// The library's unit tests and its conformance suite, and the tests of each that are about this kernel: the claims
@@ -229,7 +227,6 @@ fn library(root: &Path, cache: &Cache) -> Result<Vec<Program>> {
         let found = files.iter().find(|file| file.ends_with(name));
         found.copied().with_context(|| format!("cargo has not built {name}"))
     };
-    programs.extend(c_programs(root, cache, file("/libprocess_vm_exec_capi.a")?)?);
     programs.push(Program {
         name: "library/pvx".to_owned(),
         path: file("/pvx")?.into(),
@@ -250,27 +247,4 @@ fn cargo(root: &Path, cache: &Cache, arguments: &[&str]) -> Result<Vec<Value>> {
     step::run(&name, command.current_dir(root), &cache.log("cargo"))?;
     let text = fs::read_to_string(messages)?;
     Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
-}
-
-/// The C API's test programs, linked as `crates/process-vm-exec-capi/tests/c.rs` does.
-fn c_programs(root: &Path, cache: &Cache, library: &str) -> Result<Vec<Program>> {
-    let api = root.join("crates/process-vm-exec-capi");
-    let place = cache.directory("c-programs")?;
-    let mut programs = Vec::new();
-    for entry in fs::read_dir(api.join("tests/c"))? {
-        let source = entry?.path();
-        let own_name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if source.extension().is_none_or(|extension| extension != "c") || own_name == "header" {
-            continue;
-        }
-        let path = place.join(&own_name);
-        let mut gcc = Command::new("gcc");
-        gcc.args(["-O1", "-pthread", "-I"]).arg(api.join("include")).arg("-I").arg(api.join("tests/c"));
-        gcc.arg(&source).arg("-o").arg(&path).arg(library).args(SYSTEM_LIBRARIES);
-        step::run(&format!("compiling {own_name}.c"), &mut gcc, &cache.log("gcc-library"))?;
-        let (name, limit) = (format!("library/c-{own_name}"), Duration::from_secs(60));
-        programs.push(Program { name, path, arguments: String::new(), limit });
-    }
-    programs.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(programs)
 }
