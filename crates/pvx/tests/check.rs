@@ -12,7 +12,7 @@ fn check(args: &[&str]) -> Output {
 fn the_engine_that_will_be_used_is_one_that_works() {
     let report: Value = serde_json::from_slice(&check(&["--json"]).stdout).expect("JSON");
     let engines = report["engines"].as_array().expect("engines");
-    assert_eq!(engines.len(), 3);
+    assert_eq!(engines.len(), 4);
     let best = engines.iter().find(|line| line["engine"] == report["best"]).expect("the best is listed");
     assert_eq!(best["works"], true);
 }
