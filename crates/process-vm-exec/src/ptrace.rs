@@ -38,6 +38,11 @@ pub(crate) fn request(
     if result < 0 { Err(last_errno()) } else { Ok(result) }
 }
 
+/// Begins to trace a task that goes on meanwhile, so that system-call stops are told from others.
+pub(crate) fn seize(tid: libc::pid_t) -> rustix::io::Result<()> {
+    request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD.unsigned_abs() as usize).map(drop)
+}
+
 /// The signals that the task blocks; where it waits with others blocked (ppoll(2)), those it will block after that.
 pub(crate) fn get_signal_mask(tid: libc::pid_t) -> rustix::io::Result<u64> {
     let mut mask = 0u64;

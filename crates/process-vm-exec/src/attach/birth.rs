@@ -12,7 +12,8 @@ use super::asleep::{Asleep, processor_of};
 use super::bootstrap::{self, Bootstrap};
 use super::inject::{self, result_of};
 use super::place::Place;
-use super::stop::{Patience, Stopped, go_on_with, wait_until};
+use super::stop::{ERESTARTNOINTR, Patience, SYSCALL_LEN, Stopped, go_on_with, wait_until};
+use crate::arch::x86_64::USER32_CS;
 use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, set_registers, set_signal_mask};
 
 /// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
@@ -56,7 +57,6 @@ pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result
 
 /// From here on the thread, and what it makes, completes by itself.
 fn commit(thread: &Stopped, place: &Place, executors: [i32; 2]) -> Result<(), Errno> {
-    const USER32_CS: u64 = 0x23;
     let registers = thread.registers();
     let is_ours = place.range().contains(&registers.rip);
     if registers.cs == USER32_CS || is_ours {
@@ -141,8 +141,6 @@ impl Passer<'_> {
     }
 
     fn has_yet_to_clone(&self) -> Result<bool, Errno> {
-        const ERESTARTNOINTR: i64 = 513;
-        const SYSCALL_LEN: u64 = 2;
         let registers = get_registers(self.thread.tid)?;
         let start = self.place.addr;
         Ok(registers.rip == start
@@ -189,10 +187,11 @@ fn midwife(
     let mut helper_is_there = true;
     while helper_is_there || born.map(|tid| tid.is_some()) != executors.map(|flags| flags != 0) {
         match look_for_any_beside(thread)? {
-            Some((tid, stop)) if tid == thread => match &mut passer {
-                Some(passer) => passer.attend(stop)?,
-                None => return Err(Errno::SRCH),
-            },
+            Some((tid, stop)) if tid == thread => {
+                if let Some(passer) = &mut passer {
+                    passer.attend(stop)?;
+                }
+            }
             Some((tid, Stop::Gone(_))) if elders.first() == Some(&tid) => {
                 helper_is_there = false;
                 patience = Patience::until(Instant::now() + SOON);

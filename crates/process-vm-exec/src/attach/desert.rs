@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::has_memory_of;
 use super::stop::Stopped;
-use crate::ptrace::request;
+use crate::ptrace::seize;
 
 /// Waits until no thread of the process, and no other process that shares its memory, is in the range.
 pub(super) fn wait_until_deserted(pid: i32, range: &Range<u64>) -> Result<(), Errno> {
@@ -67,8 +67,7 @@ fn whereabouts(tid: i32) -> Where {
 
 /// Stops a thread to see whether it is in the range.
 fn stopped_in(tid: i32, range: &Range<u64>) -> bool {
-    let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
-    if request(libc::PTRACE_SEIZE, tid, 0, options).is_err() {
+    if seize(tid).is_err() {
         return false;
     }
     match Stopped::stop(tid, None) {

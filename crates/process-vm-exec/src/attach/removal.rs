@@ -13,7 +13,7 @@ use super::stop::Stopped;
 use super::{errand, inject};
 use crate::executor::{code, layout};
 use crate::memory;
-use crate::ptrace::{Stop, get_registers, request, wait_for_any, wait_for_stop};
+use crate::ptrace::{Stop, get_registers, request, seize, wait_for_any, wait_for_stop};
 
 /// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
 #[derive(Debug, Default)]
@@ -59,9 +59,7 @@ impl Added {
         self.errand.store(0, Ordering::Relaxed);
         self.executor.store(0, Ordering::Release);
     }
-}
 
-impl Added {
     /// Brings back a thread whose errand nobody has seen end, before the instructions of that are gone. Says whether it
     /// is known not to be there.
     pub(super) fn recall(&self) -> bool {
@@ -98,8 +96,7 @@ impl Added {
             Err(Errno::PERM | Errno::ACCESS) => return Whereabouts::Unknown,
             Ok(false) | Err(_) => return Whereabouts::Back,
         }
-        let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
-        let _ = request(libc::PTRACE_SEIZE, tid, 0, options);
+        let _ = seize(tid);
         let Ok(thread) = Stopped::stop(tid, None) else { return Whereabouts::Unknown };
         if !errand::range().contains(&thread.registers().rip) {
             let _ = thread.release();

@@ -13,9 +13,12 @@ use crate::ptrace::{
 /// What the kernel keeps in `rax` between the end of an interrupted system call and the return to user space
 /// (include/linux/errno.h).
 const ERESTARTSYS: i64 = 512;
-const ERESTARTNOINTR: i64 = 513;
+pub(super) const ERESTARTNOINTR: i64 = 513;
 const ERESTARTNOHAND: i64 = 514;
 const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// Bytes of the `syscall` instruction.
+pub(super) const SYSCALL_LEN: u64 = 2;
 
 /// `PTRACE_GET_RSEQ_CONFIGURATION` and `struct ptrace_rseq_configuration` (linux/ptrace.h, Linux 5.13).
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
@@ -113,7 +116,6 @@ impl Stopped {
 
     /// The registers with which it would go on if nobody saw to an interrupted call: with that call again.
     pub(super) fn registers_by_itself(&self) -> libc::user_regs_struct {
-        const SYSCALL_LEN: u64 = 2;
         let mut registers = self.registers;
         if registers.orig_rax == NO_SYSCALL {
             return registers;

@@ -15,13 +15,14 @@ use super::rights::Status;
 use super::stop::{Patience, Stopped, go_on_with, rseq_configuration};
 use super::thread::{Rseq, ThreadState};
 use super::verdict::require_allowed;
+use crate::arch::x86_64::USER32_CS;
 use crate::engine::ptrace::from_user;
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::life::Life;
 use crate::executor::service::Outcome;
 use crate::exit::WaitStatus;
-use crate::ptrace::{Stop, look_for_stop, request, set_registers, set_signal_mask};
+use crate::ptrace::{Stop, look_for_stop, seize, set_registers, set_signal_mask};
 use crate::space::Call;
 use crate::sync::lock;
 
@@ -105,8 +106,7 @@ impl Visits {
             ));
         }
         let asleep = Asleep::look_at(tid);
-        let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).expect("a small number");
-        request(libc::PTRACE_SEIZE, tid, 0, options).map_err(|errno| match status.why_not_permitted() {
+        seize(tid).map_err(|errno| match status.why_not_permitted() {
             Error::Attach { why, .. } if errno == Errno::PERM => refusal(tid, errno, &why),
             _ => no_thread(),
         })?;
@@ -119,7 +119,6 @@ impl Visits {
 
     /// That a stopped thread can make these calls. Its process may have executed another program just now.
     fn require_possible(&self, thread: &Stopped, calls: &[Call]) -> Result<()> {
-        const USER32_CS: u64 = 0x23;
         if thread.registers().cs == USER32_CS {
             return Err(refusal(thread.tid, Errno::NOEXEC, why_not(Errno::NOEXEC)));
         }

@@ -90,7 +90,7 @@ struct Guest {
 fn seize(executor: &Executor) -> Result<libc::user_regs_struct> {
     let tid = executor.tid.as_raw_nonzero().get();
     executor.is_in_its_process().then_some(()).ok_or(Error::Dead)?;
-    request(libc::PTRACE_SEIZE, tid, 0, libc::PTRACE_O_TRACESYSGOOD.cast_unsigned() as usize)
+    crate::ptrace::seize(tid)
         .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
     request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
     match wait_for_stop(tid) {
@@ -298,12 +298,7 @@ impl Seat for Tracee {
     }
 
     fn read_call(&self, arch: Arch, call: &mut Syscall) {
-        let registers = lock(&self.guest).registers;
-        let [nr, args @ ..] = match arch {
-            Arch::X86_64 => registers.call(),
-            Arch::I386 => registers.i386_call(),
-        };
-        *call = Syscall { nr, args, arch };
+        *call = Syscall::of(&lock(&self.guest).registers, arch);
     }
 
     fn registers(&self) -> Registers {

@@ -48,11 +48,14 @@ impl Seat for ExecutorSeat {
 
     #[inline]
     fn read_call(&self, arch: Arch, call: &mut Syscall) {
-        let [nr, args @ ..] = match arch {
-            Arch::X86_64 => self.executor.call(),
-            Arch::I386 => self.executor.registers().i386_call(),
-        };
-        *call = Syscall { nr, args, arch };
+        match arch {
+            // One cache line.
+            Arch::X86_64 => {
+                let [nr, args @ ..] = self.executor.call();
+                *call = Syscall { nr, args, arch };
+            }
+            Arch::I386 => *call = Syscall::of(&self.executor.registers(), arch),
+        }
     }
 
     fn registers(&self) -> Registers {

@@ -52,6 +52,15 @@ int main(void)
 }
 ";
 
+/// Detaches from a target, which has gone on since it was started, goes on, and has nothing of ours.
+fn part(space: AddressSpace, mut target: Target) {
+    space.detach().expect("detaching");
+    let first = target.first.clone();
+    target.check_goes_on(&first);
+    assert_no_trace(target.pid());
+    target.quit();
+}
+
 #[test]
 fn a_thread_that_does_not_stop_is_refused_and_let_go() {
     let _turn = turn();
@@ -81,7 +90,7 @@ fn a_thread_that_does_not_stop_is_refused_and_let_go() {
 #[test]
 fn a_parent_in_vfork_is_refused_soon_or_answers() {
     let _turn = turn();
-    let Some(mut target) = Target::start(&["--threads=1", "--workers=vfork"]) else { return };
+    let Some(target) = Target::start(&["--threads=1", "--workers=vfork"]) else { return };
     let pid = target.pid();
     let space = attached(pid);
     for _ in 0..50 {
@@ -92,17 +101,13 @@ fn a_parent_in_vfork_is_refused_soon_or_answers() {
         }
         assert!(before.elapsed() < Duration::from_secs(4));
     }
-    space.detach().expect("detaching");
-    let first = target.first.clone();
-    target.check_goes_on(&first);
-    assert_no_trace(pid);
-    target.quit();
+    part(space, target);
 }
 
 #[test]
 fn calls_that_would_not_leave_the_thread_as_it_was_are_refused() {
     let _turn = turn();
-    let Some(mut target) = Target::start(&["--threads=1", "--workers=spin"]) else { return };
+    let Some(target) = Target::start(&["--threads=1", "--workers=spin"]) else { return };
     let pid = target.pid();
     let space = attached(pid);
     use Sysno as S;
@@ -127,10 +132,7 @@ fn calls_that_would_not_leave_the_thread_as_it_was_are_refused() {
     let many = space.batch_in_thread(pid, &[GETTID; 1024]).expect("as many as it can make");
     assert!(many.iter().all(|told| *told == Ok(pid.unsigned_abs().into())));
     assert_eq!(space.batch_in_thread(pid, &[]).expect("nothing"), []);
-    space.detach().expect("detaching");
-    let first = target.first.clone();
-    target.check_goes_on(&first);
-    target.quit();
+    part(space, target);
 }
 
 #[test]
@@ -198,8 +200,7 @@ fn calls_that_a_filter_does_not_allow_are_not_made() {
 #[test]
 fn a_call_that_waits_is_given_up() {
     let _turn = turn();
-    let Some(mut target) = Target::start(&["--threads=1", "--workers=nanosleep,spin", "--slack-ms=60000"])
-    else {
+    let Some(target) = Target::start(&["--threads=1", "--workers=nanosleep,spin", "--slack-ms=60000"]) else {
         return;
     };
     let pid = target.pid();
@@ -207,11 +208,7 @@ fn a_call_that_waits_is_given_up() {
     let pause = Call { nr: Sysno::pause, args: [0; 6] };
     refused(&space, pid, &[pause, GETTID], Errno::TIME);
     assert_eq!(gettid_in(&space, pid), Some(pid));
-    space.detach().expect("detaching");
-    let first = target.first.clone();
-    target.check_goes_on(&first);
-    assert_no_trace(pid);
-    target.quit();
+    part(space, target);
 }
 
 /// What a supervisor is that sends a thread away: again and again, or for long; no test of its own.

@@ -93,7 +93,7 @@ pub(crate) const USER_SS: u64 = 0x2b;
 const RFLAGS_ALWAYS_SET: u64 = 1 << 1;
 
 /// The 32-bit user code segment (`__USER32_CS`).
-const USER32_CS: u64 = 0x23;
+pub(crate) const USER32_CS: u64 = 0x23;
 /// What user space may change: CF PF AF ZF SF TF DF OF NT AC ID (Intel SDM, volume 1, 3.4.3), as ptrace(2) lets it.
 const RFLAGS_USER: u64 = 0x24_4dd5;
 /// IF: interrupts are on in user space.

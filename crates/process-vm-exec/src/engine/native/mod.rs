@@ -215,12 +215,7 @@ impl Seat for NativeSeat {
     }
 
     fn read_call(&self, arch: Arch, call: &mut Syscall) {
-        let registers = lock(&self.guest).registers;
-        let [nr, args @ ..] = match arch {
-            Arch::X86_64 => registers.call(),
-            Arch::I386 => registers.i386_call(),
-        };
-        *call = Syscall { nr, args, arch };
+        *call = Syscall::of(&lock(&self.guest).registers, arch);
     }
 
     fn registers(&self) -> Registers {
