@@ -201,6 +201,10 @@ impl Executor {
     fn perform(&self, operation: u32) -> Report {
         let previous = self.last.load(Ordering::Relaxed);
         let seen = self.other().word.load(Ordering::Relaxed);
+        if seen == layout::DEAD {
+            // Said before we looked: no other word will follow.
+            return self.end();
+        }
         let mut sequence = (previous & !(SEQUENCE - 1)).wrapping_add(SEQUENCE);
         if sequence == layout::DEAD & !(SEQUENCE - 1) {
             sequence = SEQUENCE;
@@ -266,4 +270,31 @@ fn seccomp_works() -> bool {
     let action = libc::SECCOMP_RET_TRAP;
     // SAFETY: asks whether the action, read from a valid address, is known (seccomp(2)).
     unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::executor::arena::Arena;
+    use crate::exit::WaitStatus;
+
+    /// The moment is a few instructions long: between a run's look at the life and its look at the mailbox.
+    #[test]
+    fn a_command_to_a_process_that_died_a_moment_ago_is_answered_by_its_death() {
+        let slot = Arc::new(Arena::new().expect("an arena").slot().expect("a slot"));
+        let life = Arc::new(Life::new(slot));
+        life.executors.store(1, Ordering::SeqCst);
+        life.die(WaitStatus::Signaled(libc::SIGKILL));
+        let (answered, answer) = mpsc::channel();
+        thread::spawn(move || {
+            let tid = rustix::thread::gettid();
+            let last = AtomicU32::new(SEQUENCE);
+            answered.send(Executor { life, tid, host: Host::new(0), index: 0, last }.answer(0))
+        });
+        assert!(matches!(answer.recv_timeout(Duration::from_secs(20)), Ok(Report::Dead)));
+    }
 }
