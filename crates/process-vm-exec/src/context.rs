@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::sync::{Arc, Mutex};
 
 use crate::arch::x86_64::{self, Registers, xstate};
-use crate::engine::{Called, Enter, Seat};
+use crate::engine::{Called, Event, Seat};
 use crate::error::Result;
 use crate::exit::{Arch, Syscall};
 use crate::space::Inner;
@@ -185,9 +185,9 @@ impl Context {
         Ok(clone)
     }
 
-    /// Makes ready to go to the guest in `space`, from the seat and in the way that it returns.
+    /// Goes to the guest in `space`, and comes back with what has happened.
     #[inline]
-    pub(crate) fn prepare(&mut self, space: &Arc<Inner>) -> Result<(&dyn Seat, Enter)> {
+    pub(crate) fn enter(&mut self, space: &Arc<Inner>) -> Result<Event> {
         let is_seated = |seated: &Seated| Arc::ptr_eq(&seated.space, space) && seated.seat.is_usable();
         if !self.seat.as_ref().is_some_and(is_seated) {
             self.sit(space)?;
@@ -195,8 +195,7 @@ impl Context {
         if !matches!(self.xstate, Xstate::Seated) {
             self.load_xstate()?;
         }
-        let entry = if self.changed { self.load_registers()? } else { Enter::Answer(self.rax) };
-        Ok((self.seat(), entry))
+        if self.changed { self.load() } else { Ok(self.seat().answer(self.rax)) }
     }
 
     fn seat(&self) -> &dyn Seat {
@@ -257,12 +256,13 @@ impl Context {
         self.registers_mut().rip = rip;
     }
 
-    /// The registers, as the seat has to load them.
-    fn load_registers(&mut self) -> Result<Enter> {
+    /// Goes to the guest with registers that have been changed. Not inlined: it needs room that an answer does not.
+    #[inline(never)]
+    fn load(&mut self) -> Result<Event> {
         let registers = self.registers.get_mut().expect("changed registers are here");
         x86_64::validate(registers)?;
-        let space = &self.seat.as_ref().expect("the context has a seat").space;
-        Ok(Enter::Load(space.present_registers(*registers)))
+        let Seated { space, seat } = self.seat.as_ref().expect("the context has a seat");
+        Ok(seat.load(&space.present_registers(*registers)))
     }
 
     #[cold]

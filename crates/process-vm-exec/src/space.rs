@@ -340,13 +340,8 @@ impl AddressSpace {
         }
         loop {
             // Matched where it is: to move an event costs more than to find out which one it is.
-            let event = match ctx.prepare(&self.0) {
-                Ok((seat, entry)) => seat.enter(&entry),
-                Err(Error::Dead) => Event::Died,
-                Err(error) => return Err(error),
-            };
-            match event {
-                Event::Call { arch, how } => {
+            match ctx.enter(&self.0) {
+                Ok(Event::Call { arch, how }) => {
                     ctx.called(arch);
                     ctx.count(how);
                     if how == Called::Trapped
@@ -356,11 +351,11 @@ impl AddressSpace {
                     }
                     return Ok(Exit::Syscall);
                 }
-                Event::Interrupted { rax } => {
+                Ok(Event::Interrupted { rax }) => {
                     ctx.left(rax);
                     return Ok(Exit::Interrupted);
                 }
-                Event::Fault { rax, fault } => {
+                Ok(Event::Fault { rax, fault }) => {
                     ctx.left(rax);
                     if let Some(rewriter) = &self.0.rewriter
                         && let Some(site) = rewriter.caused(ctx.registers(), &fault)
@@ -374,7 +369,7 @@ impl AddressSpace {
                     }
                     return Ok(Exit::Died(self.0.die_of(fault.signal)));
                 }
-                Event::Signal { rax, info } => {
+                Ok(Event::Signal { rax, info }) => {
                     ctx.left(rax);
                     if signals.contains(info.signal()) {
                         return Ok(Exit::Signal(info));
@@ -383,7 +378,8 @@ impl AddressSpace {
                         return Ok(Exit::Died(status));
                     }
                 }
-                Event::Died => return Ok(Exit::Died(self.0.end())),
+                Ok(Event::Died) | Err(Error::Dead) => return Ok(Exit::Died(self.0.end())),
+                Err(error) => return Err(error),
             }
         }
     }

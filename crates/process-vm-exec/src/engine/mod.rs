@@ -119,9 +119,12 @@ impl Engine {
 /// A place where a context runs: a task in the address space, seen through one engine. One context at a time uses
 /// it, and keeps it from run to run; between runs it holds the context's state.
 pub(crate) trait Seat: Send + Sync + fmt::Debug {
-    /// Goes to the guest, and comes back when it has made a call, faulted, or been stopped. Unless the entry is a
-    /// load, the guest goes on with all the state it left, but for `rax`.
-    fn enter(&self, entry: &Enter) -> Event;
+    /// Goes to the guest, and comes back when it has made a call, faulted, or been stopped. The guest goes on with
+    /// all the state it left, but for `rax`.
+    fn answer(&self, rax: u64) -> Event;
+
+    /// Goes to the guest, and comes back, as [`answer`](Self::answer) does; the guest goes on with these registers.
+    fn load(&self, registers: &Registers) -> Event;
 
     /// Reads the call that has just been reported, whose entry was `arch`'s. Into where it is to be: a processor
     /// that copies on what it has just stored, in pieces of another size, stalls.
@@ -147,15 +150,6 @@ pub(crate) trait Seat: Send + Sync + fmt::Debug {
 
     /// Was there an interrupt that no run has reported? It is forgotten.
     fn take_interrupt(&self) -> bool;
-}
-
-/// How to go to a guest.
-#[derive(Debug)]
-pub(crate) enum Enter {
-    /// As it left, with this `rax`.
-    Answer(u64),
-    /// With these registers.
-    Load(Registers),
 }
 
 /// Why a guest came back.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, Weak};
 use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
 use rustix::io::Errno;
 
-use super::{Called, Enter, Event, Seat};
+use super::{Called, Event, Seat};
 use crate::arch::x86_64::{Registers, xstate};
 use crate::error::{Error, Result};
 use crate::executor::code;
@@ -277,20 +277,21 @@ impl Tracee {
 }
 
 impl Seat for Tracee {
-    fn enter(&self, entry: &Enter) -> Event {
-        let registers = {
+    fn answer(&self, rax: u64) -> Event {
+        let registers = Registers { rax, ..self.registers() };
+        self.load(&registers)
+    }
+
+    fn load(&self, registers: &Registers) -> Event {
+        {
             let mut guest = lock(&self.guest);
-            match entry {
-                Enter::Answer(rax) => guest.registers.rax = *rax,
-                Enter::Load(registers) => guest.registers = *registers,
-            }
+            guest.registers = *registers;
             guest.has_run = true;
-            guest.registers
-        };
+        }
         if self.interrupt.swap(false, Ordering::SeqCst) {
             return Event::Interrupted { rax: registers.rax };
         }
-        let user = to_user(&registers);
+        let user = to_user(registers);
         match request(libc::PTRACE_SETREGS, self.tid, 0, (&raw const user) as usize) {
             Ok(_) => self.resume(),
             Err(_) => self.died(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::rewrite::Rewriter;
-use super::{Called, Enter, Event, Seat};
+use super::{Called, Event, Seat};
 use crate::arch::x86_64::Registers;
 use crate::error::Result;
 use crate::executor::code;
@@ -39,11 +39,14 @@ impl ExecutorSeat {
 
 impl Seat for ExecutorSeat {
     #[inline]
-    fn enter(&self, entry: &Enter) -> Event {
-        match entry {
-            &Enter::Answer(rax) => self.event(self.executor.answer(rax)),
-            Enter::Load(registers) => self.load(registers),
-        }
+    fn answer(&self, rax: u64) -> Event {
+        self.event(self.executor.answer(rax))
+    }
+
+    fn load(&self, registers: &Registers) -> Event {
+        self.used.store(true, Ordering::Relaxed);
+        let registers = Registers { gs_base: self.host_gs(registers.gs_base), ..*registers };
+        self.event(self.executor.load(&registers))
     }
 
     #[inline]
@@ -89,12 +92,6 @@ impl Seat for ExecutorSeat {
 }
 
 impl ExecutorSeat {
-    fn load(&self, registers: &Registers) -> Event {
-        self.used.store(true, Ordering::Relaxed);
-        let registers = Registers { gs_base: self.host_gs(registers.gs_base), ..*registers };
-        self.event(self.executor.load(&registers))
-    }
-
     #[inline]
     fn event(&self, report: Report) -> Event {
         match report {

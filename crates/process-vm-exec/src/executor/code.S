@@ -442,6 +442,7 @@ process_vm_exec_foreign_gs:
     ud2                                 /* the handler takes over: it knows the mailbox by its stack */
 1:  mov %rsp, %gs:{RSP}
     rdgsbase %rcx
+    prefetchw (%rcx)                    /* ours by the time the call is stored there; a no-op where it is not known */
     lea {RFLAGS}+8(%rcx), %rsp
     pushfq
     mov %r11, {RIP}(%rcx)

@@ -11,14 +11,14 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 
 use self::frame::{Fpu, Frame};
 use super::ptrace::Parked;
-use super::{Called, Enter, Event, Seat, trap};
+use super::{Called, Event, Seat, trap};
 use crate::arch::x86_64::Registers;
 use crate::error::{Error, Result};
 use crate::executor::code::{self, INTERRUPT_SIGNAL};
@@ -184,36 +184,17 @@ struct Guest {
 }
 
 impl Seat for NativeSeat {
-    fn enter(&self, entry: &Enter) -> Event {
+    fn answer(&self, rax: u64) -> Event {
         let mut guest = lock(&self.guest);
-        match entry {
-            Enter::Answer(rax) => guest.registers.rax = *rax,
-            Enter::Load(registers) => guest.registers = *registers,
-        }
-        guest.has_run = true;
-        let tid = this_thread();
-        loop {
-            let rax = guest.registers.rax;
-            if self.take_interrupt() {
-                return Event::Interrupted { rax };
-            }
-            if let Some(info) = self.shared.next_signal() {
-                return Event::Signal { rax, info };
-            }
-            if self.shared.life.status().is_some() {
-                return Event::Died;
-            }
-            // Whoever has something to tell does so before it looks for a runner, and we the other way round: the kick
-            // is not lost. One that comes early pends, for this thread blocks it.
-            self.runner.store(tid, Ordering::SeqCst);
-            let event = if self.is_wanted() { None } else { self.run(&mut guest) };
-            self.runner.store(0, Ordering::SeqCst);
-            if let Some(event) = event {
-                return event;
-            }
-        }
+        guest.registers.rax = rax;
+        self.go(guest)
     }
 
+    fn load(&self, registers: &Registers) -> Event {
+        let mut guest = lock(&self.guest);
+        guest.registers = *registers;
+        self.go(guest)
+    }
     fn read_call(&self, arch: Arch, call: &mut Syscall) {
         *call = Syscall::of(&lock(&self.guest).registers, arch);
     }
@@ -251,6 +232,32 @@ impl Seat for NativeSeat {
 }
 
 impl NativeSeat {
+    /// Runs the guest until something has happened.
+    fn go(&self, mut guest: MutexGuard<'_, Guest>) -> Event {
+        guest.has_run = true;
+        let tid = this_thread();
+        loop {
+            let rax = guest.registers.rax;
+            if self.take_interrupt() {
+                return Event::Interrupted { rax };
+            }
+            if let Some(info) = self.shared.next_signal() {
+                return Event::Signal { rax, info };
+            }
+            if self.shared.life.status().is_some() {
+                return Event::Died;
+            }
+            // Whoever has something to tell does so before it looks for a runner, and we the other way round: the kick
+            // is not lost. One that comes early pends, for this thread blocks it.
+            self.runner.store(tid, Ordering::SeqCst);
+            let event = if self.is_wanted() { None } else { self.run(&mut guest) };
+            self.runner.store(0, Ordering::SeqCst);
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
     /// Is there something to report before the next run?
     fn is_wanted(&self) -> bool {
         self.interrupt.load(Ordering::SeqCst)
