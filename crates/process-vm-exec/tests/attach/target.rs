@@ -38,7 +38,9 @@ pub(crate) enum Linked {
 /// A running target.
 #[derive(Debug)]
 pub(crate) struct Target {
+    /// The process that was started: the target, or a launcher that waits for it.
     child: Killed,
+    pid: i32,
     input: ChildStdin,
     lines: mpsc::Receiver<String>,
     /// What it said at its start.
@@ -107,6 +109,13 @@ fn program(linked: Linked) -> Option<PathBuf> {
     }
 }
 
+/// Adds the options that every target has, and `options`, which win.
+fn with_options<'a>(command: &'a mut Command, options: &[&str]) -> &'a mut Command {
+    let slack_ms = env::var("PVX_SLACK_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(500);
+    // While somebody attaches, there is a helper thread for some 100 us.
+    command.args([&format!("--slack-ms={slack_ms}"), "--slack-task"]).args(options)
+}
+
 impl Target {
     /// Starts one, and waits until all of its workers are there. Nothing if it cannot be built here.
     pub(crate) fn start(options: &[&str]) -> Option<Self> {
@@ -114,13 +123,23 @@ impl Target {
     }
 
     pub(crate) fn start_linked(linked: Linked, options: &[&str]) -> Option<Self> {
-        let slack_ms = env::var("PVX_SLACK_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(500);
-        let slack = format!("--slack-ms={slack_ms}");
-        // Options that come later win.
-        let mut command = Command::new(program(linked)?);
-        // While somebody attaches, there is a helper thread for some 100 us.
-        command.args([&slack, "--slack-task"]).args(options);
-        Some(Self::spawn(&mut command))
+        let program = program(linked)?;
+        Some(Self::spawn(with_options(&mut Command::new(program), options)))
+    }
+
+    /// Starts one by a command that executes it, or has a child of its own execute it.
+    pub(crate) fn start_by(launcher: &[&str], options: &[&str]) -> Option<Self> {
+        let program = program(Linked::Dynamically)?;
+        let mut command = Command::new(launcher[0]);
+        command.args(&launcher[1..]).arg(&program);
+        let mut target = Self::spawn(with_options(&mut command, options));
+        let is_target = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+        while !is_target(target.pid) {
+            let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", target.pid));
+            let children = children.expect("what the launcher has started");
+            target.pid = children.trim().parse().expect("one child");
+        }
+        Some(target)
     }
 
     pub(crate) fn spawn(command: &mut Command) -> Self {
@@ -137,13 +156,14 @@ impl Target {
             }
         });
         let first = Report(String::new());
-        let mut target = Self { child: Killed(child), input, lines, first };
+        let child = Killed(child);
+        let mut target = Self { pid: child.pid(), child, input, lines, first };
         target.first = Report(target.line());
         target
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        self.child.pid()
+        self.pid
     }
 
     /// The next line that it writes; a failed check of its own fails the test.

@@ -1,12 +1,12 @@
 //! Attach, call, detach, hundreds of times, over each variant of the target: it notices nothing.
 
-use std::{thread, time::Duration};
+use std::{process::Command, thread, time::Duration};
 
 use process_vm_exec::{Call, Sysno};
 
 use crate::{
     common::{Numbers, attached, rounds, skip, turn},
-    target::{Linked, Target},
+    target::{Linked, Report, Target},
     trace::{assert_no_trace, has_region},
 };
 
@@ -21,7 +21,12 @@ const ALL: &str = "--workers=spin,nanosleep,clock_nanosleep,poll,ppoll,select,ep
 
 fn storm(linked: Linked, options: &[&str], least: u32) {
     let _turn = turn();
-    let Some(mut target) = Target::start_linked(linked, options) else { return };
+    if let Some(target) = Target::start_linked(linked, options) {
+        eprintln!("{options:?}: {}", storm_over(target, least).0);
+    }
+}
+
+fn storm_over(mut target: Target, least: u32) -> Report {
     let pid = target.pid();
     let mut numbers = Numbers::new(u64::from(least));
     let mut before = target.first.clone();
@@ -45,8 +50,7 @@ fn storm(linked: Linked, options: &[&str], least: u32) {
         }
     }
     assert_no_trace(pid);
-    let report = target.quit();
-    eprintln!("{options:?}: {}", report.0);
+    target.quit()
 }
 
 fn dynamic(options: &[&str]) {
@@ -163,6 +167,49 @@ fn children_and_pipes() {
 fn a_parent_in_vfork() {
     dynamic(&["--threads=1", "--workers=vfork"]);
     dynamic(&["--workers=vfork,children,spin"]);
+}
+
+#[test]
+fn a_target_of_another_user() {
+    let _turn = turn();
+    if !rustix::process::geteuid().is_root() {
+        return skip("to attach to another user's process takes CAP_SYS_PTRACE");
+    }
+    let launcher = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"];
+    let Some(target) = Target::start_by(&launcher, &[ALL]) else { return };
+    let status = std::fs::read_to_string(format!("/proc/{}/status", target.pid())).expect("its status");
+    assert!(status.contains("Uid:\t65533\t65533"), "{status}");
+    storm_over(target, ROUNDS);
+}
+
+#[test]
+fn a_target_in_namespaces_of_its_own() {
+    const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "uts", "ipc", "net", "cgroup"];
+    let _turn = turn();
+    let launcher = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount",
+        "--mount-proc",
+        "--uts",
+        "--ipc",
+        "--net",
+        "--cgroup",
+    ];
+    let allowed = Command::new(launcher[0]).args(&launcher[1..]).arg("true").status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        return skip("unshare(1) makes no namespaces here");
+    }
+    let Some(target) = Target::start_by(&launcher, &[ALL]) else { return };
+    for name in NAMESPACES {
+        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/{name}")).expect("a namespace");
+        assert_ne!(namespace("self"), namespace(&target.pid().to_string()));
+    }
+    storm_over(target, ROUNDS);
 }
 
 /// Else attaching is refused, which `a_filter_that_kills` sees.
