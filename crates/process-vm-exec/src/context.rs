@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::arch::x86_64::{self, Registers, xstate};
 use crate::engine::{Called, Event, Seat};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit::{Arch, Syscall};
 use crate::space::Inner;
 use crate::sync::lock;
@@ -205,7 +205,13 @@ impl Context {
     /// Makes `space` the one in which the context runs.
     #[cold]
     fn sit(&mut self, space: &Arc<Inner>) -> Result<()> {
-        self.leave()?;
+        self.leave().map_err(|error| match error {
+            // That was the other space's end, not this one's.
+            Error::Dead => {
+                Error::Context("its extended state went with its last space; set_xstate gives it another")
+            }
+            error => error,
+        })?;
         let seat = space.seat()?;
         let mut interrupts = lock(&self.interrupts);
         if std::mem::take(&mut interrupts.pending) {

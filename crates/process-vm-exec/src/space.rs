@@ -505,8 +505,9 @@ impl Inner {
         }
     }
 
-    /// The process is dead or dying; how it ended.
+    /// The process is dead or dying, or its guest has done what nobody here does; how it ended.
     fn end(&self) -> WaitStatus {
+        self.service.life.kill();
         self.tracees.collect();
         self.service.life.wait_for_end();
         self.service.life.status().unwrap_or(WaitStatus::Signaled(libc::SIGKILL))

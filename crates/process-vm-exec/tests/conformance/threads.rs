@@ -7,9 +7,9 @@ use std::{
 };
 
 use iced_x86::{IcedError, code_asm::*};
-use process_vm_exec::{Context, Exit, SignalSet};
+use process_vm_exec::{AddressSpace, Context, Error, Exit, SignalSet};
 
-use crate::common::{CODE, DATA, Guest, NR, STACK_TOP, claims, soak, space};
+use crate::common::{CODE, DATA, Guest, NR, STACK_TOP, asm, call_loop, claims, soak, space};
 
 /// A sum that grows by R12 in RBX and on the stack, told at each call.
 fn sums(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -144,7 +144,7 @@ claims! {
     }
 
     fn a_context_can_change_its_space(engine) {
-        let code = crate::common::asm(sums);
+        let code = asm(sums);
         let spaces = [space(engine, &code), space(engine, &code)];
         let mut ctx = Context::new(CODE, STACK_TOP);
         ctx.registers_mut().r12 = 5;
@@ -156,6 +156,28 @@ claims! {
                 other => panic!("round {round}: {other:?}"),
             }
         }
+    }
+
+    fn a_context_outlives_its_space_or_says_what_went_with_that(engine) {
+        let code = asm(call_loop);
+        let (first, second) = (space(engine, &code), space(engine, &code));
+        let mut ctx = Context::new(CODE, STACK_TOP);
+        ctx.registers_mut().r12 = 5;
+        let area = ctx.xstate().expect("the initial state").to_vec();
+        let run = |space: &AddressSpace, ctx: &mut Context| match space.run(ctx, &SignalSet::all()) {
+            Ok(Exit::Syscall) => Ok(ctx.registers().r12),
+            Err(Error::Context(why)) => Err(why),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(run(&first, &mut ctx), Ok(5));
+        drop(first);
+        // Some engines keep the extended state in the space.
+        if let Err(why) = run(&second, &mut ctx) {
+            assert!(why.contains("extended state"), "{why}");
+            ctx.set_xstate(&area).expect("a state of this processor");
+            assert_eq!(run(&second, &mut ctx), Ok(5));
+        }
+        assert_eq!(run(&second, &mut Context::new(CODE, STACK_TOP)), Ok(0), "the second space lives");
     }
 
     fn a_space_can_be_dropped_by_another_thread_than_made_it(engine) {
