@@ -57,8 +57,9 @@ impl Identity {
         if pid.cast_unsigned() == std::process::id() {
             return Err(Errno::INVAL);
         }
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| Errno::SRCH)?;
-        // Behind the name, which may contain anything, the start time is the 20th field.
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).map_err(|_| Errno::SRCH)?;
+        let stat = String::from_utf8_lossy(&stat);
+        // Behind the name, which may be any bytes, the start time is the 20th field.
         let field = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(19));
         let start_time = field.and_then(|field| field.parse().ok()).ok_or(Errno::SRCH)?;
         // If it lives still, it was its file that has been read.

@@ -13,6 +13,7 @@ mod executor;
 mod exit;
 mod maps;
 mod memory;
+mod procfs;
 mod ptrace;
 mod scratch;
 mod signal;

@@ -1,12 +1,12 @@
 //! What a process has mapped: /proc/PID/maps (proc(5)).
 
-use std::fs;
 use std::ops::Range;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::error::{Error, Result};
+use crate::procfs;
 
 /// One line of the file.
 #[derive(Debug)]
@@ -33,11 +33,10 @@ impl Map {
 
 /// What `pid` has mapped, by address.
 pub(crate) fn of(pid: Pid) -> Result<Vec<Map>> {
-    let text =
-        fs::read_to_string(format!("/proc/{}/maps", pid.as_raw_nonzero())).map_err(|error| Error::Host {
-            call: "reading /proc/PID/maps",
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-        })?;
+    let text = procfs::read(format!("/proc/{}/maps", pid.as_raw_nonzero())).map_err(|error| Error::Host {
+        call: "reading /proc/PID/maps",
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    })?;
     Ok(text.lines().filter_map(parse).collect())
 }
 

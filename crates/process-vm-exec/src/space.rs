@@ -468,13 +468,18 @@ impl Inner {
         file: BorrowedFd<'_>,
     ) -> Result<std::result::Result<u64, Errno>> {
         const DESCRIPTOR: usize = 4;
-        let (service, passage) = match &self.origin {
-            Origin::Created(keeper) => (&self.service, &keeper.files),
-            Origin::Attached(target) => (target.carrier(&self.service), target.passage(&self.service)?),
+        let mut with_number = |number| {
+            call.args[DESCRIPTOR] = number;
+            self.prepare(&call)?;
+            Ok(call.entry())
         };
-        call.args[DESCRIPTOR] = passage.number(0);
-        self.prepare(&call)?;
-        passage.carry(service, &[file], call.entry())
+        match &self.origin {
+            Origin::Created(keeper) => {
+                let call = with_number(keeper.files.number(0))?;
+                keeper.files.carry(&self.service, &[file], call)
+            }
+            Origin::Attached(target) => target.execute_with_file(&self.service, file, with_number),
+        }
     }
 
     /// Has only one context ever run here at a time?

@@ -1,11 +1,11 @@
 //! How long a thread has been asleep in a system call.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::stop::Timeout;
+use crate::procfs;
 
 /// A sleep of a thread that was seen to last.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Asleep {
     /// the same of ourselves as we begin to run on its processor, whose clock that is. `None` where the kernel does not
     /// tell (CONFIG_SCHED_DEBUG).
     pub(super) fn look_at(tid: i32) -> Option<Self> {
-        let call = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+        let call = procfs::read(format!("/proc/{tid}/syscall")).ok()?;
         Timeout::of(call.split(' ').next()?.parse().ok()?)?;
         let theirs = Scheduled::of(&tid.to_string())?;
         let (home, mut there) = (sched_getaffinity(None).ok()?, CpuSet::new());
@@ -51,7 +51,7 @@ struct Scheduled {
 
 impl Scheduled {
     fn of(task: &str) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{task}/sched")).ok()?;
+        let text = procfs::read(format!("/proc/{task}/sched")).ok()?;
         let field = |name: &str| {
             let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(name))?;
             line.rsplit(' ').next()
@@ -66,7 +66,7 @@ impl Scheduled {
 /// The state of a thread, and the processor that it runs on or last ran on.
 pub(super) fn processor_of(tid: i32) -> Option<(char, usize)> {
     // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
-    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    let stat = procfs::read(format!("/proc/{tid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, fields.nth(35)?.parse().ok()?))

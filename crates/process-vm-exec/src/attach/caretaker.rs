@@ -28,8 +28,8 @@ use crate::executor::life::Life;
 use crate::executor::machine::Host;
 use crate::executor::service::Service;
 use crate::executor::setup::Params;
-use crate::maps;
 use crate::ptrace::request;
+use crate::{maps, procfs};
 
 /// What to attach to, and how.
 #[derive(Debug)]
@@ -220,7 +220,7 @@ fn seize(tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
 /// Has this process CAP_SYS_ADMIN?
 fn may_suspend_seccomp() -> bool {
     const CAP_SYS_ADMIN: u32 = 21;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = procfs::read("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     effective
         .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())

@@ -1,10 +1,9 @@
 //! Who may be attached to, and why not.
 
-use std::fs;
-
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::procfs;
 
 /// What /proc/PID/status tells of a process (proc(5)).
 #[derive(Debug)]
@@ -15,9 +14,14 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn of(pid: i32) -> Result<Self, Error> {
-        match fs::read_to_string(format!("/proc/{pid}/status")) {
+        match procfs::read(format!("/proc/{pid}/status")) {
             Ok(text) => Ok(Self { pid, text }),
-            Err(_) => Err(refusal(pid, Errno::SRCH, "there is no such process")),
+            Err(error) => Err(match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::SRCH) | None => {
+                    refusal(pid, Errno::SRCH, "there is no such process")
+                }
+                Some(errno) => refusal(pid, errno, "/proc/PID/status cannot be read"),
+            }),
         }
     }
 
@@ -64,7 +68,7 @@ impl Status {
         match self.number("TracerPid") {
             0 => Ok(()),
             tracer => {
-                let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+                let name = procfs::read(format!("/proc/{tracer}/comm")).unwrap_or_default();
                 let why = format!("process {tracer} ({}) traces it; that has to detach first", name.trim());
                 refuse(Errno::PERM, &why)
             }
@@ -75,7 +79,7 @@ impl Status {
     pub(super) fn why_not_permitted(&self) -> Error {
         let ours = rustix::process::geteuid().as_raw();
         let theirs: Vec<_> = self.field("Uid").unwrap_or("").split_ascii_whitespace().collect();
-        let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+        let scope = procfs::read("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
         let why = match scope.trim() {
             _ if self.number("TracerPid") != 0 => "somebody traces it".to_owned(),
             "3" => "the sysctl kernel.yama.ptrace_scope is 3: nobody may trace anything until the next boot".to_owned(),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -21,7 +21,8 @@ use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::{layout, machine, setup};
 use crate::ptrace::last_errno;
 use crate::space::Call;
-use crate::{maps, memory};
+use crate::sync::lock;
+use crate::{maps, memory, procfs};
 
 /// One that executes calls for us in the target's memory.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +44,8 @@ pub(crate) struct Target {
     tracing: Tracing,
     visits: Arc<Visits>,
     passage: OnceLock<Passage>,
+    /// Whose turn it is to have descriptors in the worker's table: their numbers are those that are free there.
+    descriptors: Mutex<()>,
     is_ready_to_run: OnceLock<()>,
     /// When it was last seen to have the memory that the executor has, in ticks of the time-stamp counter.
     seen: AtomicU64,
@@ -58,10 +61,19 @@ impl Target {
     ) -> Result<(Service, Self)> {
         let Attachment { pid, service, executor, sharer, fs_base, tracing, visits } =
             super::attach(pidfd, owners, engine, spin_budget_ns)?;
-        let (passage, is_ready_to_run, seen) =
-            (OnceLock::new(), OnceLock::new(), AtomicU64::new(machine::tsc()));
-        let target =
-            Self { pid, owners, executor, sharer, fs_base, tracing, visits, passage, is_ready_to_run, seen };
+        let target = Self {
+            pid,
+            owners,
+            executor,
+            sharer,
+            fs_base,
+            tracing,
+            visits,
+            passage: OnceLock::new(),
+            descriptors: Mutex::new(()),
+            is_ready_to_run: OnceLock::new(),
+            seen: AtomicU64::new(machine::tsc()),
+        };
         // Nobody else would remove it.
         target.make_ready(&service).inspect_err(|_| service.life.kill())?;
         Ok((service, target))
@@ -94,7 +106,7 @@ impl Target {
     /// Working directory and umask of the caller.
     fn go_to_our_directory(&self, service: &Service) -> Result<()> {
         let worker = self.worker(service);
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = procfs::read("/proc/self/status").unwrap_or_default();
         let umask =
             status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok());
         if let Some(umask) = umask {
@@ -113,6 +125,7 @@ impl Target {
         let directory =
             rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(Error::host("open of the working directory"))?;
+        let _turn = lock(&self.descriptors);
         let passage = self.passage(service)?;
         let chdir = Entry::new(libc::SYS_fchdir, [passage.number(0), 0, 0, 0, 0, 0]);
         passage.carry(worker, &[directory.as_fd()], chdir)?.map(drop).map_err(there)
@@ -143,10 +156,6 @@ impl Target {
     }
 
     /// The worker whose descriptor table is its own.
-    pub(crate) fn carrier<'a>(&'a self, service: &'a Service) -> &'a Service {
-        self.with_own_table(service).service
-    }
-
     fn with_own_table<'a>(&'a self, service: &'a Service) -> Worker<'a> {
         match &self.sharer {
             Some((service, pidfd)) if self.owners.files == Owner::Caller => Worker { service, pidfd },
@@ -154,13 +163,25 @@ impl Target {
         }
     }
 
-    /// The way of our files to the [`carrier`](Self::carrier).
-    pub(crate) fn passage(&self, service: &Service) -> Result<&Passage> {
+    /// Executes a call with a file of ours, whose number `with_number` puts into it.
+    pub(crate) fn execute_with_file(
+        &self,
+        service: &Service,
+        file: BorrowedFd<'_>,
+        with_number: impl FnOnce(u64) -> Result<Entry>,
+    ) -> Result<Outcome> {
+        let _turn = lock(&self.descriptors);
+        let passage = self.passage(service)?;
+        let call = with_number(passage.number(0))?;
+        passage.carry(self.with_own_table(service).service, &[file], call)
+    }
+
+    /// The way of our files to the worker whose table is its own. By whom has the turn.
+    fn passage(&self, service: &Service) -> Result<&Passage> {
         if let Some(passage) = self.passage.get() {
             return Ok(passage);
         }
         let passage = self.open_passage(self.with_own_table(service))?;
-        // Another thread may have been first: ours is closed there when its end here is.
         Ok(self.passage.get_or_init(|| passage))
     }
 
@@ -171,11 +192,11 @@ impl Target {
         let ends = layout::BASE + layout::SCRATCH;
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
         let args = [libc::AF_UNIX as u64, u64::from(kind.unsigned_abs()), 0, ends, 0, 0];
+        // Calls of which we do not know that they make descriptors may have left some.
+        let _ = worker.service.call(libc::SYS_close_range, [0, u64::from(u32::MAX), 0, 0, 0, 0])?;
         let made = worker.service.call(libc::SYS_socketpair, args)?;
         made.map_err(|errno| Error::Space { call: "socketpair", errno })?;
-        let ours = worker.fetch(OURS)?;
-        let theirs = worker.fetch(THEIRS)?;
-        let _ = worker.service.call(libc::SYS_close, [OURS, 0, 0, 0, 0, 0])?;
+        let (theirs, ours) = (worker.fetch(THEIRS)?, worker.take(OURS)?);
         Ok(Passage::new(ours, theirs, THEIRS, OURS))
     }
 
@@ -237,6 +258,8 @@ impl Target {
         arguments: u8,
         returned: Returned,
     ) -> Result<Outcome> {
+        // Until the last of its descriptors is gone from there.
+        let _turn = lock(&self.descriptors);
         let worker = self.with_own_table(service);
         let mut entry = call.entry();
         let mut files = Vec::new();
@@ -287,11 +310,16 @@ impl Worker<'_> {
             .map_err(Error::host("pidfd_getfd from the executor"))
     }
 
-    /// Its descriptor, as one that the caller owns; it has it no longer.
-    fn hand_over(&self, theirs: u64) -> Result<u64> {
+    /// The same; it has it no longer.
+    fn take(&self, theirs: u64) -> Result<OwnedFd> {
         let ours = self.fetch(theirs);
         let _ = self.service.call(libc::SYS_close, [theirs, 0, 0, 0, 0, 0])?;
-        Ok(u64::from(ours?.into_raw_fd().unsigned_abs()))
+        ours
+    }
+
+    /// Its descriptor, as one that the caller owns; it has it no longer.
+    fn hand_over(&self, theirs: u64) -> Result<u64> {
+        self.take(theirs).map(given_away)
     }
 
     /// The same for the two that it has written to `addr`.
@@ -301,9 +329,17 @@ impl Worker<'_> {
         let fault = |errno| Error::Space { call: "reading a pair of descriptors", errno };
         memory::read(pid, addr, &mut bytes).map_err(fault)?;
         let pair = u64::from_ne_bytes(bytes);
-        let (first, second) = (self.hand_over(pair & 0xffff_ffff)?, self.hand_over(pair >> 32)?);
+        // Both, whatever becomes of one: neither is to stay there.
+        let (first, second) = (self.take(pair & 0xffff_ffff), self.take(pair >> 32));
+        let (first, second) = (first?, second?);
+        let (first, second) = (given_away(first), given_away(second));
         memory::write(pid, addr, &(first | second << 32).to_ne_bytes()).map_err(fault)
     }
+}
+
+/// The number of a descriptor that is the caller's from now on.
+fn given_away(fd: OwnedFd) -> u64 {
+    u64::from(fd.into_raw_fd().unsigned_abs())
 }
 
 /// Executes a call that is about the caller's descriptor table and nothing else.

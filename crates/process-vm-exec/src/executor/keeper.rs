@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::fs;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -23,8 +22,8 @@ use super::{code, layout};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::exit::WaitStatus;
-use crate::maps;
 use crate::sync::lock;
+use crate::{maps, procfs};
 
 /// The supervisor's end of the keeper and of the template.
 #[derive(Debug)]
@@ -154,7 +153,7 @@ fn clone_process(slot: &Slot, flags: libc::c_int) -> Entry {
 
 /// The parent of `pid`, from /proc/PID/stat (proc(5)).
 fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let stat = procfs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
     Pid::from_raw(after_name.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }

@@ -5,6 +5,7 @@ use std::{
     io::Read,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::PathBuf,
+    thread,
 };
 
 use process_vm_exec::{AddressSpace, Builder, Errno, Error, Mapping, Owner, Protection, Sysno};
@@ -223,6 +224,33 @@ fn a_bad_descriptor_of_the_callers_is_none_of_the_targets() {
         // Another test may have got this number in the meantime, but never a thing of the target's.
         assert!(result.is_err() || fs::read_link(format!("/proc/self/fd/{fd}")).is_ok(), "{result:?}");
         space.unmap(page, PAGE).expect("munmap");
+    });
+}
+
+#[test]
+fn files_of_two_threads_are_not_mixed_up() {
+    const ROUNDS: u64 = 2000;
+    with_space(builder(), |_, space| {
+        let page = page_with(space, b"pvx\0");
+        let memfd = || {
+            let number = space.syscall(Sysno::memfd_create, [page, 0, 0, 0, 0, 0]).expect("a file");
+            // SAFETY: it has just been made for us.
+            fs::File::from(unsafe { OwnedFd::from_raw_fd(number.try_into().expect("a descriptor")) })
+        };
+        let len = |file: &fs::File| file.metadata().expect("its length").len();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    assert_eq!(len(&memfd()), 0, "a new file has what another thread wrote");
+                }
+            });
+            let ours = memfd();
+            for round in 1..=ROUNDS {
+                let args = [ours.as_raw_fd().unsigned_abs().into(), page, 4, 0, 0, 0];
+                assert_eq!(space.syscall(Sysno::write, args).expect("written"), 4);
+                assert_eq!(len(&ours), 4 * round);
+            }
+        });
     });
 }
 

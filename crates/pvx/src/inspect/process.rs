@@ -246,9 +246,9 @@ fn dumpable(pid: i32, effective_user: u32) -> Option<bool> {
 }
 
 fn read(process: &Process, name: &str) -> Option<String> {
-    let mut text = String::new();
-    process.open_relative(name).ok()?.read_to_string(&mut text).ok()?;
-    Some(text.trim().to_owned())
+    let mut bytes = Vec::new();
+    process.open_relative(name).ok()?.read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).trim().to_owned())
 }
 
 #[cfg(test)]
