@@ -1,11 +1,12 @@
 //! Guests that attack the executor in their own space hurt nobody but themselves.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use iced_x86::code_asm::*;
-use process_vm_exec::{Engine, Registers, SignalSet};
+use process_vm_exec::{Engine, Mapping, Protection, Registers, SignalSet};
+use rustix::fs::MemfdFlags;
 
-use crate::common::{CODE, Guest, NR, Numbers, PAGE, claims, fill, kill};
+use crate::common::{CODE, Guest, NR, Numbers, PAGE, call_loop, claims, fill, kill};
 
 /// The executor's pages.
 const RESERVED: std::ops::Range<u64> = 0x7000_0000_0000..0x7000_0400_0000;
@@ -186,6 +187,50 @@ claims! {
             }
             running.join().expect("the supervisor does not panic");
         }
+        assert_others_are_well(engine);
+    }
+
+    /// The header of the message in which a file comes is spoilt, and its receipt is claimed all the same.
+    fn a_file_that_a_guest_does_not_take_goes_to_no_other(engine) {
+        const HEADER: u64 = RESERVED.start + (2 << 20) + 0x1_0000;
+        const RESULTS: u64 = RESERVED.start + (2 << 20) + 0x200;
+        const ELSEWHERE: u64 = 0x5000_0000;
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.mov(rdi, HEADER)?;
+            a.mov(rsi, RESULTS)?;
+            a.set_label(&mut top)?;
+            // More vectors than there can be (recvmsg(2), EMSGSIZE).
+            a.mov(qword_ptr(rdi + 24), -1)?;
+            for result in 0..3 {
+                a.mov(qword_ptr(rsi + 64 * result), 1)?;
+            }
+            a.jmp(top)
+        });
+        let other = Guest::new(engine, call_loop);
+        let file = |text: &[u8]| {
+            let memfd = rustix::fs::memfd_create("file", MemfdFlags::CLOEXEC).expect("a file");
+            rustix::io::write(&memfd, text).expect("its text");
+            memfd
+        };
+        let (theirs, ours) = (file(b"theirs"), file(b"ours!!"));
+        let mapping = |file| Mapping::file(file, 0, PAGE, Protection::READ).at(ELSEWHERE);
+        let interrupter = guest.ctx.interrupter();
+        let attacked = Arc::clone(&guest.space);
+        let running = thread::spawn(move || guest.space.run(&mut guest.ctx, &SignalSet::all()));
+        let mut word = [0; 4];
+        while word != [0xff; 4] {
+            attacked.read(HEADER + 24, &mut word).expect("what it writes");
+        }
+        for _ in 0..200 {
+            let _ = attacked.map(mapping(theirs.as_fd()));
+            other.space.map(mapping(ours.as_fd())).expect("room for a file");
+            let mut text = [0; 6];
+            other.space.read(ELSEWHERE, &mut text).expect("its text");
+            assert_eq!(&text, b"ours!!");
+        }
+        interrupter.interrupt();
+        let _ = running.join().expect("the guest");
         assert_others_are_well(engine);
     }
 
