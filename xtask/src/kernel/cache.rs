@@ -6,6 +6,8 @@
 //! - `programs/`: compiled self-tests, by the hash of their source
 //! - `runs/CONFIG-CPUS/`: initramfs and console log of the last boot of that kind
 //! - `logs/`: what long steps have printed
+//!
+//! What belongs to the kernel without overlay and patches has `-unpatched` in its name.
 
 use std::{
     env,

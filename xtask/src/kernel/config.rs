@@ -8,6 +8,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use super::source::Source;
+
+/// What the names of all options start with that the patches add.
+const OURS: &str = "CONFIG_PROCESS_VM_EXEC";
+
 /// The configurations that there are: `kernel/config/` has a fragment for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Config {
@@ -56,13 +61,16 @@ impl fmt::Display for Config {
 }
 
 impl Wanted {
-    /// Reads the fragments of `config`; a later one has the last word.
-    pub(super) fn read(root: &Path, config: Config) -> Result<Self> {
+    /// Reads the fragments of `config`, without what `source` does not know; a later one has the last word.
+    pub(super) fn read(root: &Path, config: Config, source: Source) -> Result<Self> {
         let mut options = BTreeMap::new();
         for path in config.fragments(root) {
             let text =
                 fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             options.extend(parse(&text));
+        }
+        if source == Source::Unpatched {
+            options.retain(|name, _| !name.starts_with(OURS));
         }
         Ok(Self(options))
     }
@@ -103,6 +111,15 @@ mod tests {
 
     fn wanted(text: &str) -> Wanted {
         Wanted(parse(text).collect())
+    }
+
+    #[test]
+    fn a_kernel_without_the_patches_is_asked_for_nothing_of_theirs() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository");
+        let read = |source| Wanted::read(root, Config::Plain, source).expect("the fragments").0;
+        let mut patched = read(Source::Patched);
+        assert_eq!(patched.remove(OURS).as_deref(), Some("y"));
+        assert_eq!(patched, read(Source::Unpatched));
     }
 
     #[test]

@@ -15,46 +15,49 @@ use super::{
     cache::{self, Cache},
     config::{Config, Wanted},
     packages,
-    source::{self, Additions, Tree},
+    source::{self, Additions, Source, Tree},
 };
 use crate::step;
 
 /// Finished kernels that the cache keeps.
-const KEPT_IMAGES: usize = 8;
+const KEPT_IMAGES: usize = 12;
 
 /// A finished kernel.
 #[derive(Debug, Clone)]
 pub(super) struct Image {
     pub(super) config: Config,
+    /// What kind of kernel it is: `plain`, `plain-unpatched`.
+    pub(super) name: String,
     /// The hash of everything that went in.
     pub(super) key: String,
     pub(super) path: PathBuf,
 }
 
-/// Builds the kernel of this repository, unless the cache has it.
-pub(super) fn build(root: &Path, cache: &Cache, config: Config) -> Result<Image> {
+/// Builds a kernel, unless the cache has it.
+pub(super) fn build(root: &Path, cache: &Cache, config: Config, source: Source) -> Result<Image> {
     let _lock = cache.lock("")?;
     let version = source::version(cache)?;
-    let additions = Additions::read(root)?;
-    let wanted = Wanted::read(root, config)?;
+    let additions = Additions::read(root, source)?;
+    let wanted = Wanted::read(root, config, source)?;
     let key = key(&version, &additions, &wanted);
-    let directory = cache.path(&format!("images/{config}-{key}"));
-    let image = Image { config, key, path: directory.join("bzImage") };
+    let name = format!("{config}{}", source.suffix());
+    let directory = cache.path(&format!("images/{name}-{key}"));
+    let image = Image { config, name: name.clone(), key, path: directory.join("bzImage") };
     if image.path.exists() {
         cache::touch(&directory)?;
         return Ok(image);
     }
     let started = Instant::now();
-    eprintln!("the {config} kernel {} is not in the cache", image.key);
+    eprintln!("the {name} kernel {} is not in the cache", image.key);
     packages::ensure(packages::BUILD)?;
     let bindgen = packages::bindgen(cache)?;
-    let tree = Tree::open(cache, &version)?;
+    let tree = Tree::open(cache, &version, source)?;
     tree.update(cache, &additions)?;
-    let objects = cache.directory(&format!("objects-{config}"))?;
+    let objects = cache.directory(&format!("objects-{name}"))?;
     configure(cache, &objects, &wanted, make(&tree, &objects, &bindgen))?;
     let mut kernel = make(&tree, &objects, &bindgen);
     kernel.arg(format!("-j{}", thread::available_parallelism()?)).arg("bzImage");
-    step::run(&format!("building the {config} kernel"), &mut kernel, &cache.log(&format!("make-{config}")))?;
+    step::run(&format!("building the {name} kernel"), &mut kernel, &cache.log(&format!("make-{name}")))?;
     // The name appears when everything is there.
     let unfinished = cache.directory("images/unfinished")?;
     for (file, name) in
@@ -65,11 +68,7 @@ pub(super) fn build(root: &Path, cache: &Cache, config: Config) -> Result<Image>
     }
     fs::rename(&unfinished, &directory)?;
     cache.prune("images", KEPT_IMAGES)?;
-    eprintln!(
-        "the {config} kernel is ready after {} s: {}",
-        started.elapsed().as_secs(),
-        image.path.display()
-    );
+    eprintln!("the {name} kernel is ready after {} s: {}", started.elapsed().as_secs(), image.path.display());
     Ok(image)
 }
 

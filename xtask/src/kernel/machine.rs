@@ -31,12 +31,22 @@ const LEFT_OVER: Duration = Duration::from_secs(2);
 /// What a program may exceed its time by, as the guest's clock has it, before the host takes the guest for hung.
 const GRACE: Duration = Duration::from_secs(20);
 
+/// What the guest's clocks and timers follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Time {
+    /// The host's time.
+    Host,
+    /// The guest's instructions, one ns each: its time stamp counter counts them. For one processor only.
+    Instructions,
+}
+
 /// A machine that is ready to be switched on.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) image: Image,
     pub(super) initramfs: PathBuf,
     pub(super) cpus: u8,
+    pub(super) time: Time,
 }
 
 /// What a boot has shown.
@@ -75,7 +85,7 @@ impl Machine {
         let started = Instant::now();
         let log_path = place.join("console.log");
         let log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
-        let bar = step::progress(&format!("{} kernel, {} CPU(s)", self.image.config, self.cpus));
+        let bar = step::progress(&format!("{} kernel, {} CPU(s)", self.image.name, self.cpus));
         let sockets = tempfile::tempdir()?;
         let socket = sockets.path().join("tests");
         let listener = UnixListener::bind(&socket)?;
@@ -140,15 +150,24 @@ impl Machine {
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         // QEMU before 9.1 executes iretq and far returns of user code with the kernel's rights, which SMAP refuses: the
         // kernel then reports an oops for what the library's engines do all the time.
-        qemu.args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,-smap"]);
+        qemu.args(["-machine", "pc", "-cpu", "max,-smap"]);
+        qemu.args(match self.time {
+            Time::Host => &["-accel", "tcg,thread=multi"][..],
+            // Without sleep=off, an idle guest would wait until the host's time has caught up.
+            Time::Instructions => &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"],
+        });
         qemu.args(["-smp", &self.cpus.to_string()]);
         qemu.args(["-m", &format!("{}M", self.image.config.memory_mib())]);
         qemu.args(["-display", "none", "-nodefaults", "-no-reboot"]);
         qemu.arg("-kernel").arg(&self.image.path).arg("-initrd").arg(&self.initramfs);
         // After an oops nothing can be relied on. What the kernel does not know becomes the environment of init.sh.
         let slowness = self.image.config.slowness();
-        let append =
+        let mut append =
             format!("console=ttyS0 loglevel=6 oops=panic panic=-1 PVX_MODE={mode} PVX_SLOWNESS={slowness}");
+        if self.time == Time::Instructions {
+            // How many page tables a process has depends on its addresses.
+            append.push_str(" norandmaps");
+        }
         qemu.args(["-append", &append]);
         qemu
     }

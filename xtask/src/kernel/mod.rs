@@ -6,6 +6,7 @@ mod console;
 mod image;
 mod initramfs;
 mod machine;
+mod overhead;
 mod packages;
 mod programs;
 mod report;
@@ -24,9 +25,11 @@ use self::{
     config::Config,
     image::Image,
     initramfs::Archive,
-    machine::Machine,
+    machine::{Machine, Time},
+    overhead::Comparison,
     programs::Selection,
     report::{Boot, Report},
+    source::Source,
 };
 
 /// Build, boot and test a kernel that has process_vm_exec(2).
@@ -42,6 +45,12 @@ pub(crate) enum Chore {
     },
     /// Boot the kernel in QEMU and run the tests
     Test(TestArgs),
+    /// Boot the kernel with and without the patches, and compare the instructions that some calls take
+    Overhead {
+        /// Print the counts as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Boot the kernel in QEMU, with a shell on this terminal; leave it with `poweroff -f`, or Ctrl-A x
     Shell {
         /// Which kernel to boot
@@ -101,11 +110,12 @@ pub(crate) fn run(chore: &Chore) -> Result<ExitCode> {
     let cache = Cache::open()?;
     match chore {
         Chore::Build { config } => {
-            let image = image::build(root, &cache, *config)?;
+            let image = image::build(root, &cache, *config, Source::Patched)?;
             println!("{}", image.path.display());
             Ok(ExitCode::SUCCESS)
         }
         Chore::Test(args) => test(root, &cache, args),
+        Chore::Overhead { json } => overhead(root, &cache, *json),
         Chore::Shell { config, cpus } => shell(root, &cache, *config, *cpus),
     }
 }
@@ -116,36 +126,62 @@ fn test(root: &Path, cache: &Cache, args: &TestArgs) -> Result<ExitCode> {
     let programs = programs::build(root, cache, &selection)?;
     let mut report = Report::default();
     for &config in args.config.list() {
-        let image = image::build(root, cache, config)?;
+        let image = image::build(root, cache, config, Source::Patched)?;
         for &cpus in args.cpus.list() {
             let plan = programs::plan(&programs, config);
             let run = format!("runs/{config}-{cpus}");
             let _lock = cache.lock(&run)?;
             let place = cache.path(&run);
-            let machine = machine(image.clone(), &place, cpus, programs::archive(&programs, &plan)?)?;
+            let archive = programs::archive(&programs, &plan)?;
+            let machine = machine(image.clone(), &place, cpus, Time::Host, &archive)?;
             let finished = machine.test(&plan, &place)?;
-            report.boots.push(Boot::new(config, cpus, &image, finished));
+            report.boots.push(Boot::new(cpus, &image, finished));
         }
     }
     report.print(args.json)?;
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn overhead(root: &Path, cache: &Cache, as_json: bool) -> Result<ExitCode> {
+    packages::ensure(packages::TEST)?;
+    let programs = programs::build(root, cache, &Selection::overhead())?;
+    let plan = programs::plan(&programs, Config::Plain);
+    let archive = programs::archive(&programs, &plan)?;
+    let mut report = Report::default();
+    for source in [Source::Unpatched, Source::Patched] {
+        let image = image::build(root, cache, Config::Plain, source)?;
+        let run = format!("runs/overhead-{}", image.name);
+        let _lock = cache.lock(&run)?;
+        let place = cache.path(&run);
+        let finished =
+            machine(image.clone(), &place, 1, Time::Instructions, &archive)?.test(&plan, &place)?;
+        report.boots.push(Boot::new(1, &image, finished));
+    }
+    if !report.is_good() {
+        report.print(as_json)?;
+        return Ok(ExitCode::FAILURE);
+    }
+    let comparison = Comparison::new(report.boots[0].tests(), report.boots[1].tests())?;
+    comparison.print(as_json)?;
+    Ok(if comparison.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn shell(root: &Path, cache: &Cache, config: Config, cpus: u8) -> Result<ExitCode> {
     packages::ensure(packages::TEST)?;
     let programs = programs::build(root, cache, &Selection::everything())?;
-    let image = image::build(root, cache, config)?;
+    let image = image::build(root, cache, config, Source::Patched)?;
     let run = format!("runs/shell-{config}-{cpus}");
     let _lock = cache.lock(&run)?;
     let plan = programs::plan(&programs, config);
-    machine(image, &cache.path(&run), cpus, programs::archive(&programs, &plan)?)?.shell()?;
+    let archive = programs::archive(&programs, &plan)?;
+    machine(image, &cache.path(&run), cpus, Time::Host, &archive)?.shell()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn machine(image: Image, place: &Path, cpus: u8, archive: Archive) -> Result<Machine> {
+fn machine(image: Image, place: &Path, cpus: u8, time: Time, archive: &Archive) -> Result<Machine> {
     let initramfs: PathBuf = place.join("initramfs.cpio");
     archive.write(&initramfs)?;
-    Ok(Machine { image, initramfs, cpus })
+    Ok(Machine { image, initramfs, cpus, time })
 }
 
 impl Configs {

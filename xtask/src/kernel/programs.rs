@@ -30,10 +30,13 @@ const KEPT_PROGRAMS: usize = 200;
 const LIBRARY_TESTS: [(&str, &str); 3] =
     [("process_vm_exec", ""), ("conformance", "native::"), ("process_vm_exec_capi", "")];
 
+/// The self-test that is for one kernel beside another, and needs a machine of its own.
+const OVERHEAD: &str = "selftests/overhead";
+
 /// What the caller asks for.
 #[derive(Debug)]
 pub(super) struct Selection {
-    /// Names of programs or groups; none means all.
+    /// Names of programs or groups; none means all but [`OVERHEAD`], which has to be named.
     pub(super) only: Vec<String>,
     /// How long stress and fuzzer take each.
     pub(super) storm_seconds: u32,
@@ -62,9 +65,15 @@ impl Selection {
         Self { only: Vec::new(), storm_seconds: 5 }
     }
 
+    /// What counts instructions.
+    pub(super) fn overhead() -> Self {
+        Self { only: vec![OVERHEAD.to_owned()], ..Self::everything() }
+    }
+
     fn has(&self, name: &str) -> bool {
-        self.only.is_empty()
-            || self.only.iter().any(|only| name == only || name.starts_with(&format!("{only}/")))
+        let has_group = |only: &String| name.starts_with(&format!("{only}/"));
+        self.only.iter().any(|only| name == only)
+            || (name != OVERHEAD && (self.only.is_empty() || self.only.iter().any(has_group)))
     }
 
     fn has_some_of(&self, group: &str) -> bool {
@@ -247,4 +256,25 @@ fn cargo(root: &Path, cache: &Cache, arguments: &[&str]) -> Result<Vec<Value>> {
     step::run(&name, command.current_dir(root), &cache.log("cargo"))?;
     let text = fs::read_to_string(messages)?;
     Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_instructions_runs_only_if_it_is_named() {
+        let selection = |only: &[&str]| Selection {
+            only: only.iter().map(|&name| name.to_owned()).collect(),
+            ..Selection::everything()
+        };
+        for only in [&[][..], &["selftests"], &["selftests/run"]] {
+            assert!(selection(only).has("selftests/run"), "{only:?}");
+            assert!(!selection(only).has(OVERHEAD), "{only:?}");
+        }
+        assert!(Selection::overhead().has(OVERHEAD));
+        assert!(Selection::overhead().has_some_of("selftests"));
+        assert!(!Selection::overhead().has("selftests/run"));
+        assert!(!Selection::overhead().has_some_of("library"));
+    }
 }

@@ -6,10 +6,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    config::Config,
     image::Image,
     machine::Finished,
-    results::{Outcome, Program},
+    results::{Outcome, Program, Test},
 };
 
 #[derive(Debug, Default, Serialize)]
@@ -32,9 +31,9 @@ pub(super) struct Boot {
 }
 
 impl Boot {
-    pub(super) fn new(config: Config, cpus: u8, image: &Image, finished: Finished) -> Self {
+    pub(super) fn new(cpus: u8, image: &Image, finished: Finished) -> Self {
         Self {
-            config: config.to_string(),
+            config: image.name.clone(),
             cpus,
             kernel: image.key.clone(),
             seconds: finished.seconds,
@@ -43,6 +42,11 @@ impl Boot {
             complaints: finished.complaints,
             cut_short: finished.cut_short,
         }
+    }
+
+    /// What all programs have claimed.
+    pub(super) fn tests(&self) -> impl Iterator<Item = &Test> {
+        self.programs.iter().flat_map(|program| &program.tests)
     }
 
     fn is_good(&self) -> bool {

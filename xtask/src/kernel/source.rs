@@ -15,6 +15,15 @@ use anyhow::{Context, Result, ensure};
 use super::{cache::Cache, packages};
 use crate::step;
 
+/// Which source a kernel is built from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Debian's, with what `kernel/` adds
+    Patched,
+    /// Debian's, as it is
+    Unpatched,
+}
+
 /// What `kernel/` adds to Debian's source.
 #[derive(Debug)]
 pub(super) struct Additions {
@@ -34,8 +43,21 @@ pub(super) struct Tree {
     changed: PathBuf,
 }
 
+impl Source {
+    /// What sets the names of its things apart in the cache.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Self::Patched => "",
+            Self::Unpatched => "-unpatched",
+        }
+    }
+}
+
 impl Additions {
-    pub(super) fn read(root: &Path) -> Result<Self> {
+    pub(super) fn read(root: &Path, source: Source) -> Result<Self> {
+        if source == Source::Unpatched {
+            return Ok(Self { overlay: BTreeMap::new(), patches: BTreeMap::new() });
+        }
         let overlay = files(&root.join("kernel/overlay"))?;
         let mut patches = files(&root.join("kernel/patches"))?;
         patches.retain(|path, _| path.extension().is_some_and(|extension| extension == "patch"));
@@ -95,9 +117,10 @@ pub(super) fn version(cache: &Cache) -> Result<String> {
 }
 
 impl Tree {
-    /// Unpacks the source, unless the cache has it.
-    pub(super) fn open(cache: &Cache, version: &str) -> Result<Self> {
-        let name = version.replace(['/', ':', '~'], "_");
+    /// Unpacks the source, unless the cache has it. There is a tree for each kind of source: one tree that goes back
+    /// and forth would make make compile everything each time.
+    pub(super) fn open(cache: &Cache, version: &str, source: Source) -> Result<Self> {
+        let name = version.replace(['/', ':', '~'], "_") + source.suffix();
         let tree = Self {
             path: cache.path(&format!("source-{name}")),
             originals: cache.directory(&format!("originals-{name}"))?,
