@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use process_vm_exec::{AddressSpace, Errno, Sysno};
+use process_vm_exec::{AddressSpace, Errno};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -25,8 +25,6 @@ pub(crate) struct Target {
     pub(crate) identity: Identity,
     pub(crate) pidfd: OwnedFd,
     pub(crate) space: AddressSpace,
-    /// The executor's process, which has the target's memory, and keeps it if the target calls execve(2).
-    executor: i32,
     is_gone: AtomicBool,
 }
 
@@ -93,9 +91,7 @@ impl Target {
     pub(crate) fn attach(identity: Identity, pidfd: BorrowedFd<'_>) -> Result<Self, Errno> {
         let pidfd = pidfd.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
         let space = AddressSpace::attach(pidfd.as_fd()).map_err(|error| error.errno())?;
-        let executor = space.syscall(Sysno::getpid, [0; 6]).map_err(|error| error.errno())?;
-        let executor = i32::try_from(executor).map_err(|_| Errno::SRCH)?;
-        Ok(Self { identity, pidfd, space, executor, is_gone: AtomicBool::new(false) })
+        Ok(Self { identity, pidfd, space, is_gone: AtomicBool::new(false) })
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -111,7 +107,7 @@ impl Target {
         !self.is_gone()
             && self.space.pid() != 0
             && !has_ended(self.pidfd.as_fd())
-            && host::have_one_memory(self.identity.pid, self.executor)
+            && host::have_one_memory(self.identity.pid, self.space.executor())
     }
 
     /// Takes the executor out.

@@ -61,7 +61,7 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Uses this engine instead of the best that works.
+    /// Uses this engine instead of the best that works. In a live process it is `trap`, always.
     #[must_use]
     pub fn engine(mut self, engine: Engine) -> Self {
         self.engine = Some(engine);
@@ -112,12 +112,9 @@ impl Builder {
     /// # Errors
     /// As for [`AddressSpace::attach`].
     pub fn attach(self, target: BorrowedFd<'_>) -> Result<AddressSpace> {
-        let engine = match self.engine {
-            Some(engine) => engine,
-            None => default_engine()?,
-        };
-        // The target's text is not ours to rewrite, and its signals are not ours to take.
-        let engine = if matches!(engine, Engine::Rewrite | Engine::Native) { Engine::Trap } else { engine };
+        // Whatever was chosen: the target's text is not ours to rewrite, its signals are not ours to take, and a tracer
+        // besides the caretaker would be in the way of the removal.
+        let engine = Engine::Trap;
         engine.require()?;
         let settings = Self { engine: Some(engine), rewriting: Rewriting::Off, ..self };
         let (service, target) = Target::attach(target, self.owners, engine, self.spin_budget_ns)?;

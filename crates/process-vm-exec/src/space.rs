@@ -134,13 +134,20 @@ impl AddressSpace {
     /// until that is done. Dropping the value does the same and says nothing.
     ///
     /// # Errors
-    /// [`Error::Dead`] if the process is gone already.
+    /// [`Error::Dead`] if the process is gone already. [`Error::Host`] if this process may not trace the executor any
+    /// more, or another does: then it is removed when this process ends, if its first attachment was made with the
+    /// right to do so.
     pub fn detach(self) -> Result<()> {
         let life = &self.0.service.life;
         let was_alive = life.status().is_none();
         life.kill();
         self.0.tracees.collect();
         life.wait_for_end();
+        if let Origin::Attached(target) = &self.0.origin
+            && let Some(errno) = target.visits().left()
+        {
+            return Err(Error::Host { call: "removing the executor from a live process", errno });
+        }
         if was_alive { Ok(()) } else { Err(Error::Dead) }
     }
 
@@ -212,6 +219,12 @@ impl AddressSpace {
         {
             return target.pid();
         }
+        self.executor()
+    }
+
+    /// The process that executes calls in the space for this one, as this one's pid namespace knows it: in a live
+    /// process's memory another than that process, which is [`pid`](Self::pid). 0 once it is gone.
+    pub fn executor(&self) -> i32 {
         self.0.service.life.pid().map_or(0, |pid| pid.as_raw_nonzero().get())
     }
 
@@ -532,6 +545,11 @@ impl Inner {
 
     /// Has `signal` kill the process.
     fn die_of(&self, signal: i32) -> WaitStatus {
+        if let Origin::Attached(_) = self.origin {
+            // The signal itself would leave the executor's pages there, and dump the target's memory as a core.
+            self.service.life.end_by(WaitStatus::Signaled(signal));
+            return self.end();
+        }
         let calls = setup::default_action(&self.service.life.slot, signal);
         match self.service.request(&calls).as_deref() {
             Ok([Ok(_), Ok(_)]) => self.service.life.signal(signal),

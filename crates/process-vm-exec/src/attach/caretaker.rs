@@ -1,6 +1,6 @@
 //! The thread that attaches to one live process, stays as long as that lasts, and removes everything afterwards.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -81,6 +81,7 @@ struct Ward<'a> {
     order: &'a Order,
     life: Arc<Life>,
     executor: OwnedFd,
+    sharer: Option<OwnedFd>,
     leave: Arc<OwnedFd>,
     visits: Arc<Visits>,
     /// Given back when all is removed.
@@ -136,7 +137,7 @@ impl<'a> Ward<'a> {
         let cleared = place.clear().map_err(|_| refusal(pid, Errno::SRCH, "it has just ended"));
         cleared
             .and_then(|()| Self::of(order, line, &born, Arc::new(slot), (fs_base, tracing)))
-            .inspect_err(|_| added.remove())
+            .inspect_err(|_| _ = added.remove())
     }
 
     fn of(
@@ -157,26 +158,28 @@ impl<'a> Ward<'a> {
             Some(pid) => Some((Service::sharer(Arc::clone(&life), host), open(pid)?)),
             None => None,
         };
-        let theirs = executor.try_clone().map_err(|_| Error::TooMany("open descriptors"))?;
+        let clone = |fd: &OwnedFd| fd.try_clone().map_err(|_| Error::TooMany("open descriptors"));
         let visits = Arc::new(Visits::new(line.added()));
-        let theirs = (theirs, Arc::clone(&visits));
-        let attachment = Attachment {
-            pid: order.pid,
-            service,
-            executor: theirs.0,
-            sharer,
-            fs_base,
-            tracing,
-            visits: theirs.1,
+        let ward = Self {
+            order,
+            life,
+            executor: clone(&executor)?,
+            sharer: sharer.as_ref().map(|(_, pidfd)| clone(pidfd)).transpose()?,
+            leave,
+            visits: Arc::clone(&visits),
+            _line: line,
         };
-        Ok((Self { order, life, executor, leave, visits, _line: line }, attachment))
+        let attachment = Attachment { pid: order.pid, service, executor, sharer, fs_base, tracing, visits };
+        Ok((ward, attachment))
     }
 
-    /// Waits until the target, the executor or the supervisor's interest ends, and removes what is left.
+    /// Waits until the target, an executor or the supervisor's interest ends, and removes what is left.
     fn care(self) {
-        let fds = [self.order.pidfd.as_fd(), self.executor.as_fd(), self.leave.as_fd()];
-        let mut waits = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let fds = [&self.order.pidfd, &self.executor, &self.leave].into_iter().chain(&self.sharer);
+        let mut waits: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         while poll(&mut waits, None) == Err(Errno::INTR) {}
+        // The removal needs a descriptor, and there may be no other.
+        drop(self.executor);
         self.visits.end(&self.life);
     }
 }

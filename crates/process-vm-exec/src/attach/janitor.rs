@@ -88,6 +88,10 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        if self.added().is_in_use() {
+            // For the janitor to try again.
+            return;
+        }
         lock(&self.janitor.free).push(self.index);
     }
 }
@@ -149,7 +153,8 @@ fn wait_for(supervisor: Pid, table: &[Added], large: &[Range<usize>]) -> ! {
         while poll(&mut wait, None) == Err(Errno::INTR) {}
     }
     for added in table {
-        added.remove();
+        // There is nobody to tell.
+        let _ = added.remove();
     }
     // SAFETY: ends this process, which has nothing to clean up.
     unsafe { libc::_exit(0) }

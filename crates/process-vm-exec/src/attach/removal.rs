@@ -34,19 +34,22 @@ pub(super) struct Added {
 
 impl Added {
     /// Removes the pages, then the tasks. Those that this thread does not trace it seizes.
-    pub(super) fn remove(&self) {
+    ///
+    /// # Errors
+    /// If the executor lives and cannot be stopped. Then it, and this line about it, stay.
+    pub(super) fn remove(&self) -> Result<(), Errno> {
         let executor = self.executor.load(Ordering::Acquire);
         let sharer = self.sharer.load(Ordering::Relaxed);
         if executor == 0 {
-            return;
+            return Ok(());
         }
         let site = self.site.load(Ordering::Relaxed);
         let options = self.options.load(Ordering::Relaxed);
-        if sharer != 0 && stop_all(sharer, options) {
+        if sharer != 0 && stop_all(sharer, options)? && is_ours(sharer, site) {
             kill(sharer);
         }
         let is_deserted = self.recall();
-        if stop_all(executor, options) && is_ours(executor, site) {
+        if stop_all(executor, options)? && is_ours(executor, site) {
             // Whoever died while doing this may have come further: then there is nothing, or already another's.
             if is_deserted && self.has_region(executor) == Ok(true) {
                 // Its next instruction is gone then. It stops before that, and is never resumed.
@@ -58,6 +61,12 @@ impl Added {
         }
         self.errand.store(0, Ordering::Relaxed);
         self.executor.store(0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Is there something that has not been removed?
+    pub(super) fn is_in_use(&self) -> bool {
+        self.executor.load(Ordering::Acquire) != 0
     }
 
     /// Brings back a thread whose errand nobody has seen end, before the instructions of that are gone. Says whether it
@@ -127,29 +136,36 @@ enum Whereabouts {
 }
 
 /// Stops all tasks of a process: one that ran on without its pages would fault, and the kernel would tell everybody.
-fn stop_all(pid: i32, options: u64) -> bool {
+/// Says whether there is such a process.
+fn stop_all(pid: i32, options: u64) -> Result<bool, Errno> {
     let mut path = [0u8; 32];
-    if write!(&mut path[..31], "/proc/{pid}/task").is_err() {
-        return false;
-    }
+    // A number has room.
+    let _ = write!(&mut path[..31], "/proc/{pid}/task");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let path = std::ffi::CStr::from_bytes_until_nul(&path).unwrap_or_default();
-    let Ok(tasks) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
+    let tasks = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::SRCH) => return Ok(false),
+        tasks => tasks?,
+    };
     let mut buffer = [MaybeUninit::uninit(); 2048];
     let mut entries = RawDir::new(tasks, &mut buffer);
-    let mut all = true;
+    let mut main = Err(Errno::SRCH);
     while let Some(Ok(entry)) = entries.next() {
         let Some(tid) = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         let _ = request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).unwrap_or(0));
-        match request(libc::PTRACE_INTERRUPT, tid, 0, 0) {
-            Ok(_) => drop(wait_for_stop(tid)),
-            Err(_) if tid == pid => all = false,
-            Err(_) => {}
+        let stop = request(libc::PTRACE_INTERRUPT, tid, 0, 0).map(|_| wait_for_stop(tid));
+        if tid == pid {
+            main = stop;
         }
     }
-    all
+    match main {
+        Ok(stop) => Ok(!matches!(stop, Stop::Gone(_))),
+        // It has ended, or another traces it, or may only we not (ptrace(2)): then it has memory.
+        Err(_) if memory::read(pid, layout::BASE, &mut [0]) == Err(Errno::SRCH) => Ok(false),
+        Err(_) => Err(Errno::PERM),
+    }
 }
 
 /// Is the stopped task where only an executor can be? A process that has ended may have left its number to another.

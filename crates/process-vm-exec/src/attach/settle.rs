@@ -76,7 +76,7 @@ pub(super) fn settle(
         }
         serve(executor, 0, tracing).map_err(host("PTRACE_DETACH"))
     };
-    put_in().inspect_err(|_| added.remove())?;
+    put_in().inspect_err(|_| _ = added.remove())?;
     Ok(slot)
 }
 

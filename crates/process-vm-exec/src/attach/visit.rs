@@ -1,7 +1,7 @@
 //! Visits to a thread of a live process: what only a tracer can see of it is read, or it is sent on an [`errand`].
 
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,18 +31,27 @@ use crate::sync::lock;
 pub(crate) struct Visits {
     turn: Mutex<()>,
     added: &'static Added,
+    /// Why what was added could not be removed.
+    left: OnceLock<Errno>,
 }
 
 impl Visits {
     pub(super) fn new(added: &'static Added) -> Self {
-        Self { turn: Mutex::new(()), added }
+        Self { turn: Mutex::new(()), added, left: OnceLock::new() }
     }
 
     /// Removes the attachment, and says so before anybody could visit again.
     pub(super) fn end(&self, life: &Life) {
         let _turn = lock(&self.turn);
-        self.added.remove();
+        if let Err(errno) = self.added.remove() {
+            let _ = self.left.set(errno);
+        }
         life.die(WaitStatus::Signaled(libc::SIGKILL));
+    }
+
+    /// Why the executor is still there after the [end](Self::end), if it is.
+    pub(crate) fn left(&self) -> Option<Errno> {
+        self.left.get().copied()
     }
 
     /// Reads the state of the thread `tid` of the process `pid`.

@@ -52,11 +52,17 @@ impl Tracees {
     }
 
     /// The process has been killed: collects those of its tasks that the calling thread traces, for the kernel does
-    /// not report a process dead before its last traced task has been waited for.
+    /// not report a process dead before its last traced task has been waited for. Threads that trace others may not do
+    /// that for long: its death is taken for granted then.
     pub(crate) fn collect(&self) {
         let tracees: Vec<_> = lock(&self.tracees).iter().filter_map(Weak::upgrade).collect();
-        for tracee in tracees {
+        let (ours, others): (Vec<_>, Vec<_>) =
+            tracees.into_iter().partition(|tracee| tracee.tracer == this_thread());
+        for tracee in ours {
             tracee.collect();
+        }
+        if let Some(tracee) = others.first() {
+            tracee.life.die(WaitStatus::Signaled(libc::SIGKILL));
         }
         Traced::release_unused();
     }
@@ -154,11 +160,9 @@ impl Tracee {
     }
 
     fn collect(&self) {
-        if self.tracer == this_thread() {
-            loop {
-                if let Stop::Gone(status) = wait_for_stop(self.tid) {
-                    return self.life.die(status);
-                }
+        loop {
+            if let Stop::Gone(status) = wait_for_stop(self.tid) {
+                return self.life.die(status);
             }
         }
     }

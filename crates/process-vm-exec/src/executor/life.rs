@@ -93,13 +93,18 @@ impl Life {
         }
     }
 
-    /// Its process is gone, or killed: ends every wait. Only the first to say so is believed.
-    pub(crate) fn die(&self, status: WaitStatus) {
+    /// How it is about to end. Only the first to say so is believed.
+    pub(crate) fn end_by(&self, status: WaitStatus) {
         let end = match status {
             WaitStatus::Exited(status) => DIED | u64::from(status.unsigned_abs()),
             WaitStatus::Signaled(signal) => DIED | BY_SIGNAL | u64::from(signal.unsigned_abs()),
         };
         let _ = self.end.compare_exchange(0, end, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Its process is gone, or killed: ends every wait.
+    pub(crate) fn die(&self, status: WaitStatus) {
+        self.end_by(status);
         *self.pid.write().unwrap_or_else(PoisonError::into_inner) = None;
         let (ended, changed) = &self.ended;
         *lock(ended) = true;

@@ -6,10 +6,13 @@ use std::{
     time::Duration,
 };
 
-use process_vm_exec::{AddressSpace, Context, Errno, Error, Exit, Mapping, Protection, SignalSet, Sysno};
+use process_vm_exec::{
+    AddressSpace, Context, Errno, Error, Exit, Mapping, Owner, Protection, SignalSet, Sysno,
+};
+use rustix::process::{Resource, Rlimit};
 
 use crate::{
-    common::{attached, kill, rounds, soon, turn},
+    common::{attached, attached_with, kill, rounds, soon, turn},
     target::{Report, Target},
     trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, traces},
 };
@@ -312,4 +315,48 @@ fn a_child_that_ends_meanwhile_is_still_there_for_who_waits_for_it() {
         let status = child.wait().unwrap_or_else(|error| panic!("round {round}: {error}, {space:?}"));
         assert!(status.success(), "round {round}: {status}");
     }
+}
+
+#[test]
+fn the_end_of_an_executor_that_shares_with_the_target_ends_the_attachment() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
+    for _ in 0..5 {
+        let space = attached_with(AddressSpace::builder().files(Owner::Target), target.pid());
+        let sharer = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        assert_ne!(i32::try_from(sharer), Ok(space.executor()), "another executor makes the calls");
+        kill(sharer.try_into().expect("a pid"), libc::SIGKILL);
+        assert_dead(space);
+        assert_no_trace(target.pid());
+    }
+    target.quit();
+}
+
+#[test]
+fn detaching_needs_no_descriptor() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
+    let space = attached(target.pid());
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(200), ..limit })
+        .expect("a lower limit");
+    let all: Vec<_> = std::iter::from_fn(|| rustix::io::dup(std::io::stdout()).ok()).collect();
+    let detached = space.detach();
+    drop(all);
+    rustix::process::setrlimit(Resource::Nofile, limit).expect("the limit from before");
+    detached.expect("detaching");
+    assert_no_trace(target.pid());
+    target.quit();
+}
+
+#[test]
+fn an_executor_that_cannot_be_removed_is_not_said_to_be() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
+    let space = attached(target.pid());
+    let executor = space.executor();
+    // SAFETY: somebody else traces it: this thread, as long as it lives.
+    assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, executor, 0, 0) }, 0);
+    assert!(matches!(space.detach(), Err(Error::Host { errno: Errno::PERM, .. })));
+    assert!(has_region(target.pid()), "it is still there");
 }

@@ -1,6 +1,8 @@
 //! Run mode and calls of functions in a live process.
 
-use process_vm_exec::{AddressSpace, Context, Error, Exit, Mapping, Owner, Protection, SignalSet, Tls};
+use process_vm_exec::{
+    AddressSpace, Context, Error, Exit, Mapping, Owner, Protection, SignalSet, Tls, WaitStatus,
+};
 
 use crate::{
     common::{attached, attached_with, rounds, turn},
@@ -49,6 +51,24 @@ fn code_runs_to_its_system_calls() {
         drop(ctx);
         space.unmap(page, PAGE).expect("munmap");
     });
+}
+
+/// A signal's default action would end the executor and leave its pages.
+#[test]
+fn a_fault_that_nobody_asks_for_ends_the_attachment_and_leaves_nothing() {
+    let _turn = turn();
+    let Some(mut target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
+    for _ in 0..10 {
+        let space = attached(target.pid());
+        // mov 8, %rax
+        let page = code(&space, &[0x48, 0x8b, 0x04, 0x25, 8, 0, 0, 0]);
+        let exit = space.run(&mut Context::new(page, 0), &SignalSet::empty()).expect("it runs");
+        assert!(matches!(exit, Exit::Died(WaitStatus::Signaled(libc::SIGSEGV))), "{exit:?}");
+        assert!(matches!(space.detach(), Err(Error::Dead)));
+        assert_no_trace(target.pid());
+    }
+    target.report();
+    target.quit();
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The target of `target.c`: built once per run, started in its variants, and asked how it is.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{BufRead, BufReader, Write},
     path::PathBuf,
     process::{ChildStdin, Command, ExitStatus, Stdio},
@@ -125,6 +127,13 @@ impl Target {
     pub(crate) fn start_linked(linked: Linked, options: &[&str]) -> Option<Self> {
         let program = program(linked)?;
         Some(Self::spawn(with_options(&mut Command::new(program), options)))
+    }
+
+    /// Starts one whose program has this name.
+    pub(crate) fn start_as(name: &OsStr, options: &[&str]) -> Option<Self> {
+        let path = scratch().join(name);
+        fs::copy(program(Linked::Dynamically)?, &path).expect("a copy of the program");
+        Some(Self::spawn(with_options(&mut Command::new(path), options)))
     }
 
     /// Starts one by a command that executes it, or has a child of its own execute it.

@@ -66,9 +66,14 @@ impl Trace {
     }
 }
 
+/// What the process has mapped; nothing if it is gone. Names of files may be any bytes.
+fn maps(pid: i32) -> String {
+    String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/maps")).unwrap_or_default()).into_owned()
+}
+
 /// What there is in this moment.
 pub(crate) fn traces(pid: i32) -> Vec<Trace> {
-    let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/maps")) else { return vec![Trace::Gone] };
+    let maps = maps(pid);
     if maps.is_empty() {
         return vec![Trace::Gone];
     }
@@ -125,7 +130,7 @@ fn in_region(line: &str) -> bool {
 
 /// Whether the process has the library's region.
 pub(crate) fn has_region(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default().lines().any(in_region)
+    maps(pid).lines().any(in_region)
 }
 
 /// The entries of a directory that are numbers.
@@ -136,7 +141,7 @@ pub(crate) fn numbers(path: &str) -> Vec<i32> {
 
 /// State and parent, by a stat file of /proc.
 pub(crate) fn state_and_parent(path: &str) -> Option<(char, i32)> {
-    let stat = fs::read_to_string(path).ok()?;
+    let stat = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
     // After the name in parentheses.
     let mut fields = stat.rsplit(')').next()?.split_whitespace();
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
@@ -144,7 +149,8 @@ pub(crate) fn state_and_parent(path: &str) -> Option<(char, i32)> {
 
 /// The process that traces a task; 0 if none does.
 fn tracer(pid: i32, tid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let status = fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
     status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok())
 }
 

@@ -1,13 +1,13 @@
 //! Attach, call, detach, hundreds of times, over each variant of the target: it notices nothing.
 
-use std::{process::Command, thread, time::Duration};
+use std::{os::unix::ffi::OsStrExt, process::Command, thread, time::Duration};
 
-use process_vm_exec::{Call, Sysno};
+use process_vm_exec::{AddressSpace, Call, Sysno};
 
 use crate::{
     common::{Numbers, attached, rounds, skip, turn},
     target::{Linked, Report, Target},
-    trace::{assert_no_trace, has_region},
+    trace::{Trace, assert_no_trace, assert_no_trace_but, has_region},
 };
 
 /// How often each variant is attached to at least.
@@ -31,7 +31,11 @@ fn storm_over(mut target: Target, least: u32) -> Report {
     let mut numbers = Numbers::new(u64::from(least));
     let mut before = target.first.clone();
     for round in rounds(least) {
-        let space = attached(pid);
+        let space = AddressSpace::attach_pid(pid).unwrap_or_else(|error| {
+            // What it says itself is of more interest.
+            target.report();
+            panic!("attaching: {error}")
+        });
         let executor = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
         assert_ne!(executor, u64::try_from(pid).expect("a pid"), "the executor is a process of its own");
         if round % 4 == 0 {
@@ -182,11 +186,18 @@ fn a_target_of_another_user() {
     storm_over(target, ROUNDS);
 }
 
+/// The kernel cuts names at 15 bytes, in the middle of a letter if need be.
 #[test]
-fn a_target_in_namespaces_of_its_own() {
-    const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "uts", "ipc", "net", "cgroup"];
+fn a_target_whose_name_is_no_text() {
     let _turn = turn();
-    let launcher = [
+    let name = std::ffi::OsStr::from_bytes(b"pvx-\xff-\xc3");
+    let Some(target) = Target::start_as(name, &["--workers=spin,nanosleep"]) else { return };
+    storm_over(target, 5);
+}
+
+/// A command that makes namespaces of every kind for the command that follows; none where that is not allowed.
+fn in_namespaces() -> Option<Vec<&'static str>> {
+    let launcher = vec![
         "unshare",
         "--user",
         "--map-root-user",
@@ -201,15 +212,39 @@ fn a_target_in_namespaces_of_its_own() {
         "--cgroup",
     ];
     let allowed = Command::new(launcher[0]).args(&launcher[1..]).arg("true").status();
-    if !allowed.is_ok_and(|status| status.success()) {
-        return skip("unshare(1) makes no namespaces here");
+    if allowed.is_ok_and(|status| status.success()) {
+        return Some(launcher);
     }
+    skip("unshare(1) makes no namespaces here");
+    None
+}
+
+#[test]
+fn a_target_in_namespaces_of_its_own() {
+    let _turn = turn();
+    let Some(mut launcher) = in_namespaces() else { return };
+    // The shell is the init there.
+    launcher.extend(["sh", "-c", "\"$@\"; exit $?", "sh"]);
     let Some(target) = Target::start_by(&launcher, &[ALL]) else { return };
-    for name in NAMESPACES {
+    for name in ["user", "pid", "mnt", "uts", "ipc", "net", "cgroup"] {
         let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/{name}")).expect("a namespace");
         assert_ne!(namespace("self"), namespace(&target.pid().to_string()));
     }
     storm_over(target, ROUNDS);
+}
+
+/// It gets all orphans, and so the executor: it may not be surprised at that, and has to take its end.
+#[test]
+fn a_target_that_is_the_init_of_a_pid_namespace() {
+    let _turn = turn();
+    let Some(launcher) = in_namespaces() else { return };
+    let all_but_children = ALL.replace(",children", "");
+    let Some(mut target) = Target::start_by(&launcher, &[&all_but_children]) else { return };
+    for _ in rounds(ROUNDS) {
+        attached(target.pid()).detach().expect("detaching");
+        assert_no_trace_but(target.pid(), |trace| matches!(trace, Trace::Child(_, 'Z')));
+        target.report();
+    }
 }
 
 /// Else attaching is refused, which `a_filter_that_kills` sees.
