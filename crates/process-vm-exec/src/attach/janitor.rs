@@ -1,7 +1,7 @@
 //! The janitor: a process that outlives the supervisor, and takes out of live processes what that has put in.
 //!
 //! It is a fork of the supervisor, made at the first attachment, that does nothing but wait for the supervisor's end.
-//! The two share the table of attachments. It closes all descriptors, leaves session and directory, and gives back
+//! The two share the table of attachments. It closes all descriptors, leaves process group and directory, and gives back
 //! what large memory of the supervisor it has a copy of. As a child without an exit signal it disturbs no wait(2).
 
 use std::ops::Range;
@@ -143,7 +143,7 @@ fn wait_for(supervisor: Pid, table: &[Added], large: &[Range<usize>]) -> ! {
         libc::prctl(libc::PR_SET_NAME, c"pvx-janitor".as_ptr());
         libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
     }
-    let _ = rustix::process::setsid();
+    let _ = rustix::process::setpgid(None, None);
     let _ = rustix::process::chdir(c"/");
     // The number is still the supervisor's as long as it is our parent.
     if let Ok(pidfd) = rustix::process::pidfd_open(supervisor, PidfdFlags::empty())

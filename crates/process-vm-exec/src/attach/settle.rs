@@ -41,7 +41,10 @@ pub(super) fn settle(
         memfd(u64::from(MemfdFlags::EXEC.bits())).or_else(|_| memfd(0)).map_err(space("memfd_create"))?;
     for task in [Some(executor), sharer].into_iter().flatten() {
         run_where_we_do(task);
-        let _ = inject::call(task, leave, libc::SYS_setsid, [0; 6]);
+        // Signals of the terminal are not for it. It stays in the session: in another one the scheduler would have it
+        // compete with the whole of this one (sched(7), "The autogroup feature"), and a yield would not reach the
+        // other side of the hand-off.
+        let _ = inject::call(task, leave, libc::SYS_setpgid, [0; 6]);
         let _ = inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
         let _ = inject::call(task, leave, libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
     }

@@ -72,7 +72,9 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
             Entry::new(libc::SYS_close_range, [layout::FILES_FD as u64 + 1, last_fd, 0, 0, 0, 0]),
             "close_range",
         ),
-        (Entry::new(libc::SYS_setsid, [0; 6]), "setsid"),
+        // Signals of the terminal are not for guests. They stay in the supervisor's session, for the scheduler to see
+        // both sides of a hand-off as one (sched(7), "The autogroup feature").
+        (Entry::new(libc::SYS_setpgid, [0; 6]), "setpgid"),
         (Entry::new(libc::SYS_chdir, [root, 0, 0, 0, 0, 0]), "chdir"),
         (Entry::new(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]), "prctl"),
         (Entry::new(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]), "prctl"),
