@@ -1,7 +1,8 @@
 //! The keeper: parent of all spaces. Started with the first space, and ended with the supervisor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::ffi::c_void;
+use std::fs;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,7 @@ use super::arena::{Arena, Slot};
 use super::life::Life;
 use super::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
 use super::passage::Passage;
-use super::service::{Entry, Service};
+use super::service::{Entry, Outcome, Service};
 use super::setup::{self, Params};
 use super::{code, layout};
 use crate::engine::Engine;
@@ -114,19 +115,55 @@ impl Keeper {
         let life = Arc::new(Life::new(Arc::clone(&slot)));
         let clone = clone_process(&slot, libc::CLONE_PARENT);
         {
+            // The turn first: births are everybody's, and not to be kept from others while somebody's call goes on.
+            let mut turn = parent.turn()?;
             let _birth = lock(&self.birth);
-            let pid = parent.request_one(clone)?.map_err(|errno| Error::Space { call: "clone", errno })?;
-            // A guest can write where the pid comes from: take nothing that is not a new child of the keeper.
-            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Error::Dead)?;
-            if !ptr::eq(parent, &self.template) && parent_of(pid) != Some(self.pid) {
-                parent.life.kill();
-                return Err(Error::Dead);
+            match turn.request_one(clone) {
+                Ok(Err(errno)) => return Err(Error::Space { call: "clone", errno }),
+                reply => self.christen(parent, reply, &life).inspect_err(|_| self.disown(parent, &life))?,
             }
-            self.register(pid, &life)?;
         }
         let service = Service::new(Arc::clone(&life), Host::new(spin_budget_ns));
         service.wait_for_start().inspect_err(|_| life.kill())?;
         Ok(service)
+    }
+
+    /// Registers the child whose birth has been reported. A guest can write where the pid comes from: nothing is taken
+    /// that is not a new child of the keeper.
+    fn christen(&self, parent: &Service, reply: Result<Outcome>, life: &Arc<Life>) -> Result<()> {
+        let pid = reply?.ok().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        let is_template = ptr::eq(parent, &self.template);
+        let registered = match pid {
+            Some(pid) if is_template || parent_of(pid) == Some(self.pid) => self.register(pid, life),
+            _ => Err(Error::Dead),
+        };
+        registered.inspect_err(|_| {
+            if !is_template {
+                parent.life.kill()
+            }
+        })
+    }
+
+    /// There may be a child whose pid nobody has said. It must not go on, and its slot is nobody else's before its end.
+    fn disown(&self, parent: &Service, life: &Arc<Life>) {
+        let keeper = self.pid.as_raw_nonzero();
+        let children =
+            fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+        let mut living = lock(&self.living);
+        let mut found = false;
+        for child in children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()) {
+            if let hash_map::Entry::Vacant(place) = living.lives.entry(child) {
+                // SAFETY: kill only sends a signal. The number stays the child's until its end has been registered, which
+                // takes the lock that we have.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+                place.insert(Arc::clone(life));
+                found = true;
+            }
+        }
+        if !found && parent.life.status().is_none() {
+            // It may be born yet. The slot is never used again.
+            std::mem::forget(Arc::clone(life));
+        }
     }
 
     fn register(&self, pid: Pid, life: &Arc<Life>) -> Result<()> {

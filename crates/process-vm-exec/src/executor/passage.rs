@@ -49,6 +49,8 @@ impl Passage {
         // A msghdr with room for one byte and the descriptors (cmsg(3)); the kernel writes to it.
         let at = |offset| layout::BASE + layout::SCRATCH + offset;
         let slot = &service.life.slot;
+        // The turn first: the ends are everybody's, and not to be kept from others while somebody's call goes on.
+        let mut turn = service.turn()?;
         let ends = lock(&self.ends);
         let (ours, theirs) = &*ends;
         slot.write(layout::SCRATCH, [0u64, 0, at(0x40), 1, at(0x80), 16 + 8 * MAX_FILES as u64, 0]);
@@ -65,7 +67,7 @@ impl Passage {
         ancillary.push(SendAncillaryMessage::ScmRights(files));
         sendmsg(ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty())
             .map_err(Error::host("sendmsg of a file"))?;
-        let results = service.request(&entries);
+        let results = turn.request(&entries);
         // If nobody took them, whatever is said of that, they must not meet the next request.
         let mut byte = [0];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];

@@ -64,14 +64,15 @@ impl Service {
         }
     }
 
-    /// Executes `entries` in order, all of them whatever their results. The results come from memory that a guest
-    /// can write: they are as trustworthy as the guest.
+    /// The turn to make requests, which come one after the other; an error if the task is dead.
+    pub(crate) fn turn(&self) -> Result<Turn<'_>> {
+        let last = lock(&self.last);
+        if self.life.status().is_some() { Err(Error::Dead) } else { Ok(Turn { service: self, last }) }
+    }
+
+    /// Executes entries: see [`Turn::request`].
     pub(crate) fn request(&self, entries: &[Entry]) -> Result<Vec<Outcome>> {
-        let mut results = Vec::with_capacity(entries.len());
-        for entries in entries.chunks(layout::MAX_ENTRIES) {
-            self.request_chunk(entries, &mut results)?;
-        }
-        Ok(results)
+        self.turn()?.request(entries)
     }
 
     /// Executes one call.
@@ -79,57 +80,11 @@ impl Service {
         self.request_one(Entry::new(nr, args))
     }
 
-    /// Executes one entry. A plain call travels on the lines of the words that pass control.
+    /// Executes one entry: see [`Turn::request_one`].
     pub(crate) fn request_one(&self, entry: Entry) -> Result<Outcome> {
-        if entry.child != 0 {
-            return Ok(self.request(&[entry])?[0]);
-        }
-        let mut last = self.begin()?;
-        let [a, b, c, d, e, f] = entry.args;
-        let at = |half, offset| half + self.offset + offset;
-        self.slot().write(at(layout::CONTROL, layout::ONE), [entry.nr.cast_unsigned(), a, b, c, d, e, f]);
-        self.pass(&mut last, 0)?;
-        Ok(result_of(self.slot().read(at(layout::RESULT, layout::ONE))))
+        self.turn()?.request_one(entry)
     }
 
-    fn request_chunk(&self, entries: &[Entry], results: &mut Vec<Outcome>) -> Result<()> {
-        let mut last = self.begin()?;
-        let at = |half| (self.offset + half + layout::ENTRIES..).step_by(layout::ENTRY);
-        for (at, entry) in at(layout::CONTROL).zip(entries) {
-            let [a, b, c, d, e, f] = entry.args;
-            self.slot().write(at, [entry.nr.cast_unsigned(), a, b, c, d, e, f, entry.child]);
-        }
-        self.pass(&mut last, u32::try_from(entries.len()).expect("a chunk is short"))?;
-        results.extend(at(layout::RESULT).take(entries.len()).map(|at| result_of(self.slot().read(at))));
-        Ok(())
-    }
-
-    /// The turn to make a request, which lasts until the results have been read; an error if the task is dead.
-    fn begin(&self) -> Result<MutexGuard<'_, u32>> {
-        let last = lock(&self.last);
-        if self.life.status().is_some() { Err(Error::Dead) } else { Ok(last) }
-    }
-
-    /// Passes a request of `count` entries, and waits for its end.
-    fn pass(&self, last: &mut u32, count: u32) -> Result<()> {
-        self.slot().u32(self.offset + layout::CONTROL + layout::COUNT).store(count, Ordering::Relaxed);
-        let previous = *last;
-        // DEAD is skipped: it means something else.
-        *last = if previous >= layout::DEAD - 1 { STARTED + 1 } else { previous + 1 };
-        handoff::pass(&self.host, &self.mine(), &self.other(), *last);
-        match handoff::wait(&self.host, &self.mine(), &self.other(), previous) {
-            word if word == *last => Ok(()),
-            layout::DEAD if self.life.status().is_some() => Err(Error::Dead),
-            // Only a guest writes anything else there. What it did to the results, nobody knows.
-            _ => {
-                self.life.kill();
-                Err(Error::Dead)
-            }
-        }
-    }
-}
-
-impl Service {
     fn slot(&self) -> &Slot {
         &self.life.slot
     }
@@ -140,6 +95,70 @@ impl Service {
 
     fn other(&self) -> Half<'_> {
         machine::half(&self.life.slot, self.offset + layout::RESULT)
+    }
+}
+
+/// The turn to make requests of a service task.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    service: &'a Service,
+    last: MutexGuard<'a, u32>,
+}
+
+impl Turn<'_> {
+    /// Executes `entries` in order, all of them whatever their results. The results come from memory that a guest
+    /// can write: they are as trustworthy as the guest.
+    pub(crate) fn request(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>> {
+        let mut results = Vec::with_capacity(entries.len());
+        for entries in entries.chunks(layout::MAX_ENTRIES) {
+            self.request_chunk(entries, &mut results)?;
+        }
+        Ok(results)
+    }
+
+    /// Executes one entry. A plain call travels on the lines of the words that pass control.
+    pub(crate) fn request_one(&mut self, entry: Entry) -> Result<Outcome> {
+        if entry.child != 0 {
+            return Ok(self.request(&[entry])?[0]);
+        }
+        let [a, b, c, d, e, f] = entry.args;
+        let (slot, offset) = (self.service.slot(), self.service.offset + layout::ONE);
+        slot.write(layout::CONTROL + offset, [entry.nr.cast_unsigned(), a, b, c, d, e, f]);
+        self.pass(0)?;
+        Ok(result_of(slot.read(layout::RESULT + offset)))
+    }
+
+    fn request_chunk(&mut self, entries: &[Entry], results: &mut Vec<Outcome>) -> Result<()> {
+        let Service { offset, .. } = *self.service;
+        let slot = self.service.slot();
+        let at = |half| (offset + half + layout::ENTRIES..).step_by(layout::ENTRY);
+        for (at, entry) in at(layout::CONTROL).zip(entries) {
+            let [a, b, c, d, e, f] = entry.args;
+            slot.write(at, [entry.nr.cast_unsigned(), a, b, c, d, e, f, entry.child]);
+        }
+        self.pass(u32::try_from(entries.len()).expect("a chunk is short"))?;
+        results.extend(at(layout::RESULT).take(entries.len()).map(|at| result_of(slot.read(at))));
+        Ok(())
+    }
+
+    /// Passes a request of `count` entries, and waits for its end.
+    fn pass(&mut self, count: u32) -> Result<()> {
+        let service = self.service;
+        let (mine, other) = (service.mine(), service.other());
+        service.slot().u32(service.offset + layout::CONTROL + layout::COUNT).store(count, Ordering::Relaxed);
+        let previous = *self.last;
+        // DEAD is skipped: it means something else.
+        *self.last = if previous >= layout::DEAD - 1 { STARTED + 1 } else { previous + 1 };
+        handoff::pass(&service.host, &mine, &other, *self.last);
+        match handoff::wait(&service.host, &mine, &other, previous) {
+            word if word == *self.last => Ok(()),
+            layout::DEAD if service.life.status().is_some() => Err(Error::Dead),
+            // Only a guest writes anything else there. What it did to the results, nobody knows.
+            _ => {
+                service.life.kill();
+                Err(Error::Dead)
+            }
+        }
     }
 }
 

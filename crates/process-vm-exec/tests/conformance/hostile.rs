@@ -3,7 +3,7 @@
 use std::{fs, os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use iced_x86::code_asm::*;
-use process_vm_exec::{Engine, Mapping, Protection, Registers, SignalSet};
+use process_vm_exec::{Engine, Mapping, Protection, Registers, SignalSet, Sysno};
 use rustix::fs::MemfdFlags;
 
 use crate::common::{CODE, Guest, NR, Numbers, PAGE, call_loop, claims, fill, kill};
@@ -232,6 +232,39 @@ claims! {
         interrupter.interrupt();
         let _ = running.join().expect("the guest");
         assert_others_are_well(engine);
+    }
+
+    /// Whose child is made by another clone than its own, or never, if one believes the guest.
+    fn a_guest_that_lies_about_its_fork_has_no_part_in_other_spaces(engine) {
+        const RESULTS: u64 = RESERVED.start + (2 << 20) + 0x200;
+        for _ in 0..30 {
+            let mut guest = Guest::new(engine, |a| {
+                let mut top = a.create_label();
+                a.mov(rsi, RESULTS)?;
+                a.set_label(&mut top)?;
+                a.mov(qword_ptr(rsi), 1)?;
+                a.jmp(top)
+            });
+            let attacked = Arc::clone(&guest.space);
+            let interrupter = guest.ctx.interrupter();
+            let running = thread::spawn(move || guest.space.run(&mut guest.ctx, &SignalSet::all()));
+            let mut word = [0; 8];
+            while word != [1, 0, 0, 0, 0, 0, 0, 0] {
+                attacked.read(RESULTS, &mut word).expect("what it writes");
+            }
+            let fork = attacked.fork();
+            // In the slot that the fork would have had.
+            let mut other = Guest::new(engine, call_loop);
+            let pid = other.space.pid();
+            assert_eq!(other.space.syscall(Sysno::getpid, [0; 6]).ok(), u64::try_from(pid).ok());
+            for _ in 0..20 {
+                assert_eq!(other.call().nr, u64::from(NR));
+                other.ctx.set_return(0);
+            }
+            drop(fork);
+            interrupter.interrupt();
+            let _ = running.join().expect("the guest");
+        }
     }
 
     fn random_contexts_run_or_are_refused(engine) {
