@@ -440,6 +440,21 @@ fn a_trace_can_go_to_a_file_and_counts_to_standard_error() {
     assert!(seen.stderr.lines().any(|line| line.trim() == "1  write"), "{}", seen.stderr);
 }
 
+/// In a pid namespace of its own, whose sysctl forbids to execute memory files.
+#[test]
+fn a_machine_that_lets_no_executor_start_says_so_and_what_to_do() {
+    const FORBID: &str = "sysctl -qw vm.memfd_noexec=2 || exit 77; exec timeout 60 \"$0\" run /bin/true";
+    let namespaces = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
+    let output = Command::new("unshare").args(namespaces).args(["sh", "-c", FORBID, PVX]).output();
+    let seen = match output.map(Seen::of) {
+        Ok(seen) if seen.status != 77 && !seen.stderr.contains("unshare") => seen,
+        other => return println!("SKIP: vm.memfd_noexec cannot be set in a namespace here: {other:?}"),
+    };
+    assert_ne!(seen.status, 0);
+    assert_ne!(seen.status, 124, "it waits for ever");
+    assert!(seen.stderr.contains("vm.memfd_noexec"), "{seen:?}");
+}
+
 #[test]
 fn bad_programs_are_refused_with_what_why_and_what_to_do() {
     let place = Place::new();

@@ -72,29 +72,34 @@ impl Keeper {
     }
 
     /// The keeper's parent is the thread that starts it: when that thread ends, `PR_SET_PDEATHSIG` kills the keeper.
-    /// So a thread of its own starts it, and stays to see its end; another one hears of the ends of its children.
+    /// So a thread of its own starts it, and stays to see its end; another one makes it ready, and hears of the ends of
+    /// its children.
     fn start() -> Result<Arc<Self>> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        thread::Builder::new()
-            .name("pvx-keeper".into())
-            .spawn(move || match Started::new() {
-                Ok(Started { keeper, service }) => {
-                    let (living, pid, life) =
-                        (Arc::clone(&keeper.living), keeper.pid, Arc::clone(&service.life));
-                    let reaper = thread::Builder::new().name("pvx-reaper".into());
-                    if reaper.spawn(move || reap(&service, &living)).is_ok() {
-                        let _ = sender.send(Ok(keeper));
-                        life.die(wait_for_end(pid));
-                    }
+        let start = move || {
+            let begun = match Begun::new() {
+                Ok(begun) => begun,
+                Err(error) => return drop(sender.send(Err(error))),
+            };
+            let (pid, life) = (begun.pid, Arc::clone(&begun.service.life));
+            life.begin(pid);
+            let reaper = thread::Builder::new().name("pvx-reaper".into()).spawn(move || {
+                let keeper = begun.finish().inspect_err(|_| begun.service.life.kill());
+                let living = keeper.as_ref().ok().map(|keeper| Arc::clone(&keeper.living));
+                let _ = sender.send(keeper);
+                if let Some(living) = living {
+                    reap(&begun.service, &living);
                 }
-                Err(error) => {
-                    let _ = sender.send(Err(error));
-                }
-            })
-            .map_err(|error| Error::Host {
-                call: "starting the reaper thread",
-                errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-            })?;
+            });
+            if reaper.is_err() {
+                life.kill();
+            }
+            life.die(wait_for_end(pid));
+        };
+        thread::Builder::new().name("pvx-keeper".into()).spawn(start).map_err(|error| Error::Host {
+            call: "starting the keeper's thread",
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+        })?;
         receiver.recv().unwrap_or(Err(Error::Dead)).map(Arc::new)
     }
 
@@ -195,40 +200,40 @@ fn parent_of(pid: Pid) -> Option<Pid> {
     Pid::from_raw(after_name.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }
 
-/// A keeper that has just been started, and its service task, which will do nothing but wait for children.
-struct Started {
-    keeper: Keeper,
+/// A keeper that has just been started.
+struct Begun {
+    pid: Pid,
+    arena: Arc<Arena>,
+    /// Our end of the socket for files, and a copy of the keeper's.
+    ends: [OwnedFd; 2],
+    /// Its service task, which will do nothing but wait for children.
     service: Service,
 }
 
-impl Started {
+impl Begun {
     fn new() -> Result<Self> {
-        let supervisor = rustix::process::getpid();
-        let host = Host::new(DEFAULT_SPIN_BUDGET_NS);
-        let params = |parent: Pid| Params {
-            engine: Engine::Trap,
-            spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
-            parent: parent.as_raw_nonzero().get(),
-        };
         let arena = Arena::new()?;
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
                 .map_err(Error::host("socketpair for files"))?;
-
         let slot = Arc::new(arena.slot()?);
         assert_eq!(slot.file_offset(), 0, "the keeper's entry adopts the first slot");
-        params(supervisor).write(&slot);
+        params(rustix::process::getpid()).write(&slot);
         let image = executable(&code::image())?;
         let pid = execute(&image, &arena, &theirs)?;
-        let life = Arc::new(Life::new(slot));
-        let service = Service::new(life, host);
+        let service = Service::new(Arc::new(Life::new(slot)), Host::new(DEFAULT_SPIN_BUDGET_NS));
+        Ok(Self { pid, arena, ends: [ours, theirs], service })
+    }
+
+    fn finish(&self) -> Result<Keeper> {
+        let Self { pid, arena, ends, service } = self;
         service.wait_for_start()?;
-        let maps = maps::of(pid)?;
-        setup::empty_keeper(&service, &besides_region(&maps))?;
+        let maps = maps::of(*pid)?;
+        setup::empty_keeper(service, &besides_region(&maps))?;
         let vdso = maps.iter().find(|map| map.name == "[vdso]").map(|map| map.range.clone());
 
         let slot = Arc::new(arena.slot()?);
-        params(pid).write(&slot);
+        params(*pid).write(&slot);
         let life = Arc::new(Life::new(Arc::clone(&slot)));
         let template_pid = service
             .request_one(clone_process(&slot, 0))?
@@ -237,14 +242,33 @@ impl Started {
         let template_pid = i32::try_from(template_pid).expect("the keeper runs no guest");
         life.begin(Pid::from_raw(template_pid).expect("clone returned it"));
         lock(&living).lives.insert(template_pid, Arc::clone(&life));
-        let template = Service::new(life, host);
+        let template = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS));
         template.wait_for_start()?;
         setup::install_handlers(&template)?;
 
+        let [ours, theirs] = ends;
+        let clone = |fd: &OwnedFd| fd.try_clone().map_err(|_| Error::TooMany("open descriptors"));
         // No service task has a descriptor below the arena's.
-        let files = Passage::new(ours, theirs, layout::FILES_FD as u64, 0);
-        let birth = Mutex::new(());
-        Ok(Self { keeper: Keeper { supervisor, pid, arena, template, files, birth, living, vdso }, service })
+        let files = Passage::new(clone(ours)?, clone(theirs)?, layout::FILES_FD as u64, 0);
+        Ok(Keeper {
+            supervisor: rustix::process::getpid(),
+            pid: *pid,
+            arena: Arc::clone(arena),
+            template,
+            files,
+            birth: Mutex::new(()),
+            living,
+            vdso,
+        })
+    }
+}
+
+/// Of the keeper and the template, which run no guests.
+fn params(parent: Pid) -> Params {
+    Params {
+        engine: Engine::Trap,
+        spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
+        parent: parent.as_raw_nonzero().get(),
     }
 }
 
@@ -271,16 +295,18 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> 
         image: i32,
         arena: i32,
         files: i32,
+        /// Why it could not execute the image.
+        errno: i32,
     }
 
     extern "C" fn run(child: *mut c_void) -> libc::c_int {
         // SAFETY: `execute` passes a `Child` that outlives this call: CLONE_VFORK keeps it waiting. Only calls that
         // neither allocate nor lock are made; this task shares the parent's memory.
         unsafe {
-            let Child { image, arena, files } = *child.cast::<Child>();
+            let child = &mut *child.cast::<Child>();
             // Out of the way first: ours may have the very numbers that are wanted.
             let above = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
-            let (image, arena, files) = (above(image), above(arena), above(files));
+            let (image, arena, files) = (above(child.image), above(child.arena), above(child.files));
             libc::dup2(arena, layout::ARENA_FD);
             libc::dup2(files, layout::FILES_FD);
             let nothing = [ptr::null::<libc::c_char>()];
@@ -294,6 +320,7 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> 
                 nothing.as_ptr(),
                 libc::AT_EMPTY_PATH,
             );
+            child.errno = *libc::__errno_location();
             libc::_exit(127)
         }
     }
@@ -301,7 +328,7 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> 
     const STACK: usize = 64 << 10;
     let mut stack = vec![0u8; STACK];
     let mut child =
-        Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), files: files.as_raw_fd() };
+        Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), files: files.as_raw_fd(), errno: 0 };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is big enough for `run`, aligned by the mask, and used by the child only; masks are valid
     // for the calls; the old mask comes back.
@@ -314,9 +341,17 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> 
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old, ptr::null_mut());
         pid
     };
-    Pid::from_raw(pid.max(0)).ok_or_else(|| Error::Host {
+    let pid = Pid::from_raw(pid.max(0)).ok_or_else(|| Error::Host {
         call: "clone of the keeper",
         errno: Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN),
+    })?;
+    if child.errno == 0 {
+        return Ok(pid);
+    }
+    wait_for_end(pid);
+    Err(Error::Host {
+        call: "execveat of the executor's image (is the sysctl vm.memfd_noexec 2, or does a security module forbid it?)",
+        errno: Errno::from_raw_os_error(child.errno),
     })
 }
 
