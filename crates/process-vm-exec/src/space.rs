@@ -116,6 +116,10 @@ impl AddressSpace {
     ///
     /// Dropping the value, or the end of this process in whatever way, removes all that was added.
     ///
+    /// To the system the executor is an orphan. So it is nobody's child that a program knows, unless the target gets orphans: as
+    /// the init of its pid namespace, or by `PR_SET_CHILD_SUBREAPER` (prctl(2)). Such a program can wait for it, and has to
+    /// take its end.
+    ///
     /// # Errors
     /// [`Error::Attach`] says why the process cannot be attached to; it is as it was then.
     pub fn attach(target: BorrowedFd<'_>) -> Result<Self> {
