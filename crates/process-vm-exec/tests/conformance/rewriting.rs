@@ -194,6 +194,32 @@ claims! {
         }
     }
 
+    fn a_fault_in_new_code_is_where_it_is_and_not_at_a_call_of_the_old(engine) {
+        const SITE: usize = 0x40;
+        // xor %eax,%eax; syscall; ret, with padding behind it, called in a loop.
+        let mut code = asm(|a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.call(CODE + SITE as u64)?;
+            a.jmp(top)
+        });
+        code.resize(SITE, 0xcc);
+        code.extend([0x31, 0xc0, 0x0f, 0x05, 0xc3, 0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0x90]);
+        let mut guest = Guest::with_code(engine, &code);
+        for _ in 0..20 {
+            assert_eq!(guest.call().nr, 0);
+        }
+        guest.space.map(Mapping::anonymous(PAGE, READ_WRITE).at(CODE)).expect("fresh memory");
+        guest.space.write(CODE, &[0xf4; SITE + 16]).expect("hlt, and no more of the old code");
+        guest.space.protect(CODE, PAGE, READ_EXEC).expect("memory");
+        for at in SITE..SITE + 16 {
+            guest.regs().rip = CODE + at as u64;
+            let exit = guest.space.run(&mut guest.ctx, &SignalSet::all()).expect("a run");
+            assert!(matches!(exit, Exit::Fault(fault) if fault.signal == libc::SIGSEGV), "{exit:?}");
+            assert_eq!(guest.ctx.registers().rip, CODE + at as u64);
+        }
+    }
+
     fn text_that_is_protected_again_keeps_working(engine) {
         let mut guest = Guest::new(engine, counted_calls);
         for round in 0..30 {
