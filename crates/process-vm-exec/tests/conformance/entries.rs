@@ -4,6 +4,7 @@ use iced_x86::code_asm::*;
 use process_vm_exec::{Arch, Exit};
 
 use crate::common::{CODE, DATA, Guest, NR, claims};
+use crate::dispatch::is_unseen;
 
 /// `exit` and `getpid` of the 32-bit table (arch/x86/entry/syscalls/syscall_32.tbl).
 const I386_EXIT: u32 = 1;
@@ -97,7 +98,7 @@ claims! {
             a.syscall()?;
             a.jmp(top)
         });
-        for nr in 0..500 {
+        for nr in (0..500).filter(|&nr| !is_unseen(nr)) {
             guest.regs().rbx = nr;
             assert_eq!(guest.call().nr, nr);
             guest.ctx.set_return(0);

@@ -8,6 +8,7 @@
 
 mod common;
 
+mod dispatch;
 mod entries;
 mod faults;
 mod flags;
