@@ -12,7 +12,7 @@ use super::asleep::{Asleep, processor_of};
 use super::bootstrap::{self, Bootstrap};
 use super::inject::{self, result_of};
 use super::place::Place;
-use super::stop::{ERESTARTNOINTR, Patience, SYSCALL_LEN, Stopped, go_on_with, wait_until};
+use super::stop::{ERESTARTNOINTR, Patience, Stopped, go_on_with, wait_until};
 use crate::arch::x86_64::USER32_CS;
 use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, set_registers, set_signal_mask};
 
@@ -40,7 +40,7 @@ pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result
     }
     let born = if thread.is_group_stopped {
         // It must not get back by itself: there it would run.
-        let made = step_over_clone(tid);
+        let made = step_over_clone(tid, place);
         thread.release()?;
         made.and_then(|()| midwife(None, place, executors))
     } else {
@@ -74,18 +74,23 @@ fn commit(thread: &Stopped, place: &Place, executors: [i32; 2]) -> Result<(), Er
 
 /// Lets the thread make its clone and nothing else. By the stops at the call's entry and end: if we die, the kernel lets
 /// a thread go on from these, but delivers the `SIGTRAP` of a single step.
-fn step_over_clone(tid: i32) -> Result<(), Errno> {
+fn step_over_clone(tid: i32, place: &Place) -> Result<(), Errno> {
+    // What a call has in rax until it returns.
+    const ENTERED: i64 = -(libc::ENOSYS as i64);
     // Before the commit this could have outlived us.
     set_signal_mask(tid, !0)?;
     let deadline = Instant::now() + PATIENCE;
     let mut signal = 0;
-    let mut stops = 0;
-    while stops < 2 {
+    loop {
         request(libc::PTRACE_SYSCALL, tid, 0, signal)?;
         match wait_until(tid, deadline).ok_or(Errno::TIME)? {
             Stop::Syscall => {
                 signal = 0;
-                stops += 1;
+                let registers = get_registers(tid)?;
+                if registers.rip == place.addr + bootstrap::cloned() && registers.rax.cast_signed() != ENTERED
+                {
+                    return result_of(registers.rax).map(drop);
+                }
             }
             // The one that cannot be blocked: its stop comes, and does not keep us from going on.
             Stop::Signal(stop) => signal = stop.unsigned_abs() as usize,
@@ -93,7 +98,6 @@ fn step_over_clone(tid: i32) -> Result<(), Errno> {
             Stop::Gone(_) => return Err(Errno::SRCH),
         }
     }
-    result_of(get_registers(tid)?.rax).map(drop)
 }
 
 /// A thread that goes through the bootstrap by itself, from its commit on, and back to where it was. It is traced
@@ -118,7 +122,7 @@ impl Passer<'_> {
             // It stays where its process has been stopped, and is to be found at a place of its own there.
             Stop::Event | Stop::Group | Stop::Syscall => {
                 if self.has_yet_to_clone()? {
-                    step_over_clone(self.thread.tid)?;
+                    step_over_clone(self.thread.tid, self.place)?;
                 }
                 self.leave_the_bootstrap()?;
                 self.is_traced = false;
@@ -142,9 +146,9 @@ impl Passer<'_> {
 
     fn has_yet_to_clone(&self) -> Result<bool, Errno> {
         let registers = get_registers(self.thread.tid)?;
-        let start = self.place.addr;
-        Ok(registers.rip == start
-            || registers.rip == start + SYSCALL_LEN && registers.rax.cast_signed() == -ERESTARTNOINTR)
+        let (start, cloned) = (self.place.addr, self.place.addr + bootstrap::cloned());
+        Ok((start..cloned).contains(&registers.rip)
+            || registers.rip == cloned && registers.rax.cast_signed() == -ERESTARTNOINTR)
     }
 
     /// Puts it where it was to come to, if it has not yet.

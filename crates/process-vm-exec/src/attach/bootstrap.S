@@ -15,22 +15,22 @@
     .balign 16
     .globl process_vm_exec_bootstrap
 process_vm_exec_bootstrap:
-    /* in: the registers of a clone, which the tracer has set: that is the commit. */
+    /* in: the registers of an rt_sigprocmask, which the tracer has set: that is the commit. Whoever is made from here on
+     * is born with all signals blocked: none of the target's is for it. */
     syscall
+    mov ${HELPER}, %edi
+    xor %esi, %esi
+    xor %r10d, %r10d                    /* rdx and r8 are 0 */
+    mov ${SYS_clone}, %eax
+    syscall
+    .globl process_vm_exec_cloned
+process_vm_exec_cloned:
     test %rax, %rax
     jz 20f
     /* Only if nobody has set the thread's registers meanwhile: back with them, and with the signal mask. */
     GO_BACK 91f, 93f, 94f, 95f
 
-20: mov $2, %edi                        /* the helper: no signal of the target is for it. SIG_SETMASK */
-    lea 90f(%rip), %rsi
-    xor %edx, %edx
-    mov $8, %r10d
-    mov ${SYS_rt_sigprocmask}, %eax
-    syscall
-    mov ${PARENT}, %edi
-    xor %esi, %esi
-    xor %r10d, %r10d                    /* rdx and r8 are 0 */
+20: mov ${PARENT}, %edi                 /* the helper; rsi, rdx, r10 and r8 are 0 */
     mov ${SYS_clone}, %eax
     syscall
     test %rax, %rax

@@ -7,6 +7,7 @@ use crate::ptrace::NO_SYSCALL;
 global_asm!(
     include_str!("back.S"),
     include_str!("bootstrap.S"),
+    HELPER = const SHARED | libc::CLONE_THREAD | libc::CLONE_SYSVSEM | libc::CLONE_PTRACE,
     PARENT = const SHARED | libc::CLONE_PTRACE,
     WALL = const libc::__WALL,
     SYS_rt_sigprocmask = const libc::SYS_rt_sigprocmask,
@@ -17,29 +18,30 @@ global_asm!(
     options(att_syntax)
 );
 
-/// What threads share, besides being threads.
+/// What threads share, besides being threads. `CLONE_PTRACE`, in all clones here: the new task belongs to our tracer, if there
+/// is one, and its parent does not stop for that.
 const SHARED: libc::c_int = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND;
 
 unsafe extern "C" {
     static process_vm_exec_bootstrap: u8;
+    static process_vm_exec_cloned: u8;
     static process_vm_exec_site_exit: u8;
     static process_vm_exec_site_pause: u8;
     static process_vm_exec_bootstrap_data: u8;
     static process_vm_exec_bootstrap_end: u8;
 }
 
-/// The registers with which a thread that has `registers` begins the bootstrap, at `start`. `CLONE_PTRACE`, here and in
-/// the clones that follow: the new task belongs to our tracer, if there is one, and its parent does not stop for that.
+/// The registers with which a thread that has `registers` begins the bootstrap, at `start`.
 pub(super) fn entry(registers: &libc::user_regs_struct, start: u64) -> libc::user_regs_struct {
-    let flags = SHARED | libc::CLONE_THREAD | libc::CLONE_SYSVSEM | libc::CLONE_PTRACE;
+    const MASK_LEN: u64 = 8;
     libc::user_regs_struct {
         rip: start,
-        rax: libc::SYS_clone.cast_unsigned(),
+        rax: libc::SYS_rt_sigprocmask.cast_unsigned(),
         orig_rax: NO_SYSCALL,
-        rdi: u64::from(flags.cast_unsigned()),
-        rsi: 0,
+        rdi: libc::SIG_SETMASK as u64,
+        rsi: start + offset_of(&raw const process_vm_exec_bootstrap_data),
         rdx: 0,
-        r10: 0,
+        r10: MASK_LEN,
         r8: 0,
         ..*registers
     }
@@ -89,6 +91,11 @@ fn offset_of(label: *const u8) -> u64 {
 /// Its length.
 pub(super) fn len() -> u64 {
     offset_of(&raw const process_vm_exec_bootstrap_end)
+}
+
+/// Offset of where the thread is when it has made its helper.
+pub(super) fn cloned() -> u64 {
+    offset_of(&raw const process_vm_exec_cloned)
 }
 
 /// Offset of a `syscall` after which a task ends.

@@ -18,7 +18,7 @@ const ERESTARTNOHAND: i64 = 514;
 const ERESTART_RESTARTBLOCK: i64 = 516;
 
 /// Bytes of the `syscall` instruction.
-pub(super) const SYSCALL_LEN: u64 = 2;
+const SYSCALL_LEN: u64 = 2;
 
 /// `PTRACE_GET_RSEQ_CONFIGURATION` and `struct ptrace_rseq_configuration` (linux/ptrace.h, Linux 5.13).
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
