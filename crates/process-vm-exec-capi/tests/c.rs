@@ -58,6 +58,11 @@ fn a_target_that_ends_is_no_process_any_more_and_forked_callers_have_their_own()
 }
 
 #[test]
+fn a_target_in_another_pid_namespace_keeps_its_executor() {
+    holds("namespaces");
+}
+
+#[test]
 fn the_header_is_c_and_cxx_without_warnings() {
     for (compiler, standard, language) in [
         ("gcc", "gnu99", "c"),
