@@ -81,7 +81,7 @@ pub(crate) fn wait_for_stop(tid: libc::pid_t) -> Stop {
     }
 }
 
-/// Has a thread of somebody's process stopped, or ended?
+/// Has a thread of somebody's process stopped, or ended? The same is said until it has been let go on.
 pub(crate) fn look_for_stop(tid: libc::pid_t) -> Option<Stop> {
     let gone = Stop::Gone(WaitStatus::Signaled(libc::SIGKILL));
     look_for(libc::P_PID, tid, tid).map_or(Some(gone), |found| found.map(|(_, stop)| stop))
@@ -93,8 +93,10 @@ pub(crate) fn look_for_any_beside(thread: libc::pid_t) -> rustix::io::Result<Opt
     look_for(libc::P_ALL, 0, thread)
 }
 
-/// Looks first, and takes it then. The end of `thread` is not taken: if its process is a child of ours, we would have
-/// taken that from whoever waits for it (`wait_task_zombie` in kernel/exit.c).
+/// Looks first, and takes only what is about other tasks than `thread`. The stop of that is not taken: if its tracer dies
+/// between that and letting it go on, the signal that it has stopped for is lost (`wait_task_stopped` in kernel/exit.c clears
+/// what `ptrace_signal` looks at). Nor is its end: if its process is a child of ours, we would have taken that from
+/// whoever waits for it (`wait_task_zombie`).
 fn look_for(
     which: libc::idtype_t,
     id: libc::pid_t,
@@ -113,13 +115,17 @@ fn look_for(
     if found == 0 {
         return Ok(None);
     }
-    match info.si_code {
-        libc::CLD_EXITED if found == thread => Ok(Some((found, Stop::Gone(WaitStatus::Exited(status))))),
-        libc::CLD_KILLED | libc::CLD_DUMPED if found == thread => {
-            Ok(Some((found, Stop::Gone(WaitStatus::Signaled(status)))))
-        }
-        _ => wait_for(found, NO_HANG),
+    if found != thread {
+        return wait_for(found, NO_HANG);
     }
+    Ok(Some((
+        found,
+        match info.si_code {
+            libc::CLD_EXITED => Stop::Gone(WaitStatus::Exited(status)),
+            libc::CLD_KILLED | libc::CLD_DUMPED => Stop::Gone(WaitStatus::Signaled(status)),
+            _ => stop_of(libc::W_STOPCODE(status)),
+        },
+    )))
 }
 
 fn wait(tid: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<Stop>> {
@@ -159,3 +165,45 @@ fn stop_of(status: libc::c_int) -> Stop {
 
 /// A system-call stop under `PTRACE_O_TRACESYSGOOD`.
 const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// As the kernel lets a thread go whose tracer dies.
+    #[test]
+    fn a_signal_that_has_been_seen_arrives_though_its_tracer_ends_there() {
+        const SIGNALLED: &str = "trap 'exit 7' USR1; while :; do sleep 0.01; done";
+        for _ in 0..5 {
+            let mut child = Command::new("sh").args(["-c", SIGNALLED]).spawn().expect("a shell");
+            let pid = libc::pid_t::try_from(child.id()).expect("a pid");
+            thread::sleep(Duration::from_millis(50));
+            let tracer = thread::spawn(move || {
+                seize(pid).expect("PTRACE_SEIZE of a child");
+                // SAFETY: kill only sends a signal.
+                assert_eq!(unsafe { libc::kill(pid, libc::SIGUSR1) }, 0);
+                loop {
+                    match look_for_stop(pid) {
+                        Some(Stop::Signal(libc::SIGUSR1)) => break,
+                        Some(Stop::Signal(signal)) => {
+                            let signal = usize::try_from(signal).expect("a number");
+                            request(libc::PTRACE_CONT, pid, 0, signal).expect("PTRACE_CONT");
+                        }
+                        Some(other) => panic!("{other:?}"),
+                        None => thread::yield_now(),
+                    }
+                }
+            });
+            tracer.join().expect("the tracer");
+            thread::sleep(Duration::from_millis(300));
+            let status = child.try_wait().expect("its status");
+            let _ = child.kill();
+            assert_eq!(status.map(|status| (status.code(), status.signal())), Some((Some(7), None)));
+        }
+    }
+}
