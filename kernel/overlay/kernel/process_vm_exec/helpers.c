@@ -4,6 +4,7 @@
  * body needs. Nothing is decided here.
  */
 #include <linux/nospec.h>
+#include <linux/nsproxy.h>
 #include <linux/resume_user_mode.h>
 #include <linux/rseq.h>
 #include <linux/seccomp.h>
@@ -46,9 +47,23 @@ bool process_vm_exec_caller_fits(void)
 	return !test_thread_flag(TIF_IO_BITMAP);
 }
 
+/**
+ * process_vm_exec_target_fits() - can code in this task's memory run here?
+ * @task: a task that has the memory
+ *
+ * The pages from which the vDSO reads the time are mapped when they are first
+ * accessed: by a task with another time namespace, those of the wrong one would
+ * be, and stay.
+ */
 bool process_vm_exec_target_fits(struct task_struct *task)
 {
-	return !test_tsk_thread_flag(task, TIF_ADDR32);
+	struct nsproxy *own = current->nsproxy;
+	bool same_time;
+
+	task_lock(task);
+	same_time = !task->nsproxy || task->nsproxy->time_ns == own->time_ns;
+	task_unlock(task);
+	return same_time && !test_tsk_thread_flag(task, TIF_ADDR32);
 }
 
 /**
