@@ -170,6 +170,12 @@ void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
 	state->pkru = read_pkru();
 }
 
+/* The same selector of the LDT means something else where the LDT is another. */
+static bool segment_changes(u16 now, u16 next)
+{
+	return now != next || next & SEGMENT_TI_MASK;
+}
+
 /**
  * process_vm_exec_cpu_load() - give user mode another state
  * @now: what it has, as saved by process_vm_exec_cpu_save()
@@ -181,19 +187,22 @@ void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
 void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *now,
 			      const struct process_vm_exec_cpu *next)
 {
+	const bool fs = segment_changes(now->fs, next->fs);
+	const bool gs = segment_changes(now->gs, next->gs);
+
 	preempt_disable();
-	if (unlikely(now->ds != next->ds))
+	if (unlikely(segment_changes(now->ds, next->ds)))
 		loadsegment(ds, next->ds);
-	if (unlikely(now->es != next->es))
+	if (unlikely(segment_changes(now->es, next->es)))
 		loadsegment(es, next->es);
-	if (now->fs != next->fs || now->fs_base != next->fs_base) {
-		if (now->fs != next->fs)
+	if (fs || now->fs_base != next->fs_base) {
+		if (fs)
 			loadsegment(fs, next->fs);
 		x86_fsbase_write_cpu(next->fs_base);
 		current->thread.fsbase = next->fs_base;
 	}
-	if (now->gs != next->gs || now->gs_base != next->gs_base) {
-		if (now->gs != next->gs)
+	if (gs || now->gs_base != next->gs_base) {
+		if (gs)
 			load_gs_index(next->gs);
 		x86_gsbase_write_cpu_inactive(next->gs_base);
 		current->thread.gsbase = next->gs_base;
