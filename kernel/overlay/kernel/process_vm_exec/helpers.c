@@ -221,37 +221,44 @@ u32 process_vm_exec_swap_pkru(u32 pkru)
 	return old;
 }
 
-/*
- * Between these two, current->mm can change. membarrier(2) needs a full barrier
- * between accesses to the old memory and the change; the switch itself has the
- * one between the change and accesses to the new memory.
+/**
+ * process_vm_exec_mm_switch() - switch to another memory
+ * @to: the memory, whose reference becomes the task's
+ * @own: NULL, or the memory to come back to
+ *
+ * membarrier(2) needs a full barrier between accesses to the old memory and the
+ * change of current->mm; the switch itself has the one between the change and
+ * accesses to the new memory.
  */
-void process_vm_exec_mm_lock(void)
-	__acquires(&current->alloc_lock)
+void process_vm_exec_mm_switch(struct mm_struct *to, struct mm_struct *own)
 {
-	task_lock(current);
+	struct task_struct *task = current;
+	struct mm_struct *from = task->active_mm;
+
+	task_lock(task);
 	smp_mb__after_spinlock();
 	local_irq_disable();
-}
-
-void process_vm_exec_mm_unlock(void)
-	__releases(&current->alloc_lock)
-{
-	local_irq_enable();
-	task_unlock(current);
-}
-
-void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to)
-{
+	raw_write_seqcount_begin(&task->own_mm_seq);
+	WRITE_ONCE(task->own_mm, own);
+	WRITE_ONCE(task->mm, to);
+	raw_write_seqcount_end(&task->own_mm_seq);
+	task->active_mm = to;
 	membarrier_update_current_mm(to);
-	switch_mm_irqs_off(from, to, current);
+	switch_mm_irqs_off(from, to, task);
+	local_irq_enable();
+	task_unlock(task);
+	lru_gen_use_mm(to);
 }
 
-/* Has a protection key ever been allocated, other than the one that all have? */
-bool process_vm_exec_mm_has_keys(struct mm_struct *mm)
+/**
+ * process_vm_exec_has_keys() - are there keys in the memory that the task has?
+ *
+ * Has one ever been allocated, that is, other than the one that all have.
+ */
+bool process_vm_exec_has_keys(void)
 {
 #ifdef CONFIG_X86_INTEL_MEMORY_PROTECTION_KEYS
-	return READ_ONCE(mm->context.pkey_allocation_map) != 0x1;
+	return READ_ONCE(current->mm->context.pkey_allocation_map) != 0x1;
 #else
 	return false;
 #endif
@@ -260,11 +267,6 @@ bool process_vm_exec_mm_has_keys(struct mm_struct *mm)
 u64 process_vm_exec_mm_id(struct mm_struct *mm)
 {
 	return mm->context.ctx_id;
-}
-
-void process_vm_exec_mm_used(struct mm_struct *mm)
-{
-	lru_gen_use_mm(mm);
 }
 
 /**

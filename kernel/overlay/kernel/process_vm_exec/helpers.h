@@ -66,12 +66,9 @@ void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *now,
 			      const struct process_vm_exec_cpu *next);
 u32 process_vm_exec_swap_pkru(u32 pkru);
 
-void process_vm_exec_mm_lock(void);
-void process_vm_exec_mm_unlock(void);
-void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to);
-bool process_vm_exec_mm_has_keys(struct mm_struct *mm);
+void process_vm_exec_mm_switch(struct mm_struct *to, struct mm_struct *own);
+bool process_vm_exec_has_keys(void);
 u64 process_vm_exec_mm_id(struct mm_struct *mm);
-void process_vm_exec_mm_used(struct mm_struct *mm);
 void process_vm_exec_mm_owner(struct mm_struct *borrowed, struct mm_struct *own);
 void process_vm_exec_rseq_resume(void);
 
