@@ -27,6 +27,60 @@ SYSCALL_DEFINE6(process_vm_exec, pid_t, pid, struct sigcontext __user *, uctx,
 				    sigmask, sizemask);
 }
 
+/**
+ * process_vm_exec_read_words() - copy a few words from user space
+ * @to: where to
+ * @from: where from
+ * @words: how many
+ *
+ * For what is as short as a set of registers, moving words is faster than the
+ * string instructions of copy_from_user(), which take long to begin.
+ */
+bool process_vm_exec_read_words(u64 *to, const u64 __user *from, size_t words)
+{
+	size_t i;
+
+	might_fault();
+	if (!user_read_access_begin(from, words * sizeof(*from)))
+		return false;
+	for (i = 0; i < words; i++)
+		unsafe_get_user(to[i], &from[i], fault);
+	user_read_access_end();
+	return true;
+fault:
+	user_read_access_end();
+	return false;
+}
+
+/* The same in the other direction. */
+bool process_vm_exec_write_words(u64 __user *to, const u64 *from, size_t words)
+{
+	size_t i;
+
+	might_fault();
+	if (!user_write_access_begin(to, words * sizeof(*to)))
+		return false;
+	for (i = 0; i < words; i++)
+		unsafe_put_user(from[i], &to[i], fault);
+	user_write_access_end();
+	return true;
+fault:
+	user_write_access_end();
+	return false;
+}
+
+/* As copy_siginfo_to_user(), which clears what is behind @info on its own. */
+bool process_vm_exec_write_siginfo(siginfo_t __user *to,
+				   const kernel_siginfo_t *info)
+{
+	siginfo_t whole;
+
+	BUILD_BUG_ON(sizeof(whole) % sizeof(u64));
+	copy_siginfo_to_external(&whole, info);
+	return process_vm_exec_write_words((u64 __user *)to, (u64 *)&whole,
+					   sizeof(whole) / sizeof(u64));
+}
+
 struct pt_regs *process_vm_exec_regs(void)
 {
 	return current_pt_regs();
@@ -221,6 +275,13 @@ u32 process_vm_exec_swap_pkru(u32 pkru)
 	return old;
 }
 
+/* mmput(), whose last reference alone needs more than this. */
+void process_vm_exec_mmput(struct mm_struct *mm)
+{
+	if (!atomic_add_unless(&mm->mm_users, -1, 1))
+		mmput(mm);
+}
+
 /**
  * process_vm_exec_mm_switch() - switch to another memory
  * @to: the memory, whose reference becomes the task's
@@ -243,7 +304,10 @@ void process_vm_exec_mm_switch(struct mm_struct *to, struct mm_struct *own)
 	WRITE_ONCE(task->mm, to);
 	raw_write_seqcount_end(&task->own_mm_seq);
 	task->active_mm = to;
-	membarrier_update_current_mm(to);
+	/* The run queue has what is in @from. */
+	if (atomic_read(&from->membarrier_state) |
+	    atomic_read(&to->membarrier_state))
+		membarrier_update_current_mm(to);
 	switch_mm_irqs_off(from, to, task);
 	local_irq_enable();
 	task_unlock(task);
@@ -280,7 +344,8 @@ u64 process_vm_exec_mm_id(struct mm_struct *mm)
 void process_vm_exec_mm_owner(struct mm_struct *borrowed, struct mm_struct *own)
 {
 #ifdef CONFIG_MEMCG
-	mm_update_next_owner(borrowed);
+	if (unlikely(READ_ONCE(borrowed->owner) == current))
+		mm_update_next_owner(borrowed);
 	if (unlikely(!READ_ONCE(own->owner)))
 		cmpxchg(&own->owner, NULL, current);
 #endif

@@ -14,7 +14,7 @@ use kernel::{
 /// The call is made with the task's real registers, where filters, tracers and the call itself look
 /// for it, and may change it. So they are only accessed by pointer.
 pub(crate) fn system_call(state: &mut State, memory: Memory) -> Result<c_long> {
-    let context = state.arguments().context.context;
+    let context = &state.arguments().context.context;
     // SAFETY: Only the current task uses its registers while it is in the kernel.
     let (regs, own_regs) = unsafe {
         let regs = bindings::process_vm_exec_regs();

@@ -39,7 +39,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: There is a reference, and nobody uses it after this.
-        unsafe { bindings::mmput(self.0.as_ptr()) };
+        unsafe { bindings::process_vm_exec_mmput(self.0.as_ptr()) };
     }
 }
 
@@ -141,7 +141,7 @@ impl State {
         // SAFETY: These belong to the current task, and are not used elsewhere while it is in the
         // kernel.
         let regs = unsafe { &mut *bindings::process_vm_exec_regs() };
-        self.regs = *regs;
+        registers::copy(regs, &mut self.regs);
         // SAFETY: `cpu` can be written.
         unsafe { bindings::process_vm_exec_cpu_save(&mut self.cpu) };
         let inside = bindings::process_vm_exec_cpu {
@@ -216,7 +216,7 @@ impl State {
         self.give_back();
         // SAFETY: This is what user mode had at home.
         unsafe { bindings::process_vm_exec_cpu_load(&inside, &self.cpu) };
-        *regs = self.regs;
+        registers::copy(&self.regs, regs);
 
         let result = self.finish();
         regs.ax = result.map_or_else(|error| error.to_errno() as usize, |()| 0);
