@@ -48,6 +48,7 @@ bool process_vm_exec_write_words(u64 __user *to, const u64 *from, size_t words);
 bool process_vm_exec_write_siginfo(siginfo_t __user *to,
 				   const kernel_siginfo_t *info);
 
+struct task_struct *process_vm_exec_current(void);
 struct pt_regs *process_vm_exec_regs(void);
 bool process_vm_exec_caller_fits(void);
 bool process_vm_exec_target_fits(struct task_struct *task);

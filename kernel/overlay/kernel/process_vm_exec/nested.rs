@@ -2,7 +2,7 @@
 
 //! System call mode: one system call of the caller, with the target's memory.
 
-use crate::state::{Memory, State};
+use crate::state::{current, Memory, State};
 use kernel::{
     bindings,
     error::{code::*, Error, Result},
@@ -87,7 +87,7 @@ fn settle(result: c_long) -> Result<c_long> {
         // Its arguments are in the target's memory, where restart_syscall(2) would not find them.
         // SAFETY: There is always a current task, and only it uses this.
         unsafe {
-            (*bindings::get_current()).restart_block.fn_ = Some(bindings::do_no_restart_syscall)
+            (*current()).restart_block.fn_ = Some(bindings::do_no_restart_syscall)
         };
         Ok(-(bindings::EINTR as c_long))
     } else {

@@ -2,6 +2,7 @@
 
 //! Signals that end a run.
 
+use crate::state::current;
 use core::mem::zeroed;
 use kernel::{
     bindings,
@@ -58,11 +59,9 @@ impl Drop for SigLock {
 ///
 /// Returns those that were blocked.
 pub(crate) fn unblock(mask: c_ulong) -> c_ulong {
+    let task = current();
     // SAFETY: There is always a current task, and only it changes its blocked signals.
-    let (task, blocked) = unsafe {
-        let task = bindings::get_current();
-        (task, (*task).blocked.sig[0])
-    };
+    let blocked = unsafe { (*task).blocked.sig[0] };
     if blocked & mask == 0 {
         set_real_blocked(task, blocked | mask);
         return 0;
@@ -89,8 +88,7 @@ fn set_real_blocked(task: *mut bindings::task_struct, blocked: c_ulong) {
 /// If `mask` is not empty, takes a pending signal that is in it.
 pub(crate) fn block(unblocked: c_ulong, mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
     let info = (mask != 0).then(|| take(mask)).flatten();
-    // SAFETY: There is always a current task.
-    let task = unsafe { bindings::get_current() };
+    let task = current();
     if unblocked != 0 {
         // SAFETY: `task` is the current one, and only it changes its blocked signals.
         unsafe {

@@ -387,7 +387,7 @@ impl Rseq {
 }
 
 /// The current task.
-fn current() -> *mut bindings::task_struct {
+pub(crate) fn current() -> *mut bindings::task_struct {
     // SAFETY: There is always one.
-    unsafe { bindings::get_current() }
+    unsafe { bindings::process_vm_exec_current() }
 }
