@@ -227,6 +227,18 @@ CLAIM(a_32_bit_process_is_no_target)
 	CHECK_FAILS(call_raw(guest.target, regs(&guest), SYS_getpid, (long[6]){ 0 }), EOPNOTSUPP);
 }
 
+CLAIM(a_process_with_another_time_namespace_is_no_target)
+{
+	struct guest guest = { .mask = FAULTS };
+
+	set_registers(&guest, end_at_once);
+	if (unshare(CLONE_NEWTIME) != 0)
+		skip("no time namespaces here");
+	guest.target = start_target();
+	check_refused(&guest, EXTENDED, EOPNOTSUPP);
+	CHECK_FAILS(call_raw(guest.target, regs(&guest), SYS_getpid, (long[6]){ 0 }), EOPNOTSUPP);
+}
+
 CLAIM(a_caller_that_may_use_io_ports_does_not_lend_them)
 {
 	struct guest guest = new_guest(end_at_once);

@@ -311,6 +311,31 @@ CLAIM(a_filter_that_kills_kills_in_system_call_mode_too)
 	CHECK_EQ(waitpid(target.target, &status, WNOHANG), 0);
 }
 
+static volatile bool has_come_back;
+
+static void *call_what_kills_the_thread(void *argument)
+{
+	filter(SYS_getppid, SECCOMP_RET_KILL_THREAD);
+	call_in(guest.target, SYS_getppid);
+	has_come_back = true;
+	return argument;
+}
+
+CLAIM(a_thread_that_a_filter_kills_does_not_keep_the_targets_memory)
+{
+	int file = memfd_create("shared", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	guest = new_guest(own_number);
+	CHECK_EQ(ftruncate(file, PAGE), 0);
+	CHECK(call_in(guest.target, SYS_mmap, 0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) > 0);
+	/* As long as somebody has mapped the file. */
+	CHECK_FAILS(fcntl(file, F_ADD_SEALS, F_SEAL_WRITE), EBUSY);
+	pthread_join(start_thread(call_what_kills_the_thread, NULL), NULL);
+	CHECK(!has_come_back);
+	end_target(guest.target);
+	CHECK_EQ(fcntl(file, F_ADD_SEALS, F_SEAL_WRITE), 0);
+}
+
 static volatile int trapped;
 
 static void note_trap(int signal, siginfo_t *info, void *context)
@@ -380,6 +405,53 @@ CLAIM(others_find_the_own_memory_of_a_task_that_is_inside)
 	write_target(child, &whose, &(uint64_t){ 4 }, sizeof(whose));
 	CHECK_EQ(TARGETS(child, whose), 4);
 	CHECK_EQ(TARGETS(guest.target, whose), 1);
+}
+
+static void read_program(pid_t pid, char *path, size_t size)
+{
+	char link[64];
+	ssize_t length;
+
+	snprintf(link, sizeof(link), "/proc/%d/exe", pid);
+	length = readlink(link, path, size - 1);
+	CHECK(length > 0);
+	path[length] = 0;
+}
+
+CLAIM(others_find_the_own_program_of_a_task_that_is_inside)
+{
+	char own[256], theirs[256];
+	int file = memfd_create("code and counter", MFD_CLOEXEC), i;
+	char *pages;
+	pid_t child;
+	long page;
+
+	CHECK_EQ(ftruncate(file, 2 * PAGE), 0);
+	pages = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	CHECK(pages != MAP_FAILED);
+	counter = (uint64_t *)pages;
+	memcpy(pages + PAGE, count_for_ever, 64);
+	read_program(getpid(), own, sizeof(own));
+	guest.target = fork();
+	if (guest.target == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execl("/bin/busybox", "busybox", "sleep", "1000", NULL);
+		_exit(EXIT_FAILURE);
+	}
+	do {
+		sleep_ms(10);
+		read_program(guest.target, theirs, sizeof(theirs));
+	} while (strcmp(own, theirs) == 0);
+	page = call_in(guest.target, SYS_mmap, 0, 2 * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_SHARED, file, 0);
+	CHECK(page > 0);
+	set_registers(&guest, (char *)page + PAGE);
+	regs(&guest)->rdi = (unsigned long)page;
+	child = start_caller();
+	for (i = 0; i < 20; i++) {
+		wait_for_change(counter);
+		read_program(child, theirs, sizeof(theirs));
+		CHECK_EQ(strcmp(own, theirs), 0);
+	}
 }
 
 CLAIM(everything_in_proc_can_be_read_of_a_task_that_is_inside)

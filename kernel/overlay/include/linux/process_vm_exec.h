@@ -4,9 +4,9 @@
  * another process. These are the hooks for the rest of the kernel, and the
  * helpers of the call's own body, which is written in Rust.
  *
- * A task has borrowed a memory if task->process_vm_exec->own_mm is set: task->mm
- * is then another process's, and own_mm is the one that it had. It is inside if,
- * moreover, its registers in user mode are those of code that runs there:
+ * A task has borrowed a memory if task->own_mm is set: task->mm is then another
+ * process's, and own_mm is the one that it had. It is inside if, moreover, its
+ * registers in user mode are those of code that runs there:
  * SYSCALL_WORK_PROCESS_VM_EXEC says so.
  */
 #ifndef _LINUX_PROCESS_VM_EXEC_H
@@ -14,7 +14,7 @@
 
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
-#include <linux/sched/task.h>
+#include <linux/seqlock.h>
 #include <linux/signal.h>
 #include <linux/thread_info.h>
 #include <uapi/linux/audit.h>
@@ -22,10 +22,8 @@
 
 struct pt_regs;
 
-/* The part of a task's state that C has to know. */
+/* The part of a task's state that C has to know. Only the task uses it. */
 struct process_vm_exec {
-	/* The task's own memory, or NULL. Changed with task_lock() held. */
-	struct mm_struct *own_mm;
 	/* While inside: signals that end the run and are reported. */
 	sigset_t mask;
 	/* While inside: what has ended the run, if si_signo is not 0. */
@@ -37,7 +35,7 @@ struct process_vm_exec {
 void process_vm_exec_syscall(struct pt_regs *regs);
 void process_vm_exec_leave(struct pt_regs *regs);
 void process_vm_exec_errand(struct pt_regs *regs);
-void process_vm_exec_task_exit(struct task_struct *task);
+void process_vm_exec_free(struct task_struct *task);
 
 /**
  * process_vm_exec_inside() - does code of another memory run in this task?
@@ -49,12 +47,36 @@ static inline bool process_vm_exec_inside(struct task_struct *task)
 }
 
 /**
- * process_vm_exec_fork() - a new task has not borrowed anything
+ * process_vm_exec_away() - has the current task borrowed the memory that it has?
+ *
+ * It must not be inherited then.
+ */
+static inline bool process_vm_exec_away(void)
+{
+	return current->own_mm;
+}
+
+/**
+ * process_vm_exec_fork() - a new task has no state
  * @task: the task, which is a copy of its creator so far
+ *
+ * Its creator is at home, but can be inside otherwise: task work, which creates
+ * threads for io_uring, is done by a task that goes back inside.
  */
 static inline void process_vm_exec_fork(struct task_struct *task)
 {
 	task->process_vm_exec = NULL;
+	clear_task_syscall_work(task, PROCESS_VM_EXEC);
+}
+
+/**
+ * process_vm_exec_task_exit() - go home, and forget the state
+ * @task: the current task, which ends
+ */
+static inline void process_vm_exec_task_exit(struct task_struct *task)
+{
+	if (unlikely(task->process_vm_exec))
+		process_vm_exec_free(task);
 }
 
 /**
@@ -111,15 +133,22 @@ static inline bool process_vm_exec_vsyscall(unsigned long caller, int nr)
 
 /**
  * process_vm_exec_own_mm() - the memory that a task has when it is at home
- * @task: current, or a task that is locked by task_lock()
+ * @task: any task
+ *
+ * That the task keeps it is sure only for current and for a task that is locked
+ * by task_lock().
  */
-static inline struct mm_struct *process_vm_exec_own_mm(struct task_struct *task)
+static inline struct mm_struct *
+process_vm_exec_own_mm(const struct task_struct *task)
 {
-	const struct process_vm_exec *state = task->process_vm_exec;
+	struct mm_struct *mm;
+	unsigned int seq;
 
-	if (unlikely(state) && READ_ONCE(state->own_mm))
-		return state->own_mm;
-	return task->mm;
+	do {
+		seq = raw_read_seqcount_begin(&task->own_mm_seq);
+		mm = READ_ONCE(task->own_mm) ?: READ_ONCE(task->mm);
+	} while (read_seqcount_retry(&task->own_mm_seq, seq));
+	return mm;
 }
 
 /**
@@ -130,37 +159,20 @@ static inline struct mm_struct *process_vm_exec_own_mm(struct task_struct *task)
  * while they have borrowed one: a right to look at a task is no right to look
  * at what it has borrowed.
  */
-static inline struct mm_struct *process_vm_exec_mm(struct task_struct *task)
+static inline struct mm_struct *
+process_vm_exec_mm(const struct task_struct *task)
 {
 	return task == current ? task->mm : process_vm_exec_own_mm(task);
-}
-
-/**
- * process_vm_exec_borrows() - does a process use a memory that is not its own?
- * @process: any of its threads; none of them is locked
- * @mm: the memory, which it uses
- *
- * Called under rcu_read_lock().
- */
-static inline bool process_vm_exec_borrows(struct task_struct *process,
-					   struct mm_struct *mm)
-{
-	struct mm_struct *own;
-	struct task_struct *t;
-
-	for_each_thread(process, t) {
-		task_lock(t);
-		own = process_vm_exec_own_mm(t);
-		task_unlock(t);
-		if (own)
-			return own != mm;
-	}
-	return true;
 }
 
 #else /* CONFIG_PROCESS_VM_EXEC */
 
 static inline bool process_vm_exec_inside(struct task_struct *task)
+{
+	return false;
+}
+
+static inline bool process_vm_exec_away(void)
 {
 	return false;
 }
@@ -201,20 +213,16 @@ static inline bool process_vm_exec_vsyscall(unsigned long caller, int nr)
 	return false;
 }
 
-static inline struct mm_struct *process_vm_exec_own_mm(struct task_struct *task)
+static inline struct mm_struct *
+process_vm_exec_own_mm(const struct task_struct *task)
 {
-	return task->mm;
+	return READ_ONCE(task->mm);
 }
 
-static inline struct mm_struct *process_vm_exec_mm(struct task_struct *task)
+static inline struct mm_struct *
+process_vm_exec_mm(const struct task_struct *task)
 {
 	return task->mm;
-}
-
-static inline bool process_vm_exec_borrows(struct task_struct *process,
-					   struct mm_struct *mm)
-{
-	return false;
 }
 
 #endif /* CONFIG_PROCESS_VM_EXEC */

@@ -183,7 +183,7 @@ impl Arguments {
             user::write(fs_base, &self.context.fs_base)?;
             user::write(gs_base, &self.context.gs_base)?;
         }
-        user::write_bytes(registers.cast(), registers::stored(&self.context.context))
+        user::write_start(registers, &self.context.context, registers::STORED)
     }
 
     /// Stores the result of a system call.

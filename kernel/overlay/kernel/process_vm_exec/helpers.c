@@ -4,6 +4,7 @@
  * body needs. Nothing is decided here.
  */
 #include <linux/nospec.h>
+#include <linux/nsproxy.h>
 #include <linux/resume_user_mode.h>
 #include <linux/rseq.h>
 #include <linux/seccomp.h>
@@ -26,6 +27,66 @@ SYSCALL_DEFINE6(process_vm_exec, pid_t, pid, struct sigcontext __user *, uctx,
 				    sigmask, sizemask);
 }
 
+/**
+ * process_vm_exec_read_words() - copy a few words from user space
+ * @to: where to
+ * @from: where from
+ * @words: how many
+ *
+ * For what is as short as a set of registers, moving words is faster than the
+ * string instructions of copy_from_user(), which take long to begin.
+ */
+bool process_vm_exec_read_words(u64 *to, const u64 __user *from, size_t words)
+{
+	size_t i;
+
+	might_fault();
+	if (!user_read_access_begin(from, words * sizeof(*from)))
+		return false;
+	for (i = 0; i < words; i++)
+		unsafe_get_user(to[i], &from[i], fault);
+	user_read_access_end();
+	return true;
+fault:
+	user_read_access_end();
+	return false;
+}
+
+/* The same in the other direction. */
+bool process_vm_exec_write_words(u64 __user *to, const u64 *from, size_t words)
+{
+	size_t i;
+
+	might_fault();
+	if (!user_write_access_begin(to, words * sizeof(*to)))
+		return false;
+	for (i = 0; i < words; i++)
+		unsafe_put_user(from[i], &to[i], fault);
+	user_write_access_end();
+	return true;
+fault:
+	user_write_access_end();
+	return false;
+}
+
+/* As copy_siginfo_to_user(), which clears what is behind @info on its own. */
+bool process_vm_exec_write_siginfo(siginfo_t __user *to,
+				   const kernel_siginfo_t *info)
+{
+	siginfo_t whole;
+
+	BUILD_BUG_ON(sizeof(whole) % sizeof(u64));
+	copy_siginfo_to_external(&whole, info);
+	return process_vm_exec_write_words((u64 __user *)to, (u64 *)&whole,
+					   sizeof(whole) / sizeof(u64));
+}
+
+/* Here, and not with Rust's other helpers: text far away costs time. */
+struct task_struct *process_vm_exec_current(void)
+{
+	return current;
+}
+
 struct pt_regs *process_vm_exec_regs(void)
 {
 	return current_pt_regs();
@@ -46,9 +107,23 @@ bool process_vm_exec_caller_fits(void)
 	return !test_thread_flag(TIF_IO_BITMAP);
 }
 
+/**
+ * process_vm_exec_target_fits() - can code in this task's memory run here?
+ * @task: a task that has the memory
+ *
+ * The pages from which the vDSO reads the time are mapped when they are first
+ * accessed: by a task with another time namespace, those of the wrong one would
+ * be, and stay.
+ */
 bool process_vm_exec_target_fits(struct task_struct *task)
 {
-	return !test_tsk_thread_flag(task, TIF_ADDR32);
+	struct nsproxy *own = current->nsproxy;
+	bool same_time;
+
+	task_lock(task);
+	same_time = !task->nsproxy || task->nsproxy->time_ns == own->time_ns;
+	task_unlock(task);
+	return same_time && !test_tsk_thread_flag(task, TIF_ADDR32);
 }
 
 /**
@@ -155,6 +230,12 @@ void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
 	state->pkru = read_pkru();
 }
 
+/* The same selector of the LDT means something else where the LDT is another. */
+static bool segment_changes(u16 now, u16 next)
+{
+	return now != next || next & SEGMENT_TI_MASK;
+}
+
 /**
  * process_vm_exec_cpu_load() - give user mode another state
  * @now: what it has, as saved by process_vm_exec_cpu_save()
@@ -166,19 +247,22 @@ void process_vm_exec_cpu_save(struct process_vm_exec_cpu *state)
 void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *now,
 			      const struct process_vm_exec_cpu *next)
 {
+	const bool fs = segment_changes(now->fs, next->fs);
+	const bool gs = segment_changes(now->gs, next->gs);
+
 	preempt_disable();
-	if (unlikely(now->ds != next->ds))
+	if (unlikely(segment_changes(now->ds, next->ds)))
 		loadsegment(ds, next->ds);
-	if (unlikely(now->es != next->es))
+	if (unlikely(segment_changes(now->es, next->es)))
 		loadsegment(es, next->es);
-	if (now->fs != next->fs || now->fs_base != next->fs_base) {
-		if (now->fs != next->fs)
+	if (fs || now->fs_base != next->fs_base) {
+		if (fs)
 			loadsegment(fs, next->fs);
 		x86_fsbase_write_cpu(next->fs_base);
 		current->thread.fsbase = next->fs_base;
 	}
-	if (now->gs != next->gs || now->gs_base != next->gs_base) {
-		if (now->gs != next->gs)
+	if (gs || now->gs_base != next->gs_base) {
+		if (gs)
 			load_gs_index(next->gs);
 		x86_gsbase_write_cpu_inactive(next->gs_base);
 		current->thread.gsbase = next->gs_base;
@@ -197,37 +281,54 @@ u32 process_vm_exec_swap_pkru(u32 pkru)
 	return old;
 }
 
-/*
- * Between these two, current->mm can change. membarrier(2) needs a full barrier
- * between accesses to the old memory and the change; the switch itself has the
- * one between the change and accesses to the new memory.
- */
-void process_vm_exec_mm_lock(void)
-	__acquires(&current->alloc_lock)
+/* mmput(), whose last reference alone needs more than this. */
+void process_vm_exec_mmput(struct mm_struct *mm)
 {
-	task_lock(current);
+	if (!atomic_add_unless(&mm->mm_users, -1, 1))
+		mmput(mm);
+}
+
+/**
+ * process_vm_exec_mm_switch() - switch to another memory
+ * @to: the memory, whose reference becomes the task's
+ * @own: NULL, or the memory to come back to
+ *
+ * membarrier(2) needs a full barrier between accesses to the old memory and the
+ * change of current->mm; the switch itself has the one between the change and
+ * accesses to the new memory.
+ */
+void process_vm_exec_mm_switch(struct mm_struct *to, struct mm_struct *own)
+{
+	struct task_struct *task = current;
+	struct mm_struct *from = task->active_mm;
+
+	task_lock(task);
 	smp_mb__after_spinlock();
 	local_irq_disable();
-}
-
-void process_vm_exec_mm_unlock(void)
-	__releases(&current->alloc_lock)
-{
+	raw_write_seqcount_begin(&task->own_mm_seq);
+	WRITE_ONCE(task->own_mm, own);
+	WRITE_ONCE(task->mm, to);
+	raw_write_seqcount_end(&task->own_mm_seq);
+	task->active_mm = to;
+	/* The run queue has what is in @from. */
+	if (atomic_read(&from->membarrier_state) |
+	    atomic_read(&to->membarrier_state))
+		membarrier_update_current_mm(to);
+	switch_mm_irqs_off(from, to, task);
 	local_irq_enable();
-	task_unlock(current);
+	task_unlock(task);
+	lru_gen_use_mm(to);
 }
 
-void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to)
-{
-	membarrier_update_current_mm(to);
-	switch_mm_irqs_off(from, to, current);
-}
-
-/* Has a protection key ever been allocated, other than the one that all have? */
-bool process_vm_exec_mm_has_keys(struct mm_struct *mm)
+/**
+ * process_vm_exec_has_keys() - are there keys in the memory that the task has?
+ *
+ * Has one ever been allocated, that is, other than the one that all have.
+ */
+bool process_vm_exec_has_keys(void)
 {
 #ifdef CONFIG_X86_INTEL_MEMORY_PROTECTION_KEYS
-	return READ_ONCE(mm->context.pkey_allocation_map) != 0x1;
+	return READ_ONCE(current->mm->context.pkey_allocation_map) != 0x1;
 #else
 	return false;
 #endif
@@ -236,11 +337,6 @@ bool process_vm_exec_mm_has_keys(struct mm_struct *mm)
 u64 process_vm_exec_mm_id(struct mm_struct *mm)
 {
 	return mm->context.ctx_id;
-}
-
-void process_vm_exec_mm_used(struct mm_struct *mm)
-{
-	lru_gen_use_mm(mm);
 }
 
 /**
@@ -254,7 +350,8 @@ void process_vm_exec_mm_used(struct mm_struct *mm)
 void process_vm_exec_mm_owner(struct mm_struct *borrowed, struct mm_struct *own)
 {
 #ifdef CONFIG_MEMCG
-	mm_update_next_owner(borrowed);
+	if (unlikely(READ_ONCE(borrowed->owner) == current))
+		mm_update_next_owner(borrowed);
 	if (unlikely(!READ_ONCE(own->owner)))
 		cmpxchg(&own->owner, NULL, current);
 #endif

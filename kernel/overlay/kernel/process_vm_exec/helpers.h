@@ -43,6 +43,12 @@ long process_vm_exec_call(int pid, struct process_vm_exec_context __user *uctx,
 			  unsigned long flags, siginfo_t __user *siginfo,
 			  const sigset_t __user *sigmask, size_t sizemask);
 
+bool process_vm_exec_read_words(u64 *to, const u64 __user *from, size_t words);
+bool process_vm_exec_write_words(u64 __user *to, const u64 *from, size_t words);
+bool process_vm_exec_write_siginfo(siginfo_t __user *to,
+				   const kernel_siginfo_t *info);
+
+struct task_struct *process_vm_exec_current(void);
 struct pt_regs *process_vm_exec_regs(void);
 bool process_vm_exec_caller_fits(void);
 bool process_vm_exec_target_fits(struct task_struct *task);
@@ -66,12 +72,10 @@ void process_vm_exec_cpu_load(const struct process_vm_exec_cpu *now,
 			      const struct process_vm_exec_cpu *next);
 u32 process_vm_exec_swap_pkru(u32 pkru);
 
-void process_vm_exec_mm_lock(void);
-void process_vm_exec_mm_unlock(void);
-void process_vm_exec_mm_switch(struct mm_struct *from, struct mm_struct *to);
-bool process_vm_exec_mm_has_keys(struct mm_struct *mm);
+void process_vm_exec_mmput(struct mm_struct *mm);
+void process_vm_exec_mm_switch(struct mm_struct *to, struct mm_struct *own);
+bool process_vm_exec_has_keys(void);
 u64 process_vm_exec_mm_id(struct mm_struct *mm);
-void process_vm_exec_mm_used(struct mm_struct *mm);
 void process_vm_exec_mm_owner(struct mm_struct *borrowed, struct mm_struct *own);
 void process_vm_exec_rseq_resume(void);
 

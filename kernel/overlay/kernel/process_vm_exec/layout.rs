@@ -19,11 +19,11 @@ macro_rules! same_offset {
 }
 
 same_offset!(task_struct, mm, TASK_STRUCT_MM);
-same_offset!(task_struct, active_mm, TASK_STRUCT_ACTIVE_MM);
 same_offset!(task_struct, blocked, TASK_STRUCT_BLOCKED);
 same_offset!(task_struct, real_blocked, TASK_STRUCT_REAL_BLOCKED);
 same_offset!(task_struct, restart_block, TASK_STRUCT_RESTART_BLOCK);
 same_offset!(task_struct, process_vm_exec, TASK_STRUCT_PROCESS_VM_EXEC);
+same_offset!(task_struct, own_mm, TASK_STRUCT_OWN_MM);
 same_offset!(task_struct, thread.cr2, TASK_STRUCT_THREAD_CR2);
 same_offset!(task_struct, thread.trap_nr, TASK_STRUCT_THREAD_TRAP_NR);
 same_offset!(
@@ -33,7 +33,5 @@ same_offset!(
 );
 #[cfg(CONFIG_RSEQ)]
 same_offset!(task_struct, rseq, TASK_STRUCT_RSEQ);
-#[cfg(CONFIG_RSEQ)]
-same_offset!(task_struct, rseq_event_mask, TASK_STRUCT_RSEQ_EVENT_MASK);
 #[cfg(CONFIG_SCHED_MM_CID)]
 same_offset!(task_struct, mm_cid, TASK_STRUCT_MM_CID);

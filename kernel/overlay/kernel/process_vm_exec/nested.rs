@@ -2,7 +2,7 @@
 
 //! System call mode: one system call of the caller, with the target's memory.
 
-use crate::state::{Memory, State};
+use crate::state::{current, Memory, State};
 use kernel::{
     bindings,
     error::{code::*, Error, Result},
@@ -14,7 +14,7 @@ use kernel::{
 /// The call is made with the task's real registers, where filters, tracers and the call itself look
 /// for it, and may change it. So they are only accessed by pointer.
 pub(crate) fn system_call(state: &mut State, memory: Memory) -> Result<c_long> {
-    let context = state.arguments().context.context;
+    let context = &state.arguments().context.context;
     // SAFETY: Only the current task uses its registers while it is in the kernel.
     let (regs, own_regs) = unsafe {
         let regs = bindings::process_vm_exec_regs();
@@ -29,8 +29,10 @@ pub(crate) fn system_call(state: &mut State, memory: Memory) -> Result<c_long> {
         (*regs).r9 = context.r9 as usize;
         (regs, own_regs)
     };
+    state.hold(memory);
     // SAFETY: `regs` are the current task's.
-    let result = unsafe { filtered(state, memory, regs) };
+    let result = unsafe { filtered(state, regs) };
+    state.let_go();
     // SAFETY: As above.
     unsafe { *regs = own_regs };
     state.arguments().store_result(result?)?;
@@ -41,16 +43,12 @@ pub(crate) fn system_call(state: &mut State, memory: Memory) -> Result<c_long> {
 /// through.
 ///
 /// They are asked before the memory changes: a tracer or a supervisor that they call in finds the
-/// caller as it is. Both may change the call.
+/// caller as it is. Both may change the call. A filter may also end the task.
 ///
 /// # Safety
 ///
 /// `regs` are the current task's.
-unsafe fn filtered(
-    state: &mut State,
-    memory: Memory,
-    regs: *mut bindings::pt_regs,
-) -> Result<c_long> {
+unsafe fn filtered(state: &mut State, regs: *mut bindings::pt_regs) -> Result<c_long> {
     // SAFETY: The caller says so. The call that is made is right with a borrowed memory.
     let result = unsafe {
         if !bindings::process_vm_exec_seccomp() {
@@ -61,10 +59,10 @@ unsafe fn filtered(
             return Ok(-(bindings::EOPNOTSUPP as c_long));
         }
         bindings::process_vm_exec_audit_enter(regs);
-        let keys = memory.has_keys();
-        state.borrow(memory);
+        state.borrow();
         // The caller's rights say nothing about the target's keys.
-        let pkru = keys.then(|| bindings::process_vm_exec_swap_pkru(0));
+        let pkru =
+            bindings::process_vm_exec_has_keys().then(|| bindings::process_vm_exec_swap_pkru(0));
         let result = bindings::process_vm_exec_sys_call(regs, number);
         if let Some(pkru) = pkru {
             bindings::process_vm_exec_swap_pkru(pkru);
@@ -89,7 +87,7 @@ fn settle(result: c_long) -> Result<c_long> {
         // Its arguments are in the target's memory, where restart_syscall(2) would not find them.
         // SAFETY: There is always a current task, and only it uses this.
         unsafe {
-            (*bindings::get_current()).restart_block.fn_ = Some(bindings::do_no_restart_syscall)
+            (*current()).restart_block.fn_ = Some(bindings::do_no_restart_syscall)
         };
         Ok(-(bindings::EINTR as c_long))
     } else {

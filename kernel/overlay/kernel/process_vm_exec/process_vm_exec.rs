@@ -110,9 +110,9 @@ unsafe extern "C" fn process_vm_exec_errand(regs: *mut bindings::pt_regs) {
 ///
 /// # Safety
 ///
-/// `task` is the current task.
+/// `task` is the current task, and has a state.
 #[no_mangle]
-unsafe extern "C" fn process_vm_exec_task_exit(task: *mut bindings::task_struct) {
+unsafe extern "C" fn process_vm_exec_free(task: *mut bindings::task_struct) {
     // SAFETY: The caller says so, and nobody uses the state after this.
     unsafe { State::free(task) };
 }

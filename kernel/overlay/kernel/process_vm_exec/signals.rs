@@ -2,6 +2,7 @@
 
 //! Signals that end a run.
 
+use crate::state::current;
 use core::mem::zeroed;
 use kernel::{
     bindings,
@@ -58,18 +59,28 @@ impl Drop for SigLock {
 ///
 /// Returns those that were blocked.
 pub(crate) fn unblock(mask: c_ulong) -> c_ulong {
-    let _lock = SigLock::lock();
-    // SAFETY: There is always a current task. Its signals are locked.
-    unsafe {
-        let task = bindings::get_current();
-        let blocked = (*task).blocked.sig[0];
-        (*task).real_blocked.sig[0] = blocked | mask;
-        if blocked & mask != 0 {
-            (*task).blocked.sig[0] = blocked & !mask;
-            bindings::recalc_sigpending();
-        }
-        blocked & mask
+    let task = current();
+    // SAFETY: There is always a current task, and only it changes its blocked signals.
+    let blocked = unsafe { (*task).blocked.sig[0] };
+    if blocked & mask == 0 {
+        set_real_blocked(task, blocked | mask);
+        return 0;
     }
+    let _lock = SigLock::lock();
+    set_real_blocked(task, blocked | mask);
+    // SAFETY: The signals of the task, which is the current one, are locked.
+    unsafe {
+        (*task).blocked.sig[0] = blocked & !mask;
+        bindings::recalc_sigpending();
+    }
+    blocked & mask
+}
+
+/// Says which signals others take for blocked when they send them. Who is sending one right now,
+/// may or may not see it, as if the signal had come a little earlier.
+fn set_real_blocked(task: *mut bindings::task_struct, blocked: c_ulong) {
+    // SAFETY: `task` is the current one, and only it changes this.
+    unsafe { (&raw mut (*task).real_blocked.sig[0]).write_volatile(blocked) };
 }
 
 /// Blocks again what [`unblock()`] has unblocked. What has been changed since then, stays.
@@ -77,8 +88,7 @@ pub(crate) fn unblock(mask: c_ulong) -> c_ulong {
 /// If `mask` is not empty, takes a pending signal that is in it.
 pub(crate) fn block(unblocked: c_ulong, mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
     let info = (mask != 0).then(|| take(mask)).flatten();
-    // SAFETY: There is always a current task.
-    let task = unsafe { bindings::get_current() };
+    let task = current();
     if unblocked != 0 {
         // SAFETY: `task` is the current one, and only it changes its blocked signals.
         unsafe {
@@ -88,9 +98,7 @@ pub(crate) fn block(unblocked: c_ulong, mask: c_ulong) -> Option<bindings::kerne
         }
     }
     // Only now: a signal that comes before it is blocked again must not kill the process.
-    let _lock = SigLock::lock();
-    // SAFETY: `task` is the current one, and its signals are locked.
-    unsafe { (*task).real_blocked.sig[0] = 0 };
+    set_real_blocked(task, 0);
     info
 }
 

@@ -29,12 +29,6 @@ impl Memory {
         unsafe { (*current()).mm == self.0.as_ptr() }
     }
 
-    /// Whether parts of it can be protected by keys.
-    pub(crate) fn has_keys(&self) -> bool {
-        // SAFETY: There is a reference.
-        unsafe { bindings::process_vm_exec_mm_has_keys(self.0.as_ptr()) }
-    }
-
     /// A number that no other memory has, or will ever have.
     fn id(&self) -> u64 {
         // SAFETY: There is a reference.
@@ -45,7 +39,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: There is a reference, and nobody uses it after this.
-        unsafe { bindings::mmput(self.0.as_ptr()) };
+        unsafe { bindings::process_vm_exec_mmput(self.0.as_ptr()) };
     }
 }
 
@@ -65,8 +59,8 @@ pub(crate) struct State {
     /// Signals that are blocked at home, and are not while inside.
     unblocked: c_ulong,
     rseq: Rseq,
-    /// The memory that the task has at the time, if it is not its own.
-    borrowed: Option<Memory>,
+    /// The target's memory, from shortly before the task has it until it has given it back.
+    target: Option<Memory>,
 }
 
 impl State {
@@ -84,10 +78,11 @@ impl State {
                 cpu: Default::default(),
                 unblocked: 0,
                 rseq: Rseq::default(),
-                borrowed: None,
+                target: None,
             };
             state = KBox::into_raw(KBox::new(new, GFP_KERNEL_ACCOUNT)?);
-            Self::publish(state);
+            // SAFETY: As above.
+            unsafe { (*task).process_vm_exec = state.cast() };
         }
         // SAFETY: The state lives as long as the task, and only the task makes references to it: in
         // a call, of which it can be in one only, and on its way out of user mode while it is
@@ -109,28 +104,20 @@ impl State {
     ///
     /// # Safety
     ///
-    /// `task` is the current one, and will not make the call again.
+    /// `task` is the current one, has a state, and will not make the call again.
     pub(crate) unsafe fn free(task: *mut bindings::task_struct) {
-        // SAFETY: The caller says so.
-        let state = unsafe { (*task).process_vm_exec }.cast::<Self>();
-        if state.is_null() {
-            return;
-        }
-        // SAFETY: `of_current()` has made it this way, and has been its only user.
-        let mut state = unsafe { KBox::from_raw(state) };
-        // SAFETY: This changes the current task only.
-        unsafe { bindings::process_vm_exec_inside_clear() };
-        if !state.shared.own_mm.is_null() {
+        // SAFETY: `of_current()` has made it this way, and has been its only user. `inside_clear()`
+        // changes the current task only.
+        let mut state = unsafe {
+            bindings::process_vm_exec_inside_clear();
+            KBox::<Self>::from_raw((*task).process_vm_exec.cast())
+        };
+        // SAFETY: `task` is the current one, and only it changes this.
+        if !unsafe { (*task).own_mm }.is_null() {
             state.give_back();
         }
-        Self::publish(ptr::null_mut());
-    }
-
-    /// Makes `state` the one that others find.
-    fn publish(state: *mut Self) {
-        let _lock = MemoryLock::lock();
-        // SAFETY: There is always a current task, and it is locked.
-        unsafe { (*current()).process_vm_exec = state.cast() };
+        // SAFETY: As above.
+        unsafe { (*task).process_vm_exec = ptr::null_mut() };
     }
 
     /// The call that is being made.
@@ -154,7 +141,7 @@ impl State {
         // SAFETY: These belong to the current task, and are not used elsewhere while it is in the
         // kernel.
         let regs = unsafe { &mut *bindings::process_vm_exec_regs() };
-        self.regs = *regs;
+        registers::copy(regs, &mut self.regs);
         // SAFETY: `cpu` can be written.
         unsafe { bindings::process_vm_exec_cpu_save(&mut self.cpu) };
         let inside = bindings::process_vm_exec_cpu {
@@ -172,7 +159,8 @@ impl State {
             ..Default::default()
         };
 
-        self.borrow(memory);
+        self.hold(memory);
+        self.borrow();
         self.extended.enter();
         registers::load(regs, &self.arguments.context.context);
         // SAFETY: The bases have been checked or were there before. User mode gets what it will run
@@ -190,18 +178,18 @@ impl State {
     /// The registers, and that the task has no rseq area, stay as they are. Protection keys have to
     /// be the caller's, since such work may access its memory.
     pub(crate) fn run_errand(&mut self, regs: *mut bindings::pt_regs) {
-        let own = self.shared.own_mm;
-        // SAFETY: There is always a current task.
-        let borrowed = unsafe { (*current()).mm };
-        self.switch(own, ptr::null_mut());
-        // SAFETY: `regs` are those of the current task. The keys are the caller's, and then again
-        // those of the code.
+        // SAFETY: There is always a current task; only it changes these, and it is inside. It has
+        // references to both memories. `regs` are those of the current task. The keys are the
+        // caller's, and then again those of the code.
         unsafe {
+            let task = current();
+            let (own, borrowed) = ((*task).own_mm, (*task).mm);
+            bindings::process_vm_exec_mm_switch(own, ptr::null_mut());
             let pkru = bindings::process_vm_exec_swap_pkru(self.cpu.pkru);
             bindings::process_vm_exec_do_work(regs);
             bindings::process_vm_exec_swap_pkru(pkru);
+            bindings::process_vm_exec_mm_switch(borrowed, own);
         }
-        self.switch(borrowed, own);
     }
 
     /// Says why the run ends.
@@ -228,7 +216,7 @@ impl State {
         self.give_back();
         // SAFETY: This is what user mode had at home.
         unsafe { bindings::process_vm_exec_cpu_load(&inside, &self.cpu) };
-        *regs = self.regs;
+        registers::copy(&self.regs, regs);
 
         let result = self.finish();
         regs.ax = result.map_or_else(|error| error.to_errno() as usize, |()| 0);
@@ -275,115 +263,120 @@ impl State {
         }
     }
 
-    /// Gives the task `memory`, and nothing that it must not have there.
-    pub(crate) fn borrow(&mut self, memory: Memory) {
-        let task = current();
+    /// Keeps the reference to `memory`, which will be borrowed. What the task does in the meantime
+    /// may end it, and then only what its state has is given back.
+    pub(crate) fn hold(&mut self, memory: Memory) {
+        self.target = Some(memory);
+    }
+
+    /// Reverses [`State::hold()`], if the memory has not been borrowed.
+    pub(crate) fn let_go(&mut self) {
+        self.target = None;
+    }
+
+    /// Gives the task the memory that it holds, and nothing that it must not have there.
+    pub(crate) fn borrow(&mut self) {
+        let Some(Memory(to)) = self.target else {
+            return;
+        };
         self.rseq = Rseq::put_away();
-        // SAFETY: There is always a current task. In `memory` it has no concurrency id, which it
-        // could not use without an rseq area.
-        let own = unsafe {
+        // SAFETY: There is always a current task, which has a reference to its own memory; `target`
+        // has one to the other. In that, the task has no concurrency id, which it could not use
+        // without an rseq area.
+        unsafe {
+            let task = current();
             #[cfg(CONFIG_SCHED_MM_CID)]
             bindings::sched_mm_cid_before_execve(task);
-            (*task).mm
-        };
-        self.switch(memory.0.as_ptr(), own);
-        self.borrowed = Some(memory);
+            bindings::process_vm_exec_mm_switch(to.as_ptr(), (*task).mm);
+        }
     }
 
     /// Gives the task its own memory, and what it had there.
     pub(crate) fn give_back(&mut self) {
-        let own = self.shared.own_mm;
-        self.switch(own, ptr::null_mut());
-        #[cfg(CONFIG_SCHED_MM_CID)]
-        // SAFETY: There is always a current task, and `borrow()` has made the call that this
-        // reverses.
-        unsafe {
-            bindings::sched_mm_cid_after_execve(current());
-        }
+        // SAFETY: There is always a current task, which has borrowed a memory and has kept the
+        // reference to its own. `borrow()` has made the call that is reversed.
+        let own = unsafe {
+            let task = current();
+            let own = (*task).own_mm;
+            bindings::process_vm_exec_mm_switch(own, ptr::null_mut());
+            #[cfg(CONFIG_SCHED_MM_CID)]
+            bindings::sched_mm_cid_after_execve(task);
+            own
+        };
         self.rseq.bring_back();
-        if let Some(memory) = self.borrowed.take() {
+        if let Some(memory) = self.target.take() {
             // SAFETY: There are references to both.
             unsafe { bindings::process_vm_exec_mm_owner(memory.0.as_ptr(), own) };
         }
     }
-
-    /// Switches to another memory, whose reference becomes the task's. `own` is null, or the memory
-    /// to come back to.
-    fn switch(&mut self, to: *mut bindings::mm_struct, own: *mut bindings::mm_struct) {
-        let task = current();
-        let lock = MemoryLock::lock();
-        // SAFETY: The task is the current one, and is locked. Both memories have references: `own`
-        // and the one that the task has now by the task itself, the borrowed one by `borrowed` or
-        // by who calls this.
-        unsafe {
-            let from = (*task).active_mm;
-            ptr::addr_of_mut!(self.shared.own_mm).write_volatile(own);
-            (*task).active_mm = to;
-            (*task).mm = to;
-            bindings::process_vm_exec_mm_switch(from, to);
-        }
-        drop(lock);
-        // SAFETY: As above.
-        unsafe { bindings::process_vm_exec_mm_used(to) };
-    }
-}
-
-/// Holds `task->alloc_lock` of the current task, with interrupts off: its memory may change.
-struct MemoryLock;
-
-impl MemoryLock {
-    fn lock() -> Self {
-        // SAFETY: No caller holds the lock or has interrupts off. It is unlocked when this is
-        // dropped.
-        unsafe { bindings::process_vm_exec_mm_lock() };
-        MemoryLock
-    }
-}
-
-impl Drop for MemoryLock {
-    fn drop(&mut self) {
-        // SAFETY: `lock()` has locked it.
-        unsafe { bindings::process_vm_exec_mm_unlock() };
-    }
 }
 
 /// A registered area of restartable sequences, which the kernel would write to in the wrong memory.
+///
+/// It says on which processor the task is, and its concurrency id.
 #[derive(Default)]
 struct Rseq {
     #[cfg(CONFIG_RSEQ)]
     area: Option<NonNull<bindings::rseq>>,
+    /// Whether it was about to be written when it was put away.
+    #[cfg(CONFIG_RSEQ)]
+    pending: bool,
+    #[cfg(CONFIG_SMP)]
+    cpu: u32,
     #[cfg(CONFIG_SCHED_MM_CID)]
     mm_cid: kernel::ffi::c_int,
 }
 
 impl Rseq {
     /// Takes it from the current task.
+    ///
+    /// The order matters. As long as the task has an area, the scheduler asks for it to be written:
+    /// if what is in it changes after it has been noted here, it is pending.
     fn put_away() -> Self {
         let task = current();
-        // SAFETY: There is always a current task, and only it uses these.
+        let mut rseq = Self::default();
+        // SAFETY: There is always a current task. Only it changes `rseq`, the others are changed by
+        // the scheduler, too, while the task does not run.
         unsafe {
-            Rseq {
-                #[cfg(CONFIG_RSEQ)]
-                area: NonNull::new(ptr::replace(&raw mut (*task).rseq, ptr::null_mut())),
-                #[cfg(CONFIG_SCHED_MM_CID)]
-                mm_cid: (*task).mm_cid,
+            #[cfg(CONFIG_SMP)]
+            {
+                rseq.cpu = (&raw const (*task).thread_info.cpu).read_volatile();
+            }
+            #[cfg(CONFIG_SCHED_MM_CID)]
+            {
+                rseq.mm_cid = (&raw const (*task).mm_cid).read_volatile();
+            }
+            #[cfg(CONFIG_RSEQ)]
+            {
+                let area = &raw mut (*task).rseq;
+                rseq.area = NonNull::new(area.read_volatile());
+                area.write_volatile(ptr::null_mut());
+                let flags = (&raw const (*task).thread_info.flags).read_volatile();
+                rseq.pending = flags & 1 << bindings::TIF_NOTIFY_RESUME != 0;
             }
         }
+        rseq
     }
 
-    /// Gives it back. It has to be written only if what it says is not true any more: migration and
-    /// preemption leave a note in `rseq_event_mask` whether or not there is an area.
+    /// Gives it back, and has it written if what it says is not true any more.
+    ///
+    /// The order matters here, too: what the scheduler changes after this has looked is its own
+    /// business again.
     fn bring_back(&mut self) {
         #[cfg(CONFIG_RSEQ)]
         if let Some(area) = self.area.take() {
             let task = current();
+            let mut stale = self.pending;
             // SAFETY: As above.
             unsafe {
-                (*task).rseq = area.as_ptr();
-                let mut stale = ptr::addr_of!((*task).rseq_event_mask).read_volatile() != 0;
+                (&raw mut (*task).rseq).write_volatile(area.as_ptr());
+                #[cfg(CONFIG_SMP)]
+                {
+                    stale |= (&raw const (*task).thread_info.cpu).read_volatile() != self.cpu;
+                }
                 #[cfg(CONFIG_SCHED_MM_CID)]
                 {
-                    stale |= (*task).mm_cid != self.mm_cid;
+                    stale |= (&raw const (*task).mm_cid).read_volatile() != self.mm_cid;
                 }
                 if stale {
                     bindings::process_vm_exec_rseq_resume();
@@ -394,7 +387,7 @@ impl Rseq {
 }
 
 /// The current task.
-fn current() -> *mut bindings::task_struct {
+pub(crate) fn current() -> *mut bindings::task_struct {
     // SAFETY: There is always one.
-    unsafe { bindings::get_current() }
+    unsafe { bindings::process_vm_exec_current() }
 }

@@ -12,7 +12,7 @@ use kernel::{
 ///
 /// # Safety
 ///
-/// That is so: no padding, no invariants.
+/// That is so: no padding, no invariants. They consist of words of 8 bytes.
 pub(crate) unsafe trait Plain: Copy {}
 
 // SAFETY: An integer.
@@ -26,27 +26,31 @@ unsafe impl Plain for bindings::process_vm_exec_context {}
 
 /// Reads a value. What `to` has after an error is unspecified.
 pub(crate) fn read_into<T: Plain>(from: *const T, to: &mut T) -> Result {
-    // SAFETY: `to` has that many bytes, and any bytes make a valid `T`; the address is checked by
+    // SAFETY: `to` has that many words, and any bytes make a valid `T`; the address is checked by
     // the function.
-    let left = unsafe {
-        bindings::_copy_from_user(core::ptr::from_mut(to).cast(), from.cast(), size_of::<T>())
+    let done = unsafe {
+        bindings::process_vm_exec_read_words(
+            core::ptr::from_mut(to).cast(),
+            from.cast(),
+            size_of::<T>() / size_of::<u64>(),
+        )
     };
-    if left != 0 {
-        return Err(EFAULT);
-    }
-    Ok(())
+    done.then_some(()).ok_or(EFAULT)
 }
 
 /// Writes a value.
 pub(crate) fn write<T: Plain>(to: *mut T, value: &T) -> Result {
-    // SAFETY: `value` has that many bytes, all initialised; the address is checked by the function.
-    let left = unsafe {
-        bindings::_copy_to_user(to.cast(), core::ptr::from_ref(value).cast(), size_of::<T>())
+    write_start(to, value, size_of::<T>())
+}
+
+/// Writes the first `len` bytes of a value. `len` is a multiple of 8.
+pub(crate) fn write_start<T: Plain>(to: *mut T, value: &T, len: usize) -> Result {
+    let words = len.min(size_of::<T>()) / size_of::<u64>();
+    // SAFETY: `value` has that many words, all initialised; the address is checked by the function.
+    let done = unsafe {
+        bindings::process_vm_exec_write_words(to.cast(), core::ptr::from_ref(value).cast(), words)
     };
-    if left != 0 {
-        return Err(EFAULT);
-    }
-    Ok(())
+    done.then_some(()).ok_or(EFAULT)
 }
 
 /// Reads bytes.
@@ -77,8 +81,6 @@ pub(crate) fn write_siginfo(
     info: &bindings::kernel_siginfo_t,
 ) -> Result {
     // SAFETY: `info` is valid; the address is checked by the function.
-    if unsafe { bindings::copy_siginfo_to_user(to, info) } != 0 {
-        return Err(EFAULT);
-    }
-    Ok(())
+    let done = unsafe { bindings::process_vm_exec_write_siginfo(to, info) };
+    done.then_some(()).ok_or(EFAULT)
 }
