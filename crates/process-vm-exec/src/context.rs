@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::sync::{Arc, Mutex};
 
 use crate::arch::x86_64::{self, Registers, xstate};
-use crate::engine::{Called, Event, Seat};
+use crate::engine::{Called, Engine, Event, Seat};
 use crate::error::{Error, Result};
 use crate::exit::{Arch, Syscall};
 use crate::space::Inner;
@@ -64,6 +64,8 @@ enum Xstate {
 struct Seated {
     space: Arc<Inner>,
     seat: Arc<dyn Seat>,
+    /// Does it have to be asked each time whether it is usable?
+    is_particular: bool,
 }
 
 /// Whom an [`Interrupter`] is to interrupt.
@@ -98,7 +100,7 @@ impl Context {
     /// The registers as they are now.
     pub fn registers(&self) -> &Registers {
         self.registers.get_or_init(|| {
-            let Seated { space, seat } = self.seat.as_ref().expect("registers are here or in the seat");
+            let Seated { space, seat, .. } = self.seat.as_ref().expect("registers are here or in the seat");
             let registers = seat.registers();
             Registers { rax: self.rax, rip: space.original_rip(registers.rip), ..registers }
         })
@@ -188,7 +190,9 @@ impl Context {
     /// Goes to the guest in `space`, and comes back with what has happened.
     #[inline]
     pub(crate) fn enter(&mut self, space: &Arc<Inner>) -> Result<Event> {
-        let is_seated = |seated: &Seated| Arc::ptr_eq(&seated.space, space) && seated.seat.is_usable();
+        let is_seated = |seated: &Seated| {
+            Arc::ptr_eq(&seated.space, space) && (!seated.is_particular || seated.seat.is_usable())
+        };
         if !self.seat.as_ref().is_some_and(is_seated) {
             self.sit(space)?;
         }
@@ -198,6 +202,7 @@ impl Context {
         if self.changed { self.load() } else { Ok(self.seat().answer(self.rax)) }
     }
 
+    #[inline]
     fn seat(&self) -> &dyn Seat {
         &*self.seat.as_ref().expect("the context has a seat").seat
     }
@@ -222,7 +227,8 @@ impl Context {
         if matches!(self.xstate, Xstate::Initial) && seat.has_initial_xstate() {
             self.xstate = Xstate::Seated;
         }
-        self.seat = Some(Seated { space: Arc::clone(space), seat });
+        let is_particular = space.engine() == Engine::Ptrace;
+        self.seat = Some(Seated { space: Arc::clone(space), seat, is_particular });
         Ok(())
     }
 
@@ -241,7 +247,7 @@ impl Context {
     }
 
     fn give_back_seat(&mut self) {
-        if let Some(Seated { space, seat }) = self.seat.take() {
+        if let Some(Seated { space, seat, .. }) = self.seat.take() {
             let mut interrupts = lock(&self.interrupts);
             interrupts.seat = None;
             interrupts.pending |= seat.take_interrupt();
@@ -267,7 +273,7 @@ impl Context {
     fn load(&mut self) -> Result<Event> {
         let registers = self.registers.get_mut().expect("changed registers are here");
         x86_64::validate(registers)?;
-        let Seated { space, seat } = self.seat.as_ref().expect("the context has a seat");
+        let Seated { space, seat, .. } = self.seat.as_ref().expect("the context has a seat");
         Ok(seat.load(&space.present_registers(*registers)))
     }
 

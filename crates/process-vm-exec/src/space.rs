@@ -418,6 +418,10 @@ impl Inner {
         &self.service
     }
 
+    pub(crate) fn engine(&self) -> Engine {
+        self.settings.engine_in_use()
+    }
+
     /// A task for a context.
     pub(crate) fn seat(self: &Arc<Self>) -> Result<Arc<dyn Seat>> {
         match self.settings.engine_in_use() {
