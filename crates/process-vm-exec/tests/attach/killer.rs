@@ -124,6 +124,7 @@ fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
     let mut numbers = Numbers::new(within_us);
     let kills = if soak().is_some() { KILLS_WHEN_SOAKING } else { KILLS };
     let end = soak().map(|time| Instant::now() + time);
+    let mut killed = 0;
     for kill in 0..kills {
         if kill >= KILLS && end.is_none_or(|end| Instant::now() >= end) {
             break;
@@ -154,7 +155,9 @@ fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
         if kill % 8 == 0 {
             before = target.check_goes_on(&before);
         }
+        killed += 1;
     }
+    eprintln!("{moment:?}: {killed} supervisors killed");
     // And it can be attached to as if nothing had been.
     let space = attached(pid);
     space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
