@@ -124,6 +124,36 @@ static void *any_fpstate(void)
 	return place;
 }
 
+/*
+ * Is there something like a far call or return in what an instruction here may consist of? QEMU before 9.1 has their
+ * stack accesses made by the kernel: any program that executes lretq with a bad stack pointer is then the kernel's end.
+ */
+static bool may_be_far(const unsigned char *code)
+{
+	int i;
+
+	for (i = 0; i < 15; i++) {
+		unsigned char field = code[i + 1] >> 3 & 7;
+
+		if (code[i] == 0xca || code[i] == 0xcb || code[i] == 0xcf || code[i] == 0x9a)
+			return true;
+		if (code[i] == 0xff && (field == 3 || field == 5))
+			return true;
+	}
+	return false;
+}
+
+/* Somewhere in this program, and more often than not in the middle of an instruction. */
+static const unsigned char *any_code(void)
+{
+	const unsigned char *code;
+
+	do
+		code = (const unsigned char *)call_for_ever + below(65536);
+	while (may_be_far(code));
+	return code;
+}
+
 static void *any_context(bool system_call)
 {
 	/* No call by which a caller ends the fuzzing for others, or puts itself to sleep most of the time. */
@@ -144,8 +174,6 @@ static void *any_context(bool system_call)
 	context.context.cs = one_in(8) ? USER32_CS : USER_CS;
 	context.context.ss = USER_SS;
 	context.context.eflags = 0x202 | (one_in(10) ? 0x100 : 0) | (one_in(10) ? 0x40000 : 0);
-	if (one_in(10))
-		context.context.rip = (uintptr_t)call_for_ever + below(65536);
 	if (system_call) {
 		context.context.rax = one_in(4) ? below(512) : (uint64_t)calls[below(COUNT(calls))];
 		context.context.rdi = any_number();
@@ -159,6 +187,11 @@ static void *any_context(bool system_call)
 		context.context.fpstate = any_fpstate();
 	for (i = 0; i < 3 && one_in(2); i++)
 		words[below(sizeof(context) / 8)] = any_number();
+	if (one_in(10)) {
+		/* With TF: no more than this instruction. */
+		context.context.rip = (uintptr_t)any_code();
+		context.context.eflags |= 0x100;
+	}
 	write_somewhere(place, &context, sizeof(context));
 	return place;
 }
