@@ -68,7 +68,7 @@ process_vm_exec_site_pause:             /* the same, once there is a janitor, wh
     .balign 8
     .globl process_vm_exec_bootstrap_data
 process_vm_exec_bootstrap_data:
-90: .quad -1                            /* all signals */
+    .quad -1                            /* all signals, for the first call */
 91: .quad 0                             /* the thread's signal mask */
 92: .quad 0                             /* flags of the executors' clones, 32 bits each */
 93: .quad 0                             /* RFLAGS */

@@ -7,8 +7,8 @@ use crate::ptrace::NO_SYSCALL;
 global_asm!(
     include_str!("back.S"),
     include_str!("bootstrap.S"),
-    HELPER = const SHARED | libc::CLONE_THREAD | libc::CLONE_SYSVSEM | libc::CLONE_PTRACE,
-    PARENT = const SHARED | libc::CLONE_PTRACE,
+    HELPER = const SHARED | libc::CLONE_THREAD | libc::CLONE_SYSVSEM,
+    PARENT = const SHARED,
     WALL = const libc::__WALL,
     SYS_rt_sigprocmask = const libc::SYS_rt_sigprocmask,
     SYS_clone = const libc::SYS_clone,
@@ -18,9 +18,10 @@ global_asm!(
     options(att_syntax)
 );
 
-/// What threads share, besides being threads. `CLONE_PTRACE`, in all clones here: the new task belongs to our tracer, if there
-/// is one, and its parent does not stop for that.
-const SHARED: libc::c_int = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND;
+/// What threads share, besides being threads. And `CLONE_PTRACE`, as in all clones here: the new task belongs to our tracer,
+/// if there is one, and its parent does not stop for that.
+const SHARED: libc::c_int =
+    libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_PTRACE;
 
 unsafe extern "C" {
     static process_vm_exec_bootstrap: u8;

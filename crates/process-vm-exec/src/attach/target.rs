@@ -125,10 +125,8 @@ impl Target {
         let directory =
             rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(Error::host("open of the working directory"))?;
-        let _turn = lock(&self.descriptors);
-        let passage = self.passage(service)?;
-        let chdir = Entry::new(libc::SYS_fchdir, [passage.number(0), 0, 0, 0, 0, 0]);
-        passage.carry(worker, &[directory.as_fd()], chdir)?.map(drop).map_err(there)
+        let fchdir = |number| Ok(Entry::new(libc::SYS_fchdir, [number, 0, 0, 0, 0, 0]));
+        self.execute_with_file(service, directory.as_fd(), fchdir)?.map(drop).map_err(there)
     }
 
     pub(crate) fn pid(&self) -> i32 {

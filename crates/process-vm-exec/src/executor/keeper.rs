@@ -84,11 +84,12 @@ impl Keeper {
             let (pid, life) = (begun.pid, Arc::clone(&begun.service.life));
             life.begin(pid);
             let reaper = thread::Builder::new().name("pvx-reaper".into()).spawn(move || {
-                let keeper = begun.finish().inspect_err(|_| begun.service.life.kill());
+                let Begun { pid, arena, ends, service } = begun;
+                let keeper = Self::finish(pid, arena, ends, &service).inspect_err(|_| service.life.kill());
                 let living = keeper.as_ref().ok().map(|keeper| Arc::clone(&keeper.living));
                 let _ = sender.send(keeper);
                 if let Some(living) = living {
-                    reap(&begun.service, &living);
+                    reap(&service, &living);
                 }
             });
             if reaper.is_err() {
@@ -101,6 +102,41 @@ impl Keeper {
             errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
         })?;
         receiver.recv().unwrap_or(Err(Error::Dead)).map(Arc::new)
+    }
+
+    /// Makes one that has begun ready, with the template.
+    fn finish(pid: Pid, arena: Arc<Arena>, [ours, theirs]: [OwnedFd; 2], service: &Service) -> Result<Self> {
+        service.wait_for_start()?;
+        let maps = maps::of(pid)?;
+        setup::empty_keeper(service, &besides_region(&maps))?;
+        let vdso = maps.iter().find(|map| map.name == "[vdso]").map(|map| map.range.clone());
+
+        let slot = Arc::new(arena.slot()?);
+        params(pid).write(&slot);
+        let life = Arc::new(Life::new(Arc::clone(&slot)));
+        let template_pid = service
+            .request_one(clone_process(&slot, 0))?
+            .map_err(|errno| Error::Space { call: "clone", errno })?;
+        let living = Arc::<Mutex<Living>>::default();
+        let template_pid = i32::try_from(template_pid).expect("the keeper runs no guest");
+        life.begin(Pid::from_raw(template_pid).expect("clone returned it"));
+        lock(&living).lives.insert(template_pid, Arc::clone(&life));
+        let template = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS));
+        template.wait_for_start()?;
+        setup::install_handlers(&template)?;
+
+        // No service task has a descriptor below the arena's.
+        let files = Passage::new(ours, theirs, layout::FILES_FD as u64, 0);
+        Ok(Self {
+            supervisor: rustix::process::getpid(),
+            pid,
+            arena,
+            template,
+            files,
+            birth: Mutex::new(()),
+            living,
+            vdso,
+        })
     }
 
     /// A new process with an empty address space.
@@ -223,43 +259,6 @@ impl Begun {
         let pid = execute(&image, &arena, &theirs)?;
         let service = Service::new(Arc::new(Life::new(slot)), Host::new(DEFAULT_SPIN_BUDGET_NS));
         Ok(Self { pid, arena, ends: [ours, theirs], service })
-    }
-
-    fn finish(&self) -> Result<Keeper> {
-        let Self { pid, arena, ends, service } = self;
-        service.wait_for_start()?;
-        let maps = maps::of(*pid)?;
-        setup::empty_keeper(service, &besides_region(&maps))?;
-        let vdso = maps.iter().find(|map| map.name == "[vdso]").map(|map| map.range.clone());
-
-        let slot = Arc::new(arena.slot()?);
-        params(*pid).write(&slot);
-        let life = Arc::new(Life::new(Arc::clone(&slot)));
-        let template_pid = service
-            .request_one(clone_process(&slot, 0))?
-            .map_err(|errno| Error::Space { call: "clone", errno })?;
-        let living = Arc::<Mutex<Living>>::default();
-        let template_pid = i32::try_from(template_pid).expect("the keeper runs no guest");
-        life.begin(Pid::from_raw(template_pid).expect("clone returned it"));
-        lock(&living).lives.insert(template_pid, Arc::clone(&life));
-        let template = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS));
-        template.wait_for_start()?;
-        setup::install_handlers(&template)?;
-
-        let [ours, theirs] = ends;
-        let clone = |fd: &OwnedFd| fd.try_clone().map_err(|_| Error::TooMany("open descriptors"));
-        // No service task has a descriptor below the arena's.
-        let files = Passage::new(clone(ours)?, clone(theirs)?, layout::FILES_FD as u64, 0);
-        Ok(Keeper {
-            supervisor: rustix::process::getpid(),
-            pid: *pid,
-            arena: Arc::clone(arena),
-            template,
-            files,
-            birth: Mutex::new(()),
-            living,
-            vdso,
-        })
     }
 }
 

@@ -66,9 +66,14 @@ impl Trace {
     }
 }
 
-/// What the process has mapped; nothing if it is gone. Names of files may be any bytes.
+/// A file of /proc as text. The names of programs and files in it may be any bytes.
+fn text(path: &str) -> Option<String> {
+    Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
+}
+
+/// What the process has mapped; nothing if it is gone.
 fn maps(pid: i32) -> String {
-    String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/maps")).unwrap_or_default()).into_owned()
+    text(&format!("/proc/{pid}/maps")).unwrap_or_default()
 }
 
 /// What there is in this moment.
@@ -141,7 +146,7 @@ pub(crate) fn numbers(path: &str) -> Vec<i32> {
 
 /// State and parent, by a stat file of /proc.
 pub(crate) fn state_and_parent(path: &str) -> Option<(char, i32)> {
-    let stat = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
+    let stat = text(path)?;
     // After the name in parentheses.
     let mut fields = stat.rsplit(')').next()?.split_whitespace();
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
@@ -149,8 +154,7 @@ pub(crate) fn state_and_parent(path: &str) -> Option<(char, i32)> {
 
 /// The process that traces a task; 0 if none does.
 fn tracer(pid: i32, tid: i32) -> Option<i32> {
-    let status = fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
+    let status = text(&format!("/proc/{pid}/task/{tid}/status"))?;
     status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok())
 }
 

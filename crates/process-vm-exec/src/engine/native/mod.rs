@@ -195,6 +195,7 @@ impl Seat for NativeSeat {
         guest.registers = *registers;
         self.go(guest)
     }
+
     fn read_call(&self, arch: Arch, call: &mut Syscall) {
         *call = Syscall::of(&lock(&self.guest).registers, arch);
     }
