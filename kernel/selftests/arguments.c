@@ -6,8 +6,6 @@
 #include <fcntl.h>
 #include <sys/io.h>
 
-#define NOBODY 65534
-
 GUEST(read_flags, "pushf; pop %rax; ud2");
 GUEST(no_interrupts, "cli; ud2");
 GUEST(push, "mov $7777, %eax; syscall; push %rax; ud2");

@@ -21,6 +21,8 @@
 /* A number that no system call has. */
 #define NR_OURS 7777
 #define PAGE 4096UL
+/* A user without rights. */
+#define NOBODY 65534
 
 /* Guest code: a label and what stands behind it. */
 #define GUEST(name, text)           \

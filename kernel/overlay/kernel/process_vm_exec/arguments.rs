@@ -2,12 +2,12 @@
 
 //! What the caller asks for, and what is wrong with it.
 
-use crate::{registers, state::Memory, user};
+use crate::{registers, user};
 use core::{mem::size_of, ptr::null_mut};
 use kernel::{
     bindings,
-    error::{code::*, from_err_ptr, Error, Result},
-    ffi::{c_int, c_long, c_uint, c_ulong},
+    error::{code::*, Error, Result},
+    ffi::{c_int, c_long, c_ulong},
 };
 
 const SYSCALL: c_ulong = bindings::PROCESS_VM_EXEC_SYSCALL as c_ulong;
@@ -32,6 +32,13 @@ pub(crate) enum Mode {
     SystemCall,
 }
 
+/// Whose memory it is.
+#[derive(Clone, Copy)]
+pub(crate) enum Target {
+    Pid(c_int),
+    Pidfd(c_int),
+}
+
 /// The arguments of one call, read and checked.
 pub(crate) struct Arguments {
     pub(crate) mode: Mode,
@@ -45,8 +52,7 @@ pub(crate) struct Arguments {
     pub(crate) mask: bindings::sigset_t,
     /// The registers.
     pub(crate) context: bindings::process_vm_exec_context,
-    pid: c_int,
-    pidfd: bool,
+    pub(crate) target: Target,
 }
 
 /// `PROCESS_VM_EXEC_QUERY`: which flags there are.
@@ -72,8 +78,7 @@ impl Default for Arguments {
             siginfo: null_mut(),
             mask: Default::default(),
             context: Default::default(),
-            pid: 0,
-            pidfd: false,
+            target: Target::Pid(0),
         }
     }
 }
@@ -101,8 +106,11 @@ impl Arguments {
         } else {
             Mode::Run
         };
-        self.pid = pid;
-        self.pidfd = flags & PIDFD != 0;
+        self.target = if flags & PIDFD != 0 {
+            Target::Pidfd(pid)
+        } else {
+            Target::Pid(pid)
+        };
         self.uctx = uctx;
         self.siginfo = siginfo;
         self.extended = flags & EXTENDED != 0 && self.mode == Mode::Run;
@@ -119,54 +127,6 @@ impl Arguments {
             registers::check(&self.context, self.extended)?;
         }
         Ok(())
-    }
-
-    /// The target's memory, if the caller may have it.
-    pub(crate) fn target(&self) -> Result<Memory> {
-        // SAFETY: These read the current task's state only.
-        unsafe {
-            if !bindings::process_vm_exec_caller_fits() {
-                return Err(eopnotsupp());
-            }
-            if bindings::process_vm_exec_in_uprobe() {
-                return Err(EBUSY);
-            }
-        }
-        let task = if self.pidfd {
-            let mut flags: c_uint = 0;
-            // SAFETY: The descriptor is checked by the function; `flags` can be written.
-            from_err_ptr(unsafe { bindings::pidfd_get_task(self.pid, &mut flags) })?
-        } else {
-            // SAFETY: Any number will do.
-            unsafe { bindings::find_get_task_by_vpid(self.pid) }
-        };
-        if task.is_null() {
-            return Err(ESRCH);
-        }
-        // SAFETY: There is a reference to `task`, and it is given back after the last use.
-        let (mm, fits, ends) = unsafe {
-            let mm = bindings::mm_access(
-                task,
-                bindings::PTRACE_MODE_ATTACH | bindings::PTRACE_MODE_REALCREDS,
-            );
-            let fits = bindings::process_vm_exec_target_fits(task);
-            let ends = bindings::process_vm_exec_target_ends(task);
-            bindings::put_task_struct(task);
-            (mm, fits, ends)
-        };
-        let mm = from_err_ptr(mm).map_err(|error| if error == EACCES { EPERM } else { error })?;
-        // SAFETY: `mm_access()` has returned a reference.
-        let memory = unsafe { Memory::from_raw(mm) };
-        if memory.is_current() {
-            return Err(EINVAL);
-        }
-        if ends {
-            return Err(ESRCH);
-        }
-        if !fits {
-            return Err(eopnotsupp());
-        }
-        Ok(memory)
     }
 
     /// Stores the registers where they came from.

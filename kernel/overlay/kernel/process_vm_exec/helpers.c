@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The door of process_vm_exec(2), and the macros and inline functions that its
- * body needs. Nothing is decided here.
+ * body needs.
  */
 #include <linux/nospec.h>
 #include <linux/nsproxy.h>
@@ -96,59 +96,133 @@ struct pt_regs *process_vm_exec_regs(void)
  * process_vm_exec_caller_fits() - can this task lend itself?
  *
  * Code elsewhere must not have the task's I/O ports, and a shadow stack would
- * have to be changed together with the memory.
+ * have to be changed together with the memory. If the instruction that makes
+ * the call is probed, it runs in a copy, and uprobes wait for its end with these
+ * registers.
  */
-bool process_vm_exec_caller_fits(void)
+int process_vm_exec_caller_fits(void)
 {
 #ifdef CONFIG_X86_USER_SHADOW_STACK
 	if (current->thread.features & ARCH_SHSTK_SHSTK)
-		return false;
+		return -EOPNOTSUPP;
 #endif
-	return !test_thread_flag(TIF_IO_BITMAP);
+#ifdef CONFIG_UPROBES
+	if (current->utask && current->utask->active_uprobe)
+		return -EBUSY;
+#endif
+	return test_thread_flag(TIF_IO_BITMAP) ? -EOPNOTSUPP : 0;
 }
 
 /**
  * process_vm_exec_target_fits() - can code in this task's memory run here?
  * @task: a task that has the memory
  *
- * The pages from which the vDSO reads the time are mapped when they are first
- * accessed: by a task with another time namespace, those of the wrong one would
- * be, and stay.
+ * Not after it has been killed: its memory is there for a while. The pages from
+ * which the vDSO reads the time are mapped when they are first accessed: by a
+ * task with another time namespace, those of the wrong one would be, and stay.
  */
-bool process_vm_exec_target_fits(struct task_struct *task)
+static int process_vm_exec_target_fits(struct task_struct *task)
 {
 	struct nsproxy *own = current->nsproxy;
 	bool same_time;
 
+	if (READ_ONCE(task->signal->flags) & SIGNAL_GROUP_EXIT)
+		return -ESRCH;
 	task_lock(task);
 	same_time = !task->nsproxy || task->nsproxy->time_ns == own->time_ns;
 	task_unlock(task);
-	return same_time && !test_tsk_thread_flag(task, TIF_ADDR32);
+	if (!same_time || test_tsk_thread_flag(task, TIF_ADDR32))
+		return -EOPNOTSUPP;
+	return 0;
 }
 
 /**
- * process_vm_exec_in_uprobe() - is the instruction that makes the call probed?
+ * process_vm_exec_access() - get the memory of a task, if the caller may
+ * @task: the target
+ * @noted: where to note what the answer depended on
  *
- * It then runs in a copy, and uprobes wait for its end with these registers.
+ * The credentials are noted before they are looked at. If the target changes
+ * them in between, it will not have those that are noted again.
+ *
+ * Return: the memory, with a reference as of mmget(), or an error pointer.
  */
-bool process_vm_exec_in_uprobe(void)
+struct mm_struct *process_vm_exec_access(struct task_struct *task,
+					 struct process_vm_exec_access *noted)
 {
-#ifdef CONFIG_UPROBES
-	return current->utask && current->utask->active_uprobe;
-#else
-	return false;
-#endif
+	const struct cred *theirs = get_task_cred(task);
+	struct mm_struct *mm;
+	int error;
+
+	mm = mm_access(task, PTRACE_MODE_ATTACH_REALCREDS);
+	if (IS_ERR(mm))
+		goto put_cred;
+	error = process_vm_exec_target_fits(task);
+	if (error) {
+		mmput(mm);
+		mm = ERR_PTR(error);
+		goto put_cred;
+	}
+	mmgrab(mm);
+	noted->mm = mm;
+	noted->pid = get_task_pid(task, PIDTYPE_PID);
+	noted->own = get_current_cred();
+	noted->theirs = theirs;
+	return mm;
+
+put_cred:
+	put_cred(theirs);
+	return mm;
+}
+
+/**
+ * process_vm_exec_access_again() - get the same memory once more
+ * @noted: what process_vm_exec_access() has noted
+ *
+ * That is allowed if nothing has changed that __ptrace_may_access() looks at.
+ * What is compared cannot have been freed and allocated again: there are
+ * references to it. Only memory that anybody with such credentials may see is
+ * got in this way.
+ *
+ * A task that executes another program has another memory before it has the
+ * credentials of that, and what this returns is the one that was noted.
+ *
+ * Return: the memory, with a reference as of mmget(), or NULL if
+ * process_vm_exec_access() has to be asked.
+ */
+struct mm_struct *
+process_vm_exec_access_again(const struct process_vm_exec_access *noted)
+{
+	struct mm_struct *mm = NULL;
+	struct task_struct *task;
+
+	rcu_read_lock();
+	task = pid_task(noted->pid, PIDTYPE_PID);
+	if (task && process_vm_exec_own_mm(task) == noted->mm &&
+	    current_cred() == noted->own &&
+	    rcu_access_pointer(task->real_cred) == noted->theirs) {
+		/* As in __ptrace_may_access(), where this is explained. */
+		smp_rmb();
+		if (get_dumpable(noted->mm) == SUID_DUMP_USER &&
+		    !process_vm_exec_target_fits(task) &&
+		    mmget_not_zero(noted->mm))
+			mm = noted->mm;
+	}
+	rcu_read_unlock();
+	return mm;
+}
+
+/* Give the references back. */
+void process_vm_exec_access_drop(struct process_vm_exec_access *noted)
+{
+	put_pid(noted->pid);
+	mmdrop(noted->mm);
+	put_cred(noted->own);
+	put_cred(noted->theirs);
 }
 
 unsigned long process_vm_exec_task_size(void)
 {
 	return TASK_SIZE_MAX;
-}
-
-/* Its memory is there for a while after it has been killed. */
-bool process_vm_exec_target_ends(struct task_struct *task)
-{
-	return READ_ONCE(task->signal->flags) & SIGNAL_GROUP_EXIT;
 }
 
 unsigned int process_vm_exec_xstate_size(void)
@@ -187,20 +261,16 @@ void process_vm_exec_inside_set(void)
 	set_syscall_work(PROCESS_VM_EXEC);
 }
 
+/* If a 32-bit system call has ended the run, the one that goes on is not one. */
 void process_vm_exec_inside_clear(void)
 {
 	clear_syscall_work(PROCESS_VM_EXEC);
+	current_thread_info()->status &= ~TS_COMPAT;
 }
 
 u32 process_vm_exec_arch(void)
 {
 	return syscall_get_arch(current);
-}
-
-/* A 32-bit system call has ended the run; the one that goes on is not. */
-void process_vm_exec_clear_compat(void)
-{
-	current_thread_info()->status &= ~TS_COMPAT;
 }
 
 /* Have arch_do_signal_or_restart() look at the call's result. */

@@ -39,6 +39,20 @@ struct process_vm_exec_cpu {
 	u16 gs;
 };
 
+/**
+ * struct process_vm_exec_access - what an access that was allowed depended on
+ * @pid: of the target
+ * @mm: the target's memory; its pages are not kept by this
+ * @own: credentials of the caller
+ * @theirs: credentials of the target
+ */
+struct process_vm_exec_access {
+	struct pid *pid;
+	struct mm_struct *mm;
+	const struct cred *own;
+	const struct cred *theirs;
+};
+
 long process_vm_exec_call(int pid, struct process_vm_exec_context __user *uctx,
 			  unsigned long flags, siginfo_t __user *siginfo,
 			  const sigset_t __user *sigmask, size_t sizemask);
@@ -50,11 +64,13 @@ bool process_vm_exec_write_siginfo(siginfo_t __user *to,
 
 struct task_struct *process_vm_exec_current(void);
 struct pt_regs *process_vm_exec_regs(void);
-bool process_vm_exec_caller_fits(void);
-bool process_vm_exec_target_fits(struct task_struct *task);
-bool process_vm_exec_in_uprobe(void);
+int process_vm_exec_caller_fits(void);
+struct mm_struct *process_vm_exec_access(struct task_struct *task,
+					 struct process_vm_exec_access *noted);
+struct mm_struct *
+process_vm_exec_access_again(const struct process_vm_exec_access *noted);
+void process_vm_exec_access_drop(struct process_vm_exec_access *noted);
 unsigned long process_vm_exec_task_size(void);
-bool process_vm_exec_target_ends(struct task_struct *task);
 unsigned int process_vm_exec_xstate_size(void);
 unsigned int process_vm_exec_xstate_max(void);
 u32 process_vm_exec_initial_pkru(void);
@@ -63,7 +79,6 @@ bool process_vm_exec_alloc_fpu(struct fpu_guest *fpu);
 void process_vm_exec_inside_set(void);
 void process_vm_exec_inside_clear(void);
 u32 process_vm_exec_arch(void);
-void process_vm_exec_clear_compat(void);
 void process_vm_exec_restart(void);
 void process_vm_exec_do_work(struct pt_regs *regs);
 

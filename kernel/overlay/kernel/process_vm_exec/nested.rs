@@ -14,10 +14,10 @@ use kernel::{
 /// The call is made with the task's real registers, where filters, tracers and the call itself look
 /// for it, and may change it. So they are only accessed by pointer.
 pub(crate) fn system_call(state: &mut State, memory: Memory) -> Result<c_long> {
+    let regs = state.regs();
     let context = &state.arguments().context.context;
     // SAFETY: Only the current task uses its registers while it is in the kernel.
-    let (regs, own_regs) = unsafe {
-        let regs = bindings::process_vm_exec_regs();
+    let own_regs = unsafe {
         let own_regs = *regs;
         (*regs).orig_ax = context.ax as u32 as usize;
         (*regs).ax = -(bindings::ENOSYS as isize) as usize;
@@ -27,7 +27,7 @@ pub(crate) fn system_call(state: &mut State, memory: Memory) -> Result<c_long> {
         (*regs).r10 = context.r10 as usize;
         (*regs).r8 = context.r8 as usize;
         (*regs).r9 = context.r9 as usize;
-        (regs, own_regs)
+        own_regs
     };
     state.hold(memory);
     // SAFETY: `regs` are the current task's.

@@ -13,6 +13,7 @@
 //! ```
 //!
 //! - [`arguments`]: what the caller asks for, and what is wrong with it.
+//! - [`access`]: the target's memory, and whether the caller may have it.
 //! - [`state`]: what a task keeps about the other side; going there and back.
 //! - [`registers`]: between `struct sigcontext` and `struct pt_regs`.
 //! - [`extended`]: floating-point and vector state.
@@ -22,6 +23,7 @@
 //!
 //! C header: [`include/linux/process_vm_exec.h`](srctree/include/linux/process_vm_exec.h).
 
+mod access;
 mod arguments;
 mod extended;
 mod layout;
@@ -59,8 +61,9 @@ extern "C" fn process_vm_exec_call(
         let state = State::of_current()?;
         let arguments = state.arguments();
         arguments.read(pid, uctx, flags, siginfo, sigmask, sizemask)?;
-        let memory = arguments.target()?;
-        match arguments.mode {
+        let mode = arguments.mode;
+        let memory = state.memory()?;
+        match mode {
             Mode::Run => state.enter(memory),
             Mode::SystemCall => nested::system_call(state, memory),
         }

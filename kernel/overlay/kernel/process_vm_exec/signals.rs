@@ -2,7 +2,6 @@
 
 //! Signals that end a run.
 
-use crate::state::current;
 use core::mem::zeroed;
 use kernel::{
     bindings,
@@ -54,13 +53,12 @@ impl Drop for SigLock {
     }
 }
 
-/// Lets the signals in `mask` end a run, whether they are blocked or not, as sigtimedwait(2) does:
+/// Lets the signals in `mask` end a run of `task`, the current one, whether they are blocked or not, as sigtimedwait(2) does:
 /// in the meantime they are neither ignored, nor do they kill the process when they are sent.
 ///
 /// Returns those that were blocked.
-pub(crate) fn unblock(mask: c_ulong) -> c_ulong {
-    let task = current();
-    // SAFETY: There is always a current task, and only it changes its blocked signals.
+pub(crate) fn unblock(task: *mut bindings::task_struct, mask: c_ulong) -> c_ulong {
+    // SAFETY: `task` is the current one, and only it changes its blocked signals.
     let blocked = unsafe { (*task).blocked.sig[0] };
     if blocked & mask == 0 {
         set_real_blocked(task, blocked | mask);
@@ -86,9 +84,12 @@ fn set_real_blocked(task: *mut bindings::task_struct, blocked: c_ulong) {
 /// Blocks again what [`unblock()`] has unblocked. What has been changed since then, stays.
 ///
 /// If `mask` is not empty, takes a pending signal that is in it.
-pub(crate) fn block(unblocked: c_ulong, mask: c_ulong) -> Option<bindings::kernel_siginfo_t> {
+pub(crate) fn block(
+    task: *mut bindings::task_struct,
+    unblocked: c_ulong,
+    mask: c_ulong,
+) -> Option<bindings::kernel_siginfo_t> {
     let info = (mask != 0).then(|| take(mask)).flatten();
-    let task = current();
     if unblocked != 0 {
         // SAFETY: `task` is the current one, and only it changes its blocked signals.
         unsafe {

@@ -2,11 +2,11 @@
 
 //! What a task keeps about the other side; going there and back.
 
-use crate::{arguments::Arguments, extended::Extended, registers, signals};
+use crate::{access::Access, arguments::Arguments, extended::Extended, registers, signals};
 use core::ptr::{self, NonNull};
 use kernel::{
     bindings,
-    error::{code::*, Result},
+    error::{code::*, Error, Result},
     ffi::{c_long, c_ulong},
     prelude::*,
 };
@@ -23,10 +23,9 @@ impl Memory {
         Memory(unsafe { NonNull::new_unchecked(mm) })
     }
 
-    /// Whether the current task has this memory already.
-    pub(crate) fn is_current(&self) -> bool {
-        // SAFETY: There is always a current task, and only it changes its memory.
-        unsafe { (*current()).mm == self.0.as_ptr() }
+    /// Whether it is this one.
+    pub(crate) fn is(&self, mm: *const bindings::mm_struct) -> bool {
+        ptr::eq(self.0.as_ptr(), mm)
     }
 
     /// A number that no other memory has, or will ever have.
@@ -49,12 +48,17 @@ impl Drop for Memory {
 #[repr(C)]
 pub(crate) struct State {
     shared: bindings::process_vm_exec,
+    /// The task, and what user mode has in its registers. Both are kept here since asking for them
+    /// takes a function of C's.
+    task: *mut bindings::task_struct,
+    regs: *mut bindings::pt_regs,
     /// The call that is being made.
     arguments: Arguments,
     /// The extended state of the code inside.
     extended: Extended,
+    access: Access,
     /// What user mode had when it made the call.
-    regs: bindings::pt_regs,
+    own_regs: bindings::pt_regs,
     cpu: bindings::process_vm_exec_cpu,
     /// Signals that are blocked at home, and are not while inside.
     unblocked: c_ulong,
@@ -72,9 +76,13 @@ impl State {
         if state.is_null() {
             let new = Self {
                 shared: Default::default(),
+                task,
+                // SAFETY: There is always a current task. They stay where they are.
+                regs: unsafe { bindings::process_vm_exec_regs() },
                 arguments: Arguments::default(),
                 extended: Extended::new()?,
-                regs: Default::default(),
+                access: Access::default(),
+                own_regs: Default::default(),
                 cpu: Default::default(),
                 unblocked: 0,
                 rseq: Rseq::default(),
@@ -125,6 +133,26 @@ impl State {
         &mut self.arguments
     }
 
+    /// The memory that the call is about, if the caller may have it.
+    pub(crate) fn memory(&mut self) -> Result<Memory> {
+        // SAFETY: This reads the current task's state only.
+        let error = unsafe { bindings::process_vm_exec_caller_fits() };
+        if error != 0 {
+            return Err(Error::from_errno(error));
+        }
+        let memory = self.access.to(self.arguments.target)?;
+        // SAFETY: `task` is the current one, and only it changes its memory.
+        if memory.is(unsafe { (*self.task).mm }) {
+            return Err(EINVAL);
+        }
+        Ok(memory)
+    }
+
+    /// What user mode has in the current task's registers.
+    pub(crate) fn regs(&self) -> *mut bindings::pt_regs {
+        self.regs
+    }
+
     /// Goes into `memory`, in run mode: user mode will continue there. Returns what its `rax` has.
     pub(crate) fn enter(&mut self, memory: Memory) -> Result<c_long> {
         let context = &self.arguments.context;
@@ -137,11 +165,11 @@ impl State {
 
         self.shared.info.__bindgen_anon_1.si_signo = 0;
         self.shared.mask = self.arguments.mask;
-        self.unblocked = signals::unblock(self.arguments.mask.sig[0]);
+        self.unblocked = signals::unblock(self.task, self.arguments.mask.sig[0]);
         // SAFETY: These belong to the current task, and are not used elsewhere while it is in the
         // kernel.
-        let regs = unsafe { &mut *bindings::process_vm_exec_regs() };
-        registers::copy(regs, &mut self.regs);
+        let regs = unsafe { &mut *self.regs };
+        registers::copy(regs, &mut self.own_regs);
         // SAFETY: `cpu` can be written.
         unsafe { bindings::process_vm_exec_cpu_save(&mut self.cpu) };
         let inside = bindings::process_vm_exec_cpu {
@@ -182,8 +210,7 @@ impl State {
         // references to both memories. `regs` are those of the current task. The keys are the
         // caller's, and then again those of the code.
         unsafe {
-            let task = current();
-            let (own, borrowed) = ((*task).own_mm, (*task).mm);
+            let (own, borrowed) = ((*self.task).own_mm, (*self.task).mm);
             bindings::process_vm_exec_mm_switch(own, ptr::null_mut());
             let pkru = bindings::process_vm_exec_swap_pkru(self.cpu.pkru);
             bindings::process_vm_exec_do_work(regs);
@@ -203,7 +230,6 @@ impl State {
         // SAFETY: This changes the current task only; `inside` can be written.
         unsafe {
             bindings::process_vm_exec_inside_clear();
-            bindings::process_vm_exec_clear_compat();
             bindings::process_vm_exec_cpu_save(&mut inside);
         }
         let context = &mut self.arguments.context;
@@ -216,7 +242,7 @@ impl State {
         self.give_back();
         // SAFETY: This is what user mode had at home.
         unsafe { bindings::process_vm_exec_cpu_load(&inside, &self.cpu) };
-        registers::copy(&self.regs, regs);
+        registers::copy(&self.own_regs, regs);
 
         let result = self.finish();
         regs.ax = result.map_or_else(|error| error.to_errno() as usize, |()| 0);
@@ -235,10 +261,10 @@ impl State {
             if !signals::is_system_call(&reason) {
                 self.store_trap();
             }
-            signals::block(self.unblocked, 0);
+            signals::block(self.task, self.unblocked, 0);
             Some(reason)
         } else {
-            signals::block(self.unblocked, self.arguments.mask.sig[0])
+            signals::block(self.task, self.unblocked, self.arguments.mask.sig[0])
         };
         let fpstate = self.arguments.context.context.fpstate as *mut u8;
         if !fpstate.is_null() {
@@ -254,8 +280,8 @@ impl State {
     /// Stores what the exception handlers have noted.
     fn store_trap(&mut self) {
         let context = &mut self.arguments.context.context;
-        // SAFETY: There is always a current task; its exception handlers have written these.
-        let thread = unsafe { &(*current()).thread };
+        // SAFETY: `task` is the current one; its exception handlers have written these.
+        let thread = unsafe { &(*self.task).thread };
         context.trapno = thread.trap_nr as u64;
         context.err = thread.error_code as u64;
         if thread.trap_nr == bindings::X86_TRAP_PF as usize {
@@ -279,12 +305,12 @@ impl State {
         let Some(Memory(to)) = self.target else {
             return;
         };
-        self.rseq = Rseq::put_away();
-        // SAFETY: There is always a current task, which has a reference to its own memory; `target`
-        // has one to the other. In that, the task has no concurrency id, which it could not use
-        // without an rseq area.
+        let task = self.task;
+        self.rseq = Rseq::put_away(task);
+        // SAFETY: `task` is the current one, which has a reference to its own memory; `target` has
+        // one to the other. In that, the task has no concurrency id, which it could not use without
+        // an rseq area.
         unsafe {
-            let task = current();
             #[cfg(CONFIG_SCHED_MM_CID)]
             bindings::sched_mm_cid_before_execve(task);
             bindings::process_vm_exec_mm_switch(to.as_ptr(), (*task).mm);
@@ -293,17 +319,17 @@ impl State {
 
     /// Gives the task its own memory, and what it had there.
     pub(crate) fn give_back(&mut self) {
-        // SAFETY: There is always a current task, which has borrowed a memory and has kept the
-        // reference to its own. `borrow()` has made the call that is reversed.
+        let task = self.task;
+        // SAFETY: `task` is the current one, which has borrowed a memory and has kept the reference
+        // to its own. `borrow()` has made the call that is reversed.
         let own = unsafe {
-            let task = current();
             let own = (*task).own_mm;
             bindings::process_vm_exec_mm_switch(own, ptr::null_mut());
             #[cfg(CONFIG_SCHED_MM_CID)]
             bindings::sched_mm_cid_after_execve(task);
             own
         };
-        self.rseq.bring_back();
+        self.rseq.bring_back(task);
         if let Some(memory) = self.target.take() {
             // SAFETY: There are references to both.
             unsafe { bindings::process_vm_exec_mm_owner(memory.0.as_ptr(), own) };
@@ -328,15 +354,14 @@ struct Rseq {
 }
 
 impl Rseq {
-    /// Takes it from the current task.
+    /// Takes it from `task`, which is the current one.
     ///
     /// The order matters. As long as the task has an area, the scheduler asks for it to be written:
     /// if what is in it changes after it has been noted here, it is pending.
-    fn put_away() -> Self {
-        let task = current();
+    fn put_away(task: *mut bindings::task_struct) -> Self {
         let mut rseq = Self::default();
-        // SAFETY: There is always a current task. Only it changes `rseq`, the others are changed by
-        // the scheduler, too, while the task does not run.
+        // SAFETY: `task` is the current one. Only it changes `rseq`, the others are changed by the
+        // scheduler, too, while the task does not run.
         unsafe {
             #[cfg(CONFIG_SMP)]
             {
@@ -362,10 +387,9 @@ impl Rseq {
     ///
     /// The order matters here, too: what the scheduler changes after this has looked is its own
     /// business again.
-    fn bring_back(&mut self) {
+    fn bring_back(&mut self, task: *mut bindings::task_struct) {
         #[cfg(CONFIG_RSEQ)]
         if let Some(area) = self.area.take() {
-            let task = current();
             let mut stale = self.pending;
             // SAFETY: As above.
             unsafe {
