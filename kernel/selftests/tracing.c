@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/kcmp.h>
 #include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -405,6 +406,19 @@ CLAIM(others_find_the_own_memory_of_a_task_that_is_inside)
 	write_target(child, &whose, &(uint64_t){ 4 }, sizeof(whose));
 	CHECK_EQ(TARGETS(child, whose), 4);
 	CHECK_EQ(TARGETS(guest.target, whose), 1);
+}
+
+CLAIM(a_task_that_is_inside_is_not_taken_for_one_that_shares_the_targets_memory)
+{
+	pid_t child;
+	int i;
+
+	make_counter(FAULTS);
+	child = start_caller();
+	for (i = 0; i < 100; i++) {
+		wait_for_change(counter);
+		CHECK(syscall(SYS_kcmp, child, guest.target, KCMP_VM, 0, 0) > 0);
+	}
 }
 
 static void read_program(pid_t pid, char *path, size_t size)

@@ -243,7 +243,7 @@ struct Awake {
 impl Awake {
     /// `None` if the thread is not running, or its processor is not one of ours.
     fn processor_of(tid: i32) -> Option<Self> {
-        let ('R', processor) = processor_of(tid)? else { return None };
+        let ('R' | 'S', processor) = processor_of(tid)? else { return None };
         let mut there = CpuSet::new();
         there.set(processor);
         let done = Arc::new(AtomicBool::new(false));
