@@ -92,13 +92,38 @@ pub(crate) struct Budget {
 /// For so many waits a side does not yield after a yield that took long.
 pub(crate) const WAITS_WITHOUT_YIELD: u32 = 64;
 
+/// Passes control (`value` becomes our word), and waits until it comes back: until the other's word is not `seen` any
+/// more. Returns that.
+#[inline]
+pub(crate) fn call<W: Word>(
+    machine: &impl Machine<W>,
+    mine: &Half<'_, W>,
+    other: &Half<'_, W>,
+    value: u32,
+    seen: u32,
+) -> u32 {
+    let passed = pass(machine, mine, other, value);
+    wait(machine, mine, other, seen, passed)
+}
+
+/// What has been done about the other side's sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// It said that it sleeps, and was woken.
+    Woken,
+    /// It did not say so.
+    Quietly,
+}
+
 /// Passes control: `value` becomes our word.
 #[inline]
-pub(crate) fn pass<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, value: u32) {
+fn pass<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, value: u32) -> Passed {
     mine.word.publish(value);
-    if other.sleeping.look() != 0 {
-        machine.wake(mine.word);
+    if other.sleeping.look() == 0 {
+        return Passed::Quietly;
     }
+    machine.wake(mine.word);
+    Passed::Woken
 }
 
 /// Waits until the other's word is not `seen` any more, and returns it.
@@ -108,6 +133,7 @@ pub(crate) fn wait<W: Word>(
     mine: &Half<'_, W>,
     other: &Half<'_, W>,
     seen: u32,
+    passed: Passed,
 ) -> u32 {
     // Between tasks of one processor an answer cannot come before it is given away.
     if other.cpu.look() != mine.cpu.look() {
@@ -120,7 +146,7 @@ pub(crate) fn wait<W: Word>(
             std::hint::spin_loop();
         }
     }
-    wait_longer(machine, mine, other, seen)
+    wait_longer(machine, mine, other, seen, passed)
 }
 
 fn wait_longer<W: Word>(
@@ -128,6 +154,7 @@ fn wait_longer<W: Word>(
     mine: &Half<'_, W>,
     other: &Half<'_, W>,
     seen: u32,
+    passed: Passed,
 ) -> u32 {
     let budget = machine.budget();
     let (start, mut cpu) = machine.now();
@@ -163,6 +190,10 @@ fn wait_longer<W: Word>(
         note_processor(mine, cpu);
         waited = waited.max(now.wrapping_sub(start));
     }
+    if passed == Passed::Quietly {
+        // To a sleeper whose flag a guest has cleared, perhaps.
+        machine.wake(mine.word);
+    }
     sleep(machine, mine, other, seen)
 }
 
@@ -174,8 +205,6 @@ fn note_processor<W: Word>(mine: &Half<'_, W>, cpu: u32) {
 }
 
 fn sleep<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_, W>, seen: u32) -> u32 {
-    // Our word may have been passed to a sleeper whose flag a guest has cleared: wake it whatever the flag says.
-    machine.wake(mine.word);
     mine.sleeping.publish(1);
     loop {
         let word = other.word.look();
@@ -195,7 +224,7 @@ mod model {
     use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
 
-    use super::{Budget, Half, Machine, Word};
+    use super::{Budget, Half, Machine, Passed, Word};
 
     impl Word for AtomicU32 {
         fn look(&self) -> u32 {
@@ -237,9 +266,8 @@ mod model {
             (self.clock.fetch_add(1, Ordering::Relaxed), 0)
         }
 
-        fn give_way(&self) {
-            thread::yield_now();
-        }
+        /// Not loom's yield, after which it would let the other side go first, always: no wait would sleep.
+        fn give_way(&self) {}
 
         fn budget(&self) -> Budget {
             Budget { quick_looks: 1, looks: 1, spin: 0, awake: 0, patience: 3 }
@@ -288,7 +316,10 @@ mod model {
                 let (machine, ours, theirs) = (Arc::clone(&machine), Arc::clone(&ours), Arc::clone(&theirs));
                 move || {
                     for round in 1..=ROUNDS {
-                        assert_eq!(super::wait(&*machine, &theirs.half(), &ours.half(), round - 1), round);
+                        let seen = round - 1;
+                        let word =
+                            super::wait(&*machine, &theirs.half(), &ours.half(), seen, Passed::Quietly);
+                        assert_eq!(word, round);
                         let command = ours.payload.with(|payload| {
                             // SAFETY: passed to us.
                             unsafe { *payload }
@@ -306,8 +337,8 @@ mod model {
                     // SAFETY: ours until the word is passed.
                     unsafe { *payload = 10 * round }
                 });
-                super::pass(&*machine, &ours.half(), &theirs.half(), round);
-                assert_eq!(super::wait(&*machine, &ours.half(), &theirs.half(), round - 1), round);
+                let word = super::call(&*machine, &ours.half(), &theirs.half(), round, round - 1);
+                assert_eq!(word, round);
                 theirs.payload.with(|payload| {
                     // SAFETY: passed to us.
                     assert_eq!(unsafe { *payload }, 10 * round + 1);
@@ -328,8 +359,7 @@ mod model {
                     machine.wake(&theirs.word);
                 }
             });
-            super::pass(&*machine, &ours.half(), &theirs.half(), 1);
-            assert_eq!(super::wait(&*machine, &ours.half(), &theirs.half(), 0), u32::MAX);
+            assert_eq!(super::call(&*machine, &ours.half(), &theirs.half(), 1, 0), u32::MAX);
             reaper.join().unwrap();
         });
     }
@@ -341,14 +371,13 @@ mod model {
             let executor = thread::spawn({
                 let (machine, ours, theirs) = (Arc::clone(&machine), Arc::clone(&ours), Arc::clone(&theirs));
                 move || {
-                    super::wait(&*machine, &theirs.half(), &ours.half(), 0);
+                    super::wait(&*machine, &theirs.half(), &ours.half(), 0, Passed::Quietly);
                     super::pass(&*machine, &theirs.half(), &ours.half(), 1);
                 }
             });
             // A hostile guest.
             theirs.sleeping.store(0, Ordering::Relaxed);
-            super::pass(&*machine, &ours.half(), &theirs.half(), 1);
-            super::wait(&*machine, &ours.half(), &theirs.half(), 0);
+            super::call(&*machine, &ours.half(), &theirs.half(), 1, 0);
             executor.join().unwrap();
         });
     }
@@ -364,7 +393,7 @@ mod properties {
 
     use proptest::prelude::*;
 
-    use super::Half;
+    use super::{Half, Passed};
     use crate::executor::machine::Host;
 
     #[derive(Default)]
@@ -399,7 +428,7 @@ mod properties {
                     let machine = Host::new(budgets[1]);
                     let mut seen = 0;
                     for delay in &delays {
-                        seen = super::wait(&machine, &theirs.half(), &ours.half(), seen);
+                        seen = super::wait(&machine, &theirs.half(), &ours.half(), seen, Passed::Quietly);
                         busy_for(delay[1]);
                         super::pass(&machine, &theirs.half(), &ours.half(), seen + 1);
                     }
@@ -408,8 +437,7 @@ mod properties {
                 let mut seen = 0;
                 for delay in &delays {
                     busy_for(delay[0]);
-                    super::pass(&machine, &ours.half(), &theirs.half(), seen + 1);
-                    seen = super::wait(&machine, &ours.half(), &theirs.half(), seen);
+                    seen = super::call(&machine, &ours.half(), &theirs.half(), seen + 1, seen);
                 }
                 seen
             });

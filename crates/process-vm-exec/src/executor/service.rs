@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use super::arena::Slot;
-use super::handoff::{self, Half};
+use super::handoff::{self, Half, Passed};
 use super::layout;
 use super::life::Life;
 use super::machine::{self, Host};
@@ -58,7 +58,7 @@ impl Service {
 
     /// Waits until the task has started.
     pub(crate) fn wait_for_start(&self) -> Result<()> {
-        match handoff::wait(&self.host, &self.mine(), &self.other(), 0) {
+        match handoff::wait(&self.host, &self.mine(), &self.other(), 0, Passed::Quietly) {
             STARTED => Ok(()),
             _ => Err(Error::Dead),
         }
@@ -149,8 +149,7 @@ impl Turn<'_> {
         let previous = *self.last;
         // DEAD is skipped: it means something else.
         *self.last = if previous >= layout::DEAD - 1 { STARTED + 1 } else { previous + 1 };
-        handoff::pass(&service.host, &mine, &other, *self.last);
-        match handoff::wait(&service.host, &mine, &other, previous) {
+        match handoff::call(&service.host, &mine, &other, *self.last, previous) {
             word if word == *self.last => Ok(()),
             layout::DEAD if service.life.status().is_some() => Err(Error::Dead),
             // Only a guest writes anything else there. What it did to the results, nobody knows.

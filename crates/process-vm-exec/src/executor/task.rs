@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Pid;
 
-use super::handoff::{self, Half};
+use super::handoff::{self, Half, Passed};
 use super::layout::{self, kind, op};
 use super::life::Life;
 use super::machine::{self, Host};
@@ -78,7 +78,8 @@ impl Executor {
         let tid = service.request_one(clone)?.map_err(|errno| Error::Space { call: "clone", errno })?;
         let tid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(Error::Dead)?;
         let executor = Self { life: Arc::clone(life), tid, host, index, last: AtomicU32::new(SEQUENCE) };
-        match executor.wait(0) {
+        let word = handoff::wait(&host, &executor.mine(), &executor.other(), 0, Passed::Quietly);
+        match executor.report(word) {
             Report::Done => Ok(executor),
             _ => Err(Error::Dead),
         }
@@ -211,14 +212,12 @@ impl Executor {
         }
         let word = sequence | operation;
         self.last.store(word, Ordering::Relaxed);
-        handoff::pass(&self.host, &self.mine(), &self.other(), word);
-        self.wait(seen)
+        self.report(handoff::call(&self.host, &self.mine(), &self.other(), word, seen))
     }
 
-    /// Waits for the report to the last command; `seen` is the mailbox's word from before it.
+    /// What the mailbox's word says about the last command.
     #[inline]
-    fn wait(&self, seen: u32) -> Report {
-        let word = handoff::wait(&self.host, &self.mine(), &self.other(), seen);
+    fn report(&self, word: u32) -> Report {
         let expected = self.last.load(Ordering::Relaxed) & !(SEQUENCE - 1);
         match word.wrapping_sub(expected) {
             kind::CALL => Report::Call { rewritten: true },
