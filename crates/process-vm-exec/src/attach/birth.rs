@@ -170,7 +170,7 @@ impl Passer<'_> {
         if self.place.range().contains(&again.registers().rip) {
             self.thread.release()
         } else {
-            again.release()
+            again.leave_alone()
         }
     }
 }
@@ -243,7 +243,7 @@ struct Awake {
 impl Awake {
     /// `None` if the thread is not running, or its processor is not one of ours.
     fn processor_of(tid: i32) -> Option<Self> {
-        let ('R' | 'S', processor) = processor_of(tid)? else { return None };
+        let ('R', processor) = processor_of(tid)? else { return None };
         let mut there = CpuSet::new();
         there.set(processor);
         let done = Arc::new(AtomicBool::new(false));
@@ -253,7 +253,9 @@ impl Awake {
             let is_there = set_idle_priority() && sched_setaffinity(None, &there).is_ok();
             let _ = sender.send(());
             while is_there && !is_done.load(Ordering::Relaxed) {
-                std::hint::spin_loop();
+                // Whoever was woken here has not got the processor yet if it has had its share just before (EEVDF),
+                // which is looked at again in the next tick, ms later, or when this task yields.
+                rustix::thread::sched_yield();
             }
         };
         std::thread::Builder::new().name("pvx-awake".into()).spawn(spin).ok()?;

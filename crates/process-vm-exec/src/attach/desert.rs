@@ -73,7 +73,7 @@ fn stopped_in(tid: i32, range: &Range<u64>) -> bool {
     match Stopped::stop(tid, None) {
         Ok(thread) => {
             let is_there = range.contains(&thread.registers().rip);
-            let _ = thread.release();
+            let _ = thread.leave_alone();
             is_there
         }
         Err(_) => false,

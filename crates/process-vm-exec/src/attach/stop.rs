@@ -83,7 +83,9 @@ impl Stopped {
             set_registers(tid, &registers)?;
         }
         let signal_mask = get_signal_mask(tid)?;
-        leave_critical_section(tid, &mut registers);
+        if leave_critical_section(tid, &mut registers) {
+            set_registers(tid, &registers)?;
+        }
         Ok(Self { tid, registers, signal_mask, is_group_stopped })
     }
 
@@ -135,9 +137,14 @@ impl Stopped {
         set_registers(self.tid, &self.registers)
     }
 
-    /// Lets it go on.
+    /// Puts it back, and lets it go on.
     pub(super) fn release(&self) -> Result<(), Errno> {
         self.put_back()?;
+        self.leave_alone()
+    }
+
+    /// Lets it go on as it is, which is as it was stopped unless somebody has changed that.
+    pub(super) fn leave_alone(&self) -> Result<(), Errno> {
         request(libc::PTRACE_DETACH, self.tid, 0, 0).map(drop)
     }
 }
@@ -257,20 +264,27 @@ fn go_on_waiting(tid: i32, registers: &mut libc::user_regs_struct, asleep: Optio
 }
 
 /// A thread in a restartable sequence (rseq(2)) finds itself at the abort handler after it was preempted. Being stopped
-/// is that, but the kernel looks at where the thread *is* when it goes on, which is elsewhere first.
-fn leave_critical_section(tid: i32, registers: &mut libc::user_regs_struct) {
-    let Ok(rseq) = rseq_configuration(tid) else { return };
+/// is that, but the kernel looks at where the thread *is* when it goes on, which is elsewhere first. Says whether it was
+/// in one.
+fn leave_critical_section(tid: i32, registers: &mut libc::user_regs_struct) -> bool {
+    // No system call is made in one (rseq(2)).
+    if registers.orig_rax != NO_SYSCALL {
+        return false;
+    }
+    let Ok(rseq) = rseq_configuration(tid) else { return false };
     if rseq.pointer == 0 {
-        return;
+        return false;
     }
     // struct rseq: cpu_id_start, cpu_id, rseq_cs. struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
-    let Some([section]) = read_words(tid, rseq.pointer + 8) else { return };
+    let Some([section]) = read_words(tid, rseq.pointer + 8) else { return false };
     if section != 0
         && let Some([_, start, length, abort]) = read_words(tid, section)
         && registers.rip.wrapping_sub(start) < length
     {
         registers.rip = abort;
+        return true;
     }
+    false
 }
 
 /// Which area of restartable sequences a stopped thread has registered.
