@@ -1,8 +1,10 @@
 //! How long a thread has been asleep in a system call.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::ClockId;
 
 use super::stop::Timeout;
 use crate::procfs;
@@ -31,6 +33,7 @@ impl Asleep {
         let (ours, seen) = (Scheduled::of("thread-self"), Instant::now());
         let _ = sched_setaffinity(None, &home);
         let elapsed = Duration::try_from_secs_f64((ours?.began_ms - theirs.began_ms) / 1e3).ok()?;
+        let elapsed = elapsed.saturating_sub(error_of_schedulers_clock());
         Some(Self { tid, sleeps: theirs.sleeps, elapsed, seen })
     }
 
@@ -40,6 +43,24 @@ impl Asleep {
         let is_same = Scheduled::of(&self.tid.to_string())?.sleeps == self.sleeps + 1;
         is_same.then(|| self.elapsed + self.seen.elapsed())
     }
+}
+
+/// By how much the scheduler's clock may be behind: not at all, unless time-stamp counters do not agree. Then it is put right
+/// in ticks, and stands in between when its processor idles (kernel/sched/clock.c); and the kernel does not tell the time
+/// by these counters either. To come back late is better than early.
+fn error_of_schedulers_clock() -> Duration {
+    static ERROR: OnceLock<Duration> = OnceLock::new();
+    const OTHERS: [&str; 5] = ["hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies"];
+    *ERROR.get_or_init(|| {
+        let source = procfs::read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+        if source.is_ok_and(|source| OTHERS.contains(&source.trim())) {
+            // The coarse clocks step once a tick.
+            let tick = rustix::time::clock_getres(ClockId::MonotonicCoarse);
+            Duration::try_from(tick).unwrap_or_default()
+        } else {
+            Duration::ZERO
+        }
+    })
 }
 
 /// What /proc/PID/sched tells.
