@@ -45,18 +45,18 @@ impl Asleep {
     }
 }
 
-/// By how much the scheduler's clock may be behind: not at all, unless time-stamp counters do not agree. Then it is put right
-/// in ticks, and stands in between when its processor idles (kernel/sched/clock.c); and the kernel does not tell the time
-/// by these counters either. To come back late is better than early.
+/// By how much a span of the scheduler's clock may be too long: by nothing, unless time-stamp counters do not agree. Then
+/// the clock is put right in ticks, and stands in between when its processor idles (kernel/sched/clock.c); and the kernel
+/// does not tell the time by these counters either. To come back late is better than early.
 fn error_of_schedulers_clock() -> Duration {
     static ERROR: OnceLock<Duration> = OnceLock::new();
     const OTHERS: [&str; 5] = ["hpet", "acpi_pm", "pit", "jiffies", "refined-jiffies"];
     *ERROR.get_or_init(|| {
         let source = procfs::read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
         if source.is_ok_and(|source| OTHERS.contains(&source.trim())) {
-            // The coarse clocks step once a tick.
+            // The coarse clocks step once a tick. A span has two ends.
             let tick = rustix::time::clock_getres(ClockId::MonotonicCoarse);
-            Duration::try_from(tick).unwrap_or_default()
+            2 * Duration::try_from(tick).unwrap_or_default()
         } else {
             Duration::ZERO
         }
