@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{Mode, OFlags};
@@ -107,17 +108,7 @@ impl<'a> Ward<'a> {
             );
             return Err(refusal(pid, Errno::EXIST, &why));
         }
-        let path = format!("/proc/{pid}/mem");
-        let memory = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
-            |errno| match errno {
-                Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
-                errno => refusal(pid, errno, "its memory cannot be written (/proc/PID/mem)"),
-            },
-        )?;
-        let place = Place::find(memory.into(), order.pid)?.ok_or_else(|| {
-            let why = format!("no text of it ends with {} unused bytes", bootstrap::len());
-            refusal(pid, Errno::NOMEM, &why)
-        })?;
+        let place = find_place(order.pid, &status)?;
         if place.is_left_over {
             wait_until_deserted(pid, &place.range())
                 .map_err(|errno| refusal(pid, errno, why_not_born(errno)))?;
@@ -181,6 +172,31 @@ impl<'a> Ward<'a> {
         // The removal needs a descriptor, and there may be no other.
         drop(self.executor);
         self.visits.end(&self.life);
+    }
+}
+
+fn find_place(target: Pid, status: &Status) -> Result<Place> {
+    /// In the middle of execve(2), which lets a parent that has spawned it go on early, a process has hardly any text.
+    const PATIENCE: Duration = Duration::from_millis(50);
+    const NAP: Duration = Duration::from_millis(1);
+    let pid = target.as_raw_nonzero().get();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let path = format!("/proc/{pid}/mem");
+        let memory = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
+            |errno| match errno {
+                Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
+                errno => refusal(pid, errno, "its memory cannot be written (/proc/PID/mem)"),
+            },
+        )?;
+        match Place::find(memory.into(), target)? {
+            Some(place) => return Ok(place),
+            None if Instant::now() < deadline => thread::sleep(NAP),
+            None => {
+                let why = format!("no text of it ends with {} unused bytes", bootstrap::len());
+                return Err(refusal(pid, Errno::NOMEM, &why));
+            }
+        }
     }
 }
 
