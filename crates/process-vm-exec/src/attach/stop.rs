@@ -78,14 +78,11 @@ impl Stopped {
             }
         };
         let mut registers = get_registers(tid)?;
-        if go_on_waiting(tid, &mut registers, asleep) {
+        if go_on_waiting(tid, &mut registers, asleep) || leave_critical_section(tid, &mut registers) {
             // At once: if we die before this, the thread sees that its call was interrupted.
             set_registers(tid, &registers)?;
         }
         let signal_mask = get_signal_mask(tid)?;
-        if leave_critical_section(tid, &mut registers) {
-            set_registers(tid, &registers)?;
-        }
         Ok(Self { tid, registers, signal_mask, is_group_stopped })
     }
 

@@ -6,7 +6,7 @@ use crate::{arguments::Target, state::Memory};
 use kernel::{
     bindings,
     error::{code::*, from_err_ptr, Result},
-    ffi::{c_int, c_uint},
+    ffi::c_uint,
 };
 
 /// The last access that was allowed.
@@ -21,8 +21,7 @@ pub(crate) struct Access {
 
 /// An access, and what it depended on.
 struct Noted {
-    /// The number that was given for the target, or 0 if it was none.
-    pid: c_int,
+    target: Target,
     what: bindings::process_vm_exec_access,
 }
 
@@ -43,22 +42,17 @@ impl Access {
             mm
         };
         let mm = from_err_ptr(mm).map_err(|error| if error == EACCES { EPERM } else { error })?;
-        let number = match target {
-            Target::Pid(pid) => pid,
-            Target::Pidfd(_) => 0,
-        };
-        self.last = Some(Noted { pid: number, what });
+        let noted = Noted { target, what };
+        // A number belongs to one process as long as that lives; a descriptor may be another's at
+        // the next call.
+        self.last = matches!(target, Target::Pid(_)).then_some(noted);
         // SAFETY: The function has returned a reference.
         Ok(unsafe { Memory::from_raw(mm) })
     }
 
-    /// The same memory as last time, if it was the same number, which belongs to one process as
-    /// long as that lives.
+    /// The same memory as last time, if it was that of the same target.
     fn again(&self, target: Target) -> Option<Memory> {
-        let noted = self.last.as_ref()?;
-        if !matches!(target, Target::Pid(pid) if pid == noted.pid) {
-            return None;
-        }
+        let noted = self.last.as_ref().filter(|noted| noted.target == target)?;
         // SAFETY: `what` has been noted, and has its references.
         let mm = unsafe { bindings::process_vm_exec_access_again(&noted.what) };
         // SAFETY: If it is not null, the function has returned a reference.

@@ -33,7 +33,7 @@ pub(crate) enum Mode {
 }
 
 /// Whose memory it is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
     Pid(c_int),
     Pidfd(c_int),
