@@ -39,6 +39,24 @@ fn assert_dead(space: AddressSpace) {
     soon("the executor is gone", || executor <= 0 || traces(executor) == [Trace::Gone]);
 }
 
+/// The executor has copies of what the target has open when it is made: they must not stay for as long as it does.
+#[test]
+fn pipes_of_the_target_end_while_somebody_is_attached() {
+    /// Longer than the target waits for the end of a pipe.
+    const WHILE: Duration = Duration::from_millis(700);
+    let _turn = turn();
+    let Some(mut target) = Target::start(&["--threads=1", "--workers=eof"]) else { return };
+    for _ in 0..5 {
+        let before = target.report();
+        // Nothing of ours goes into its table then, for which that would be emptied.
+        let space = attached_with(AddressSpace::builder().directory(Owner::Target), target.pid());
+        thread::sleep(WHILE);
+        target.check_goes_on(&before);
+        space.detach().expect("detaching");
+    }
+    target.quit();
+}
+
 #[test]
 fn a_forked_child_has_nothing_of_ours_and_lives_on() {
     let _turn = turn();

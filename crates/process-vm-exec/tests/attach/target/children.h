@@ -78,9 +78,11 @@ static void step_vfork(struct worker *w)
     check_result("nanosleep between children", nanosleep(&pause, NULL), errno, 0, 0);
 }
 
+// Without a child of another worker, which has copies of both ends until it has run: who has them then, is a stranger.
 static void step_eof(struct worker *w)
 {
     char bytes[2];
+    pthread_mutex_lock(&children_lock);
     promise(w, 0);
     open_pipe(w);
     check_result("write", write(w->fds[1], "x", 1), errno, 1, 0);
@@ -105,4 +107,5 @@ static void step_eof(struct worker *w)
         poll(&broken, 1, 1);
     }
     close(w->fds[1]);
+    pthread_mutex_unlock(&children_lock);
 }
