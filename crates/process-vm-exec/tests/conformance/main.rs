@@ -12,6 +12,7 @@ mod dispatch;
 mod entries;
 mod faults;
 mod flags;
+mod forgery;
 mod hostile;
 mod interrupts;
 mod life;

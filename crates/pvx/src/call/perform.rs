@@ -134,9 +134,15 @@ fn read_length(space: &AddressSpace, address: u64) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use process_vm_exec::ServiceCalls;
+
     use super::*;
 
     /// A created space stands for the process that a call is made in.
+    fn space() -> AddressSpace {
+        AddressSpace::builder().service_calls(ServiceCalls::All).create().unwrap()
+    }
+
     fn outcome(space: &AddressSpace, line: &str) -> Outcome {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let plan = Plan::new(&words[0], &words[1..]).expect("the line is right");
@@ -149,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_call_is_made_in_the_space() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         let outcome = outcome(&space, "getpid");
         assert_eq!(outcome.result, Ok(u64::try_from(space.pid()).unwrap()));
         assert!(outcome.buffers.is_empty());
@@ -157,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_a_call_leaves_is_read_and_nothing_stays_mapped() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         let before = maps(&space);
         let outcome = outcome(&space, "getcwd");
         let path = &outcome.buffers[0].bytes;
@@ -168,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_failed_call_leaves_nothing_mapped_either() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         let before = maps(&space);
         let failed = outcome(&space, "readlink /no/such/link");
         assert_eq!(failed.result, Err(Errno::NOENT));
@@ -178,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         let ends = outcome(&space, "pipe");
         let [reader, writer] = [0, 4].map(|at| ends.buffers[0].bytes[at]);
         assert_eq!(outcome(&space, &format!("write {writer} hello")).result, Ok(5));
@@ -190,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_length_that_the_call_returns_cuts_its_buffer() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         let socket = outcome(&space, "socket AF_UNIX SOCK_STREAM").result.unwrap();
         let name = outcome(&space, &format!("getsockname {socket}"));
         // An unnamed socket has a family and nothing else (unix(7)).
@@ -199,7 +205,7 @@ mod tests {
 
     #[test]
     fn memory_of_the_users_is_used_where_an_address_is_given() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         let page =
             outcome(&space, "mmap 0 4096 PROT_READ|PROT_WRITE MAP_PRIVATE|MAP_ANONYMOUS -1").result.unwrap();
         let time = outcome(&space, &format!("clock_gettime CLOCK_MONOTONIC {page:#x}"));
@@ -213,7 +219,7 @@ mod tests {
 
     #[test]
     fn bytes_that_the_call_changes_are_read_back() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         // A struct pollfd (poll(2)) of a descriptor that is not open: the call sets POLLNVAL.
         let polled = outcome(&space, "poll @hex:ff03000001000000 1 0");
         assert_eq!(polled.result, Ok(1));
@@ -224,7 +230,7 @@ mod tests {
 
     #[test]
     fn an_empty_string_has_an_address() {
-        let space = AddressSpace::create().unwrap();
+        let space = space();
         let plan = Plan::new("open", &[String::new()]).unwrap();
         assert_eq!(perform(&space, &plan).unwrap().result, Err(Errno::NOENT));
     }

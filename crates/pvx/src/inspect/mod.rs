@@ -178,12 +178,14 @@ fn robust_lists(space: &AddressSpace, threads: &mut [Thread]) -> process_vm_exec
 
 #[cfg(test)]
 mod tests {
+    use process_vm_exec::ServiceCalls;
+
     use super::*;
 
     /// A created space stands for the process that is asked.
     #[test]
     fn a_space_is_asked_for_what_only_it_can_tell() {
-        let space = AddressSpace::create().unwrap();
+        let space = AddressSpace::builder().service_calls(ServiceCalls::All).create().unwrap();
         let mut report = from_proc(space.pid()).unwrap();
         ask(&space, &mut report).unwrap();
         assert!(!report.handlers.unwrap().is_empty());

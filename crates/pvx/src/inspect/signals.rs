@@ -112,6 +112,8 @@ impl Handler {
 
 #[cfg(test)]
 mod tests {
+    use process_vm_exec::ServiceCalls;
+
     use super::*;
 
     #[test]
@@ -135,7 +137,7 @@ mod tests {
 
     #[test]
     fn one_batch_asks_for_all_signals_and_leaves_nothing_mapped() {
-        let space = AddressSpace::create().unwrap();
+        let space = AddressSpace::builder().service_calls(ServiceCalls::All).create().unwrap();
         let maps = || std::fs::read_to_string(format!("/proc/{}/maps", space.pid())).unwrap();
         let before = maps();
         let found = handlers(&space, None).unwrap();
