@@ -1,5 +1,6 @@
 //! The x86-64 processor: its registers, and what it can do.
 
+pub(crate) mod page_fault;
 pub(crate) mod xstate;
 
 use crate::error::{Error, Result};
