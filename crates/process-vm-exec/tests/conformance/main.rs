@@ -15,6 +15,7 @@ mod flags;
 mod hostile;
 mod interrupts;
 mod life;
+mod mailboxes;
 mod memory;
 mod registers;
 mod rewriting;
