@@ -8,7 +8,7 @@ use std::{
 };
 
 use iced_x86::{IcedError, code_asm::*};
-use process_vm_exec::{Context, Engine, Exit, Interrupter, SignalSet};
+use process_vm_exec::{Context, Engine, Exit, Interrupter, SignalSet, WaitStatus};
 
 use crate::common::{
     CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, UNMAPPED, asm_at,
@@ -186,7 +186,7 @@ claims! {
                     Exit::Syscall => {}
                     Exit::Fault(fault) => assert!((1..=64).contains(&fault.signal), "{fault:?}"),
                     Exit::Signal(info) => assert!((1..=64).contains(&info.signal()), "{info:?}"),
-                    Exit::Died(_) => {
+                    Exit::Died(WaitStatus::Signaled(1..=64)) => {
                         deaths += 1;
                         break;
                     }
