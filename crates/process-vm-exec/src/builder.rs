@@ -2,12 +2,16 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
+
+use syscalls::Sysno;
 
 use crate::attach::Owner;
 use crate::attach::target::Target;
 use crate::engine::Engine;
-use crate::error::Result;
-use crate::executor::keeper::Keeper;
+use crate::error::{Error, Result};
+use crate::executor::filter;
+use crate::executor::keeper::{Birth, Keeper};
 use crate::executor::machine::DEFAULT_SPIN_BUDGET_NS;
 use crate::space::{AddressSpace, Origin};
 
@@ -17,6 +21,8 @@ pub struct Builder {
     engine: Option<Engine>,
     rewriting: Rewriting,
     pub(crate) spin_budget_ns: u64,
+    time_limit: Option<Duration>,
+    service_calls: ServiceCalls,
     owners: Owners,
 }
 
@@ -53,10 +59,27 @@ pub enum Rewriting {
     Off,
 }
 
+/// Which system calls can be executed in a created space: see [`Builder::service_calls`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceCalls {
+    /// Those about memory (mmap(2), mprotect(2), madvise(2) and their kin, shmat(2), mbind(2), membarrier(2)), processors,
+    /// clocks and futexes, and those that only tell something (getpid(2), getcwd(2), uname(2)). A seccomp filter keeps
+    /// the space's process to them and to what the library itself needs.
+    Memory,
+    /// All.
+    All,
+}
+
 impl Default for Builder {
     fn default() -> Self {
-        let rewriting = Rewriting::On;
-        Self { engine: None, rewriting, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, owners: Owners::default() }
+        Self {
+            engine: None,
+            rewriting: Rewriting::On,
+            spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
+            time_limit: None,
+            service_calls: ServiceCalls::Memory,
+            owners: Owners::default(),
+        }
     }
 }
 
@@ -80,6 +103,27 @@ impl Builder {
     #[must_use]
     pub fn spin_budget_ns(mut self, spin_budget_ns: u64) -> Self {
         self.spin_budget_ns = spin_budget_ns;
+        self
+    }
+
+    /// How long whatever is executed in a created space for its supervisor may take: a [`map`](AddressSpace::map), a
+    /// [`fork`](AddressSpace::fork), a [`syscall`](AddressSpace::syscall). Then the space is killed, and the call returns
+    /// [`Error::TimedOut`](crate::Error::TimedOut). No limit unless told otherwise, so that calls may wait.
+    ///
+    /// A guest with several contexts can keep answers from being seen, and a stop signal keeps a process from answering. A
+    /// supervisor that runs guests it does not trust sets some seconds here, or has another thread
+    /// [`kill`](AddressSpace::kill) the space; other spaces do not wait for this one in any case.
+    #[must_use]
+    pub fn time_limit(mut self, time_limit: Duration) -> Self {
+        self.time_limit = Some(time_limit);
+        self
+    }
+
+    /// Which system calls can be executed in a created space: those of [`ServiceCalls::Memory`] unless told otherwise.
+    /// Forks have the same.
+    #[must_use]
+    pub fn service_calls(mut self, service_calls: ServiceCalls) -> Self {
+        self.service_calls = service_calls;
         self
     }
 
@@ -133,9 +177,25 @@ impl Builder {
         };
         let settings = Self { engine: Some(engine), ..self };
         let keeper = Keeper::get()?;
-        let service = keeper.create(engine, self.spin_budget_ns)?;
+        let service = keeper.create(settings.service_calls, settings.birth())?;
         let rewriter = settings.rewrites().then(Arc::default);
         Ok(AddressSpace::new(Origin::Created(keeper), service, settings, rewriter))
+    }
+
+    /// How the process of such a space is to be.
+    pub(crate) fn birth(&self) -> Birth {
+        let Self { spin_budget_ns, time_limit, .. } = *self;
+        Birth { engine: self.engine_in_use(), spin_budget_ns, time_limit }
+    }
+
+    /// Can this call be executed in such a space?
+    pub(crate) fn require_call(&self, call: Sysno) -> Result<()> {
+        match self.service_calls {
+            ServiceCalls::Memory if !filter::service_allows(call) => {
+                Err(Error::Confined { call: call.name() })
+            }
+            ServiceCalls::Memory | ServiceCalls::All => Ok(()),
+        }
     }
 
     pub(crate) fn engine_in_use(&self) -> Engine {

@@ -337,4 +337,13 @@ impl Interrupter {
             None => interrupts.pending = true,
         }
     }
+
+    /// Kills the process of the space in which the context last ran, with everything that runs there: for a guest that
+    /// evades interrupts, which one may that jumps into the executor's code. Its run returns
+    /// [`Exit::Died`](crate::Exit::Died). In a live process it removes the executor.
+    pub fn kill(&self) {
+        if let Some(seat) = &lock(&self.0).seat {
+            seat.kill();
+        }
+    }
 }

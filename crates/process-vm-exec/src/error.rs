@@ -1,5 +1,7 @@
 //! What can go wrong.
 
+use std::time::Duration;
+
 use rustix::io::Errno;
 
 use crate::engine::Engine;
@@ -77,6 +79,21 @@ pub enum Error {
         /// What happened instead.
         exit: Box<Exit>,
     },
+    /// A call took longer than the space's time limit, see [`Builder::time_limit`](crate::Builder::time_limit). Its
+    /// process has been killed: the guest may have kept the answer back.
+    #[error("the address space did not answer within {limit:?}, and has been killed")]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The space's service task is confined to other calls.
+    #[error(
+        "{call} is not among the calls that an address space makes; create it with `Builder::service_calls(ServiceCalls::All)`"
+    )]
+    Confined {
+        /// The call.
+        call: &'static str,
+    },
     /// The address space's task is gone.
     #[error("the address space is gone: its task died")]
     Dead,
@@ -100,6 +117,8 @@ impl Error {
             Self::Function { .. } => Errno::FAULT,
             Self::Reserved { .. } | Self::Context(_) | Self::UnknownEngine(_) => Errno::INVAL,
             Self::Engine { .. } => Errno::NOSYS,
+            Self::TimedOut { .. } => Errno::TIMEDOUT,
+            Self::Confined { .. } => Errno::PERM,
             Self::Dead => Errno::SRCH,
             Self::TooMany(_) => Errno::AGAIN,
         }

@@ -70,6 +70,18 @@ pub(crate) fn set_registers(tid: libc::pid_t, registers: &libc::user_regs_struct
     request(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(registers) as usize).map(drop)
 }
 
+/// Gives the task the x87 and SSE state of a processor just initialised, but for the first vector registers.
+pub(crate) fn set_vectors(tid: libc::pid_t, vectors: &[u64]) -> rustix::io::Result<()> {
+    // SAFETY: integers, for which zeroes are a value.
+    let mut state: libc::user_fpregs_struct = unsafe { std::mem::zeroed() };
+    (state.cwd, state.mxcsr) = (0x37f, 0x1f80);
+    for (vector, &low) in state.xmm_space.chunks_exact_mut(4).zip(vectors) {
+        let [a, b, c, d, e, f, g, h] = low.to_le_bytes();
+        (vector[0], vector[1]) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+    }
+    request(libc::PTRACE_SETFPREGS, tid, 0, (&raw const state) as usize).map(drop)
+}
+
 /// Waits until the task stops or is gone.
 pub(crate) fn wait_for_stop(tid: libc::pid_t) -> Stop {
     loop {

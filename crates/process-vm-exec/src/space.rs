@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
+use rustix::process::PidfdFlags;
 use syscalls::Sysno;
 
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
@@ -23,6 +24,7 @@ use crate::executor::arena::Slot;
 use crate::executor::keeper::Keeper;
 use crate::executor::layout;
 use crate::executor::machine::Host;
+use crate::executor::passage::Passage;
 use crate::executor::service::{Entry, Service};
 use crate::executor::task::Executor;
 use crate::exit::{Exit, Fault, WaitStatus};
@@ -71,6 +73,8 @@ pub(crate) struct Inner {
     free: Mutex<Vec<Arc<dyn Seat>>>,
     executors: AtomicU64,
     rewriter: Option<Arc<Rewriter>>,
+    /// The way of files to map, where the space was created here.
+    passage: Mutex<Option<Passage>>,
     tracees: Tracees,
     native: Native,
     shelf: Shelf,
@@ -207,8 +211,19 @@ impl AddressSpace {
     ) -> Self {
         let free = Mutex::default();
         let executors = AtomicU64::new(0);
-        let (tracees, native, shelf) = (Tracees::default(), Native::default(), Shelf::default());
-        Self(Arc::new(Inner { origin, service, settings, free, executors, rewriter, tracees, native, shelf }))
+        let (passage, tracees, native, shelf) = <_>::default();
+        Self(Arc::new(Inner {
+            origin,
+            service,
+            settings,
+            free,
+            executors,
+            rewriter,
+            passage,
+            tracees,
+            native,
+            shelf,
+        }))
     }
 
     /// The engine that runs contexts here.
@@ -305,7 +320,7 @@ impl AddressSpace {
         let Origin::Created(keeper) = origin else {
             return Err(Error::Host { call: "fork of a live process's memory", errno: Errno::OPNOTSUPP });
         };
-        let fork = || keeper.fork(service, settings.engine_in_use(), settings.spin_budget_ns);
+        let fork = || keeper.fork(service, settings.birth());
         let (service, rewriter) = match rewriter {
             Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(Arc::new(copy))))?,
             None => (fork()?, None),
@@ -338,6 +353,13 @@ impl AddressSpace {
     /// How many stretches of the guest's text are rewritten now.
     pub fn rewritten_sites(&self) -> usize {
         self.0.rewriter.as_ref().map_or(0, |rewriter| rewriter.count())
+    }
+
+    /// Kills the space's process, from any thread: calls and runs in it end. For a guest that an
+    /// [`Interrupter`](crate::Interrupter) does not reach, because it has jumped into the executor's code to stay there. In
+    /// a live process it removes the executor. Says nothing if it is dead already.
+    pub fn kill(&self) {
+        self.0.service.life.kill();
     }
 
     /// Runs `ctx` until something happens that the supervisor has to know, and says what.
@@ -468,8 +490,11 @@ impl Inner {
         }
     }
 
-    /// Sees that a call touches nothing that is ours, and finds no rewritten text.
+    /// Sees that a call is one for this space, touches nothing that is ours, and finds no rewritten text.
     fn prepare(&self, call: &Call) -> Result<()> {
+        if let Origin::Created(_) = self.origin {
+            self.settings.require_call(call.nr)?;
+        }
         for range in changed_ranges(call) {
             let len = range.end - range.start;
             if layout::overlaps_region(range.start, len) {
@@ -495,12 +520,29 @@ impl Inner {
             Ok(call.entry())
         };
         match &self.origin {
-            Origin::Created(keeper) => {
-                let call = with_number(keeper.files.number(0))?;
-                keeper.files.carry(&self.service, &[file], call)
+            Origin::Created(_) => {
+                let mut passage = lock(&self.passage);
+                let way = match passage.take() {
+                    Some(way) => way,
+                    None => self.open_passage()?,
+                };
+                let call = with_number(way.number(0))?;
+                let outcome = way.carry(&self.service, &[file], call);
+                if let Ok(_) | Err(Error::Host { .. }) = outcome {
+                    *passage = Some(way);
+                }
+                outcome
             }
             Origin::Attached(target) => target.execute_with_file(&self.service, file, with_number),
         }
+    }
+
+    fn open_passage(&self) -> Result<Passage> {
+        let pid = self.service.life.pid().ok_or(Error::Dead)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(Error::host("pidfd_open of the space's process"))?;
+        const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
+        Passage::open(&self.service, pidfd, FIRST_FILE)
     }
 
     /// Has only one context ever run here at a time?
@@ -559,10 +601,10 @@ impl Inner {
     }
 }
 
-/// The ranges of memory whose mapping `call` changes.
+/// The ranges of memory whose mapping `call` changes, or may: a hint is where it goes if there is room.
 fn changed_ranges(call: &Call) -> impl Iterator<Item = Range<u64>> + use<> {
+    const FIXED: u64 = libc::MAP_FIXED as u64;
     let [first, second, third, fourth, fifth, _] = call.args;
-    let is_fixed = |flags: u64| flags & (libc::MAP_FIXED as u64) != 0;
     let moves = |flags: u64| flags & (libc::MREMAP_FIXED as u64) != 0;
     let range =
         |start: u64, len: u64| start..start.saturating_add(len.checked_next_multiple_of(4096).unwrap_or(len));
@@ -573,9 +615,11 @@ fn changed_ranges(call: &Call) -> impl Iterator<Item = Range<u64>> + use<> {
         | Sysno::madvise
         | Sysno::remap_file_pages
         | Sysno::mseal => (Some(range(first, second)), None),
-        Sysno::mmap => (is_fixed(fourth).then(|| range(first, second)), None),
+        Sysno::mmap => ((first != 0 || fourth & FIXED != 0).then(|| range(first, second)), None),
         Sysno::mremap => (Some(range(first, second)), moves(fourth).then(|| range(fifth, third))),
-        Sysno::shmat => ((first != 0).then(|| range(first, 1)), None),
+        // How long the segment is, only the kernel knows.
+        Sysno::shmat if third & (libc::SHM_REMAP as u64) != 0 => (Some(second..u64::MAX), None),
+        Sysno::shmat => ((second != 0).then(|| range(second, 1)), None),
         _ => (None, None),
     };
     one.into_iter().chain(other)

@@ -29,6 +29,7 @@ use crate::executor::life::Life;
 use crate::executor::machine::Host;
 use crate::executor::service::Service;
 use crate::executor::setup::Params;
+use crate::executor::signature::Key;
 use crate::ptrace::request;
 use crate::{maps, procfs};
 
@@ -113,13 +114,14 @@ impl<'a> Ward<'a> {
             wait_until_deserted(pid, &place.range())
                 .map_err(|errno| refusal(pid, errno, why_not_born(errno)))?;
         }
+        let keys = [Key::new()?, Key::new()?];
         let options = seize(thread, &status, tracing)?;
         line.added().options.store(options, Ordering::Relaxed);
         let born = birth::give_birth(thread, &place, order.executors);
         let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {
             let parent = 0;
             let params = Params { engine: order.engine, spin_budget_ns: order.spin_budget_ns, parent };
-            settle(&born, &place, line.added(), params, tracing).map(|slot| (born, slot))
+            settle(&born, &place, line.added(), params, keys, tracing).map(|slot| (born, slot))
         });
         // After an error somebody may still be there.
         let (born, slot) = settled?;
@@ -127,7 +129,7 @@ impl<'a> Ward<'a> {
         let added = line.added();
         let cleared = place.clear().map_err(|_| refusal(pid, Errno::SRCH, "it has just ended"));
         cleared
-            .and_then(|()| Self::of(order, line, &born, Arc::new(slot), (fs_base, tracing)))
+            .and_then(|()| Self::of(order, line, &born, (Arc::new(slot), keys), (fs_base, tracing)))
             .inspect_err(|_| _ = added.remove())
     }
 
@@ -135,7 +137,7 @@ impl<'a> Ward<'a> {
         order: &'a Order,
         line: Line,
         born: &Born,
-        slot: Arc<Slot>,
+        (slot, [key, sharers_key]): (Arc<Slot>, [Key; 2]),
         (fs_base, tracing): (Option<u64>, Tracing),
     ) -> Result<(Self, Attachment)> {
         let pid = Pid::from_raw(born.executor).ok_or(Error::Dead)?;
@@ -144,9 +146,9 @@ impl<'a> Ward<'a> {
         let life = Arc::new(Life::of_guest_in(slot, Arc::clone(&leave)));
         life.begin(pid);
         let host = Host::new(order.spin_budget_ns);
-        let service = Service::new(Arc::clone(&life), host);
+        let service = Service::new(Arc::clone(&life), host, key);
         let sharer = match born.sharer.and_then(Pid::from_raw) {
-            Some(pid) => Some((Service::sharer(Arc::clone(&life), host), open(pid)?)),
+            Some(pid) => Some((Service::sharer(Arc::clone(&life), host, sharers_key), open(pid)?)),
             None => None,
         };
         let clone = |fd: &OwnedFd| fd.try_clone().map_err(|_| Error::TooMany("open descriptors"));

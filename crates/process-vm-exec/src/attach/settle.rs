@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::service::STARTED;
 use crate::executor::setup::Params;
+use crate::executor::signature::Key;
 use crate::executor::{code, layout, machine};
-use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers};
+use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers, set_vectors};
 
 /// Makes the executors' pages, and sends them into the resident code.
 pub(super) fn settle(
@@ -25,6 +26,7 @@ pub(super) fn settle(
     place: &Place,
     added: &Added,
     params: Params,
+    keys: [Key; 2],
     tracing: Tracing,
 ) -> Result<Slot> {
     let Born { executor, sharer, .. } = *born;
@@ -75,9 +77,9 @@ pub(super) fn settle(
         }
         inject::call(executor, site, libc::SYS_close, [file, 0, 0, 0, 0, 0]).map_err(space("close"))?;
         if let Some(sharer) = sharer {
-            serve(sharer, layout::SHARER, tracing).map_err(host("PTRACE_DETACH"))?;
+            serve(sharer, layout::SHARER, keys[1], tracing).map_err(host("PTRACE_DETACH"))?;
         }
-        serve(executor, 0, tracing).map_err(host("PTRACE_DETACH"))
+        serve(executor, 0, keys[0], tracing).map_err(host("PTRACE_DETACH"))
     };
     put_in().inspect_err(|_| _ = added.remove())?;
     Ok(slot)
@@ -95,8 +97,9 @@ fn run_where_we_do(tid: i32) {
     }
 }
 
-/// Sends a task into the service loop, whose request and result are `offset` behind those of the first.
-fn serve(tid: i32, offset: u64, tracing: Tracing) -> std::result::Result<(), Errno> {
+/// Sends a task into the service loop, whose request and result are `offset` behind those of the first, with the key that
+/// it signs with in its vector registers: nobody else in the target ever sees it.
+fn serve(tid: i32, offset: u64, key: Key, tracing: Tracing) -> std::result::Result<(), Errno> {
     const INTERRUPTS_ON: u64 = 0x202;
     let registers = libc::user_regs_struct {
         rip: code::service(),
@@ -109,6 +112,7 @@ fn serve(tid: i32, offset: u64, tracing: Tracing) -> std::result::Result<(), Err
         ..get_registers(tid)?
     };
     set_registers(tid, &registers)?;
+    set_vectors(tid, &key.words())?;
     let go_on = match tracing {
         Tracing::Ends => libc::PTRACE_DETACH,
         Tracing::GoesOn => libc::PTRACE_CONT,

@@ -43,9 +43,9 @@ pub(crate) struct Target {
     fs_base: Option<u64>,
     tracing: Tracing,
     visits: Arc<Visits>,
-    passage: OnceLock<Passage>,
-    /// Whose turn it is to have descriptors in the worker's table: their numbers are those that are free there.
-    descriptors: Mutex<()>,
+    /// Whose turn it is to have descriptors in the worker's table: their numbers are those that are free there. And the
+    /// way by which ours get there.
+    passage: Mutex<Option<Passage>>,
     is_ready_to_run: OnceLock<()>,
     /// When it was last seen to have the memory that the executor has, in ticks of the time-stamp counter.
     seen: AtomicU64,
@@ -69,8 +69,7 @@ impl Target {
             fs_base,
             tracing,
             visits,
-            passage: OnceLock::new(),
-            descriptors: Mutex::new(()),
+            passage: Mutex::default(),
             is_ready_to_run: OnceLock::new(),
             seen: AtomicU64::new(machine::tsc()),
         };
@@ -168,34 +167,10 @@ impl Target {
         file: BorrowedFd<'_>,
         with_number: impl FnOnce(u64) -> Result<Entry>,
     ) -> Result<Outcome> {
-        let _turn = lock(&self.descriptors);
-        let passage = self.passage(service)?;
-        let call = with_number(passage.number(0))?;
-        passage.carry(self.with_own_table(service).service, &[file], call)
-    }
-
-    /// The way of our files to the worker whose table is its own. By whom has the turn.
-    fn passage(&self, service: &Service) -> Result<&Passage> {
-        if let Some(passage) = self.passage.get() {
-            return Ok(passage);
-        }
-        let passage = self.open_passage(self.with_own_table(service))?;
-        Ok(self.passage.get_or_init(|| passage))
-    }
-
-    fn open_passage(&self, worker: Worker<'_>) -> Result<Passage> {
-        /// The pair is the only thing in an executor's table.
-        const THEIRS: u64 = 0;
-        const OURS: u64 = 1;
-        let ends = layout::BASE + layout::SCRATCH;
-        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
-        let args = [libc::AF_UNIX as u64, u64::from(kind.unsigned_abs()), 0, ends, 0, 0];
-        // Calls of which we do not know that they make descriptors may have left some.
-        let _ = worker.service.call(libc::SYS_close_range, [0, u64::from(u32::MAX), 0, 0, 0, 0])?;
-        let made = worker.service.call(libc::SYS_socketpair, args)?;
-        made.map_err(|errno| Error::Space { call: "socketpair", errno })?;
-        let (theirs, ours) = (worker.fetch(THEIRS)?, worker.take(OURS)?);
-        Ok(Passage::new(ours, theirs, THEIRS, OURS))
+        let mut passage = lock(&self.passage);
+        let worker = self.with_own_table(service);
+        let call = with_number(worker.open(&mut passage)?.number(0))?;
+        worker.carry(&mut passage, &[file], call)
     }
 
     /// Sees to it that contexts can run beside `service`.
@@ -257,21 +232,20 @@ impl Target {
         returned: Returned,
     ) -> Result<Outcome> {
         // Until the last of its descriptors is gone from there.
-        let _turn = lock(&self.descriptors);
+        let mut passage = lock(&self.passage);
         let worker = self.with_own_table(service);
         let mut entry = call.entry();
         let mut files = Vec::new();
         for (_, arg) in entry.args.iter_mut().enumerate().filter(|(n, _)| arguments >> n & 1 != 0) {
             let Some(number) = descriptors::number(*arg) else { continue };
-            let passage = self.passage(service)?;
-            *arg = passage.number(files.len());
+            *arg = worker.open(&mut passage)?.number(files.len());
             // SAFETY: looked at by sendmsg alone, which says EBADF if it is none, before this function returns.
             files.push(unsafe { BorrowedFd::borrow_raw(number) });
         }
         let outcome = if files.is_empty() {
             worker.service.request_one(entry)?
         } else {
-            match self.passage(service)?.carry(worker.service, &files, entry) {
+            match worker.carry(&mut passage, &files, entry) {
                 Err(Error::Host { errno: Errno::BADF, .. }) => return Ok(Err(Errno::BADF)),
                 outcome => outcome?,
             }
@@ -301,6 +275,24 @@ impl Target {
 }
 
 impl Worker<'_> {
+    /// The way of our files to its table, which has nothing but the pair in it.
+    fn open<'a>(&self, passage: &'a mut Option<Passage>) -> Result<&'a Passage> {
+        const FIRST_FILE: u64 = 2;
+        match passage {
+            Some(passage) => Ok(passage),
+            None => Ok(passage.insert(Passage::open(self.service, self.pidfd, FIRST_FILE)?)),
+        }
+    }
+
+    /// Executes a call with files of ours.
+    fn carry(&self, passage: &mut Option<Passage>, files: &[BorrowedFd<'_>], call: Entry) -> Result<Outcome> {
+        let outcome = self.open(passage)?.carry(self.service, files, call);
+        if let Err(Error::Space { .. }) = outcome {
+            *passage = None;
+        }
+        outcome
+    }
+
     /// Its descriptor, as one of ours.
     fn fetch(&self, theirs: u64) -> Result<OwnedFd> {
         let theirs = i32::try_from(theirs).map_err(|_| Error::Dead)?;

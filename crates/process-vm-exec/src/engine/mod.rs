@@ -148,6 +148,9 @@ pub(crate) trait Seat: Send + Sync + fmt::Debug {
     /// Makes the run that goes on, or else the next one, end with [`Event::Interrupted`].
     fn interrupt(&self);
 
+    /// Kills the process that it is in.
+    fn kill(&self);
+
     /// Was there an interrupt that no run has reported? It is forgotten.
     fn take_interrupt(&self) -> bool;
 }

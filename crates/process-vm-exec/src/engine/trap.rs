@@ -86,6 +86,10 @@ impl Seat for ExecutorSeat {
         self.executor.interrupt();
     }
 
+    fn kill(&self) {
+        self.executor.life.kill();
+    }
+
     fn take_interrupt(&self) -> bool {
         self.executor.take_interrupt()
     }

@@ -2,7 +2,9 @@
  * The resident code: what runs in another address space for the supervisor.
  *
  * It runs with the rights of the guest (executors) or holds all its state in registers (service tasks), because
- * guests can write the mailboxes. It uses no vector registers: the guest's extended state stays live in them.
+ * guests can write the mailboxes. Executors use no vector registers: the guest's extended state stays live in them.
+ * Service tasks keep the key in theirs with which they sign what they report (service.rs): a guest that writes into
+ * the results can spoil them, but not forge them.
  * It is linked nowhere: its bytes are copied into an image that is mapped at BASE, so that it may refer to itself
  * by RIP only, and to the region by absolute addresses.
  *
@@ -139,6 +141,73 @@
     jnz 1b
 .endm
 
+/* SipHash-2-4 (Aumasson and Bernstein, 2012) of 64-bit words. The key stays in xmm0 and xmm1; r8 to r11 have the state,
+ * and between two words of a message xmm2 to xmm5. rdx: the word. Nothing of it is ever in memory. */
+.macro SIP_ROUND
+    add %r9, %r8
+    add %r11, %r10
+    rol $13, %r9
+    rol $16, %r11
+    xor %r8, %r9
+    xor %r10, %r11
+    rol $32, %r8
+    add %r9, %r10
+    add %r11, %r8
+    rol $17, %r9
+    rol $21, %r11
+    xor %r10, %r9
+    xor %r8, %r11
+    rol $32, %r10
+.endm
+
+.macro SIP_BEGIN                        /* clobbers rcx */
+    movq %xmm0, %r8
+    movq %xmm1, %r9
+    movabs $0x6c7967656e657261, %r10
+    movabs $0x7465646279746573, %r11
+    xor %r8, %r10
+    xor %r9, %r11
+    movabs $0x736f6d6570736575, %rcx
+    xor %rcx, %r8
+    movabs $0x646f72616e646f6d, %rcx
+    xor %rcx, %r9
+.endm
+
+.macro SIP_WORD
+    xor %rdx, %r11
+    SIP_ROUND
+    SIP_ROUND
+    xor %rdx, %r8
+.endm
+
+.macro SIP_KEEP
+    movq %r8, %xmm2
+    movq %r9, %xmm3
+    movq %r10, %xmm4
+    movq %r11, %xmm5
+.endm
+
+.macro SIP_GO_ON
+    movq %xmm2, %r8
+    movq %xmm3, %r9
+    movq %xmm4, %r10
+    movq %xmm5, %r11
+.endm
+
+.macro SIP_END words                    /* their number; the tag is left in r8; clobbers rdx */
+    mov \words, %rdx
+    shl $59, %rdx                       /* the length in bytes, modulo 256, in the last byte */
+    SIP_WORD
+    xor $0xff, %r10
+    SIP_ROUND
+    SIP_ROUND
+    SIP_ROUND
+    SIP_ROUND
+    xor %r9, %r8
+    xor %r10, %r8
+    xor %r11, %r8
+.endm
+
 .macro REPORT kind
     mov %r12d, %eax
     mov $\kind, %al
@@ -156,6 +225,8 @@ process_vm_exec_code:
 
 /* ---- service: executes the supervisor's system calls -------------------------------------------------------- */
 /* A request's entry with a nonzero param is a clone; in the child, param says what to become. */
+    .globl process_vm_exec_adopt_slot
+process_vm_exec_adopt_slot:
 adopt_slot:                             /* r15 = offset of the slot in the memory file + 1 */
     lea {CONTROL}-1(%r15), %r9
     movabs ${control}, %rdi
@@ -184,15 +255,33 @@ adopt_slot:                             /* r15 = offset of the slot in the memor
     movabs ${params}, %rcx
     cmp %eax, {PARENT}(%rcx)            /* did the parent die before the prctl? */
     jne leave
+    movq {KEY}(%rcx), %xmm0             /* no guest runs here yet, and the supervisor wipes it before one does */
+    movq {KEY}+8(%rcx), %xmm1
     mov (%rbp), %r12d
 
+/* Here r12 is the number of the request, of which the word has the lower half. */
     .globl process_vm_exec_service
-process_vm_exec_service:                /* a task of a live process comes in here */
+process_vm_exec_service:                /* a task of a live process comes in here, with the key */
+    SIP_BEGIN
+    mov %r12, %rdx
+    SIP_WORD
+    xor %eax, %eax                      /* the start is reported as a call that has returned 0 */
+    jmp service_one_done
 service_reply:
+    mov {COUNT}(%rbp), %ecx
+    inc %rcx
+service_sign:                           /* rcx = how many words are signed */
+    SIP_END %rcx
+    mov %r8, {TAG}(%rbx)
     mov %r12d, %eax
     PUBLISH
     WAIT
-    mov %eax, %r12d
+    sub %r12d, %eax
+    add %rax, %r12
+    SIP_BEGIN
+    mov %r12, %rdx
+    SIP_WORD
+    SIP_KEEP
     mov {COUNT}(%rbp), %r13d
     test %r13d, %r13d
     jz service_one
@@ -220,6 +309,10 @@ service_store:
     mov %r14, %rcx
     sub %rbp, %rcx
     mov %rax, (%rbx, %rcx)
+    SIP_GO_ON
+    mov %rax, %rdx
+    SIP_WORD
+    SIP_KEEP
     add ${ENTRY}, %r14
     dec %r13d
     jnz service_next
@@ -234,8 +327,13 @@ service_one:                            /* a single call, on the words' own line
     mov {ONE}+48(%rbp), %r9
     mov {ONE}(%rbp), %rax
     syscall
+    SIP_GO_ON
+service_one_done:
     mov %rax, {ONE}(%rbx)
-    jmp service_reply
+    mov %rax, %rdx
+    SIP_WORD
+    mov $2, %ecx
+    jmp service_sign
 
 leave:
     mov ${SYS_exit_group}, %eax
@@ -276,6 +374,25 @@ executor_start:                         /* r15 = its mailbox */
     syscall
     test %rax, %rax
     jnz leave
+    SIP_BEGIN                           /* it has the service task's key: says so that the filter is in place */
+    xor %edx, %edx                      /* no request has this number */
+    SIP_WORD
+    mov %rbx, %rdx
+    SIP_WORD
+    mov $2, %ecx
+    SIP_END %rcx
+    mov %r8, {STARTED_TAG}(%rbx)
+    pxor %xmm0, %xmm0                   /* and forgets it, and what could tell it, before any guest comes */
+    pxor %xmm1, %xmm1
+    pxor %xmm2, %xmm2
+    pxor %xmm3, %xmm3
+    pxor %xmm4, %xmm4
+    pxor %xmm5, %xmm5
+    xor %r8d, %r8d
+    xor %r9d, %r9d
+    xor %r10d, %r10d
+    xor %r11d, %r11d
+    xor %edx, %edx
     lea {STACK_TOP}(%rbx), %rsp
     mov (%rbp), %r12d
     call set_signal_mask

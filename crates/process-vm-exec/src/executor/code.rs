@@ -67,6 +67,9 @@ global_asm!(
     COUNT = const layout::COUNT,
     ENTRIES = const layout::ENTRIES,
     ONE = const layout::ONE,
+    TAG = const layout::TAG,
+    STARTED_TAG = const layout::STARTED_TAG,
+    KEY = const layout::KEY,
     ENTRY = const layout::ENTRY,
     INTERRUPT = const layout::INTERRUPT,
     ALTSTACK = const layout::ALTSTACK,
@@ -165,6 +168,7 @@ global_asm!(
 unsafe extern "C" {
     static process_vm_exec_code: u8;
     static process_vm_exec_code_end: u8;
+    static process_vm_exec_adopt_slot: u8;
     static process_vm_exec_service: u8;
     static process_vm_exec_service_call: u8;
     static process_vm_exec_handler: u8;
@@ -199,6 +203,11 @@ pub(crate) fn range() -> Range<u64> {
 /// Where a service task begins that has its request in `rbp`, its result in `rbx`, and in `r12d` the word it starts with.
 pub(crate) fn service() -> u64 {
     address_of(&raw const process_vm_exec_service)
+}
+
+/// Where a new process maps the slot that is its own.
+pub(crate) fn adopting() -> Range<u64> {
+    address_of(&raw const process_vm_exec_adopt_slot)..service()
 }
 
 /// A `syscall` instruction.

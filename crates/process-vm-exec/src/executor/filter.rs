@@ -1,12 +1,14 @@
-//! What guest code may ask the host kernel for: nothing. And what the executor may, which shares its rights.
+//! What tasks in a space may ask the host kernel for.
 //!
-//! The guest can jump into the executor's code, so everything allowed here is harmless in its hands: it may sleep
-//! and wake in its own mailboxes, yield, and change its own registers and signal mask.
+//! Guest code: nothing. It shares its rights with the executor, and can jump into the executor's code; so everything
+//! allowed there is harmless in its hands: it may sleep and wake in its own mailboxes, yield, and change its own
+//! registers. Service tasks: calls about memory, and what the library needs them for.
 
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
-    SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP, sock_filter,
+    SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP, sock_filter,
 };
+use syscalls::Sysno;
 
 use super::{code, layout};
 
@@ -15,27 +17,46 @@ const NR: u32 = 0;
 const ARCH: u32 = 4;
 const IP_LOW: u32 = 8;
 const IP_HIGH: u32 = 12;
-const ARG0_HIGH: u32 = 20;
-const ARG1_LOW: u32 = 24;
+
+const fn arg_low(n: u32) -> u32 {
+    16 + 8 * n
+}
+
+const fn arg_high(n: u32) -> u32 {
+    arg_low(n) + 4
+}
 
 /// Where each verdict stands at the end of the program.
 #[derive(Clone, Copy)]
 enum Verdict {
-    Trap,
-    Kill,
     Allow,
+    Kill,
+    Trap,
+    /// Fails with `EPERM`.
+    Refuse,
 }
 
-/// The filter, in the kernel's format. Every call from outside the executor's code raises `SIGSYS`, where Syscall
-/// User Dispatch has not done so already (the vsyscall page, kernels without it).
+impl Verdict {
+    const ALL: [Self; 4] = [Self::Allow, Self::Kill, Self::Trap, Self::Refuse];
+
+    fn action(self) -> u32 {
+        match self {
+            Self::Allow => SECCOMP_RET_ALLOW,
+            Self::Kill => SECCOMP_RET_KILL_PROCESS,
+            Self::Trap => SECCOMP_RET_TRAP,
+            Self::Refuse => SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs(),
+        }
+    }
+}
+
+/// The filter of executors, in the kernel's format. Every call from outside the executor's code raises `SIGSYS`, where
+/// Syscall User Dispatch has not done so already (the vsyscall page, kernels without it).
 #[allow(clippy::cast_possible_truncation, reason = "addresses are split into halves")]
-pub(crate) fn program() -> Vec<sock_filter> {
+pub(crate) fn executor() -> Vec<sock_filter> {
     use Verdict::{Allow, Kill, Trap};
     let code = code::range();
-    let [futex, sched_yield, rt_sigreturn, rt_sigprocmask] =
-        [libc::SYS_futex, libc::SYS_sched_yield, libc::SYS_rt_sigreturn, libc::SYS_rt_sigprocmask]
-            .map(|nr| u32::try_from(nr).expect("a call number"));
     let region_high = (layout::BASE >> 32) as u32;
+    let mask = layout::BASE + layout::PARAMS + layout::SIGMASK;
     let mut filter = Assembler::default();
     filter.load(ARCH);
     filter.unless_equal(code::AUDIT_ARCH_X86_64, Trap);
@@ -45,17 +66,177 @@ pub(crate) fn program() -> Vec<sock_filter> {
     filter.unless_at_least(code.start as u32, Trap);
     filter.if_at_least(code.end as u32 + 1, Trap);
     filter.load(NR);
-    filter.if_equal(sched_yield, Allow);
-    filter.if_equal(rt_sigreturn, Allow);
-    filter.if_equal(rt_sigprocmask, Allow);
-    filter.unless_equal(futex, Kill);
-    filter.load(ARG0_HIGH);
+    filter.if_equal(number(libc::SYS_sched_yield), Allow);
+    filter.if_equal(number(libc::SYS_rt_sigreturn), Allow);
+    // Nothing but "block what the parameters say".
+    filter.only_for(libc::SYS_rt_sigprocmask, |filter| {
+        for (offset, value) in [
+            (arg_low(0), libc::SIG_SETMASK.cast_unsigned()),
+            (arg_low(1), mask as u32),
+            (arg_high(1), (mask >> 32) as u32),
+            (arg_low(2), 0),
+            (arg_high(2), 0),
+            (arg_low(3), 8),
+        ] {
+            filter.load(offset);
+            filter.unless_equal(value, Kill);
+        }
+        filter.always(Allow);
+    });
+    filter.unless_equal(number(libc::SYS_futex), Kill);
+    filter.load(arg_high(0));
     filter.unless_equal(region_high, Kill);
     // FUTEX_WAIT and FUTEX_WAKE are 0 and 1; every flag and other operation has a higher bit.
-    filter.load(ARG1_LOW);
+    filter.load(arg_low(1));
     filter.and(!1);
     filter.unless_equal(0, Kill);
     filter.finish()
+}
+
+/// Calls that the service tasks of a space make unless its supervisor wants more: of the supervisor, about the memory
+/// and the processors of the space, and about what it is; and of the library.
+const ALLOWED: &[Sysno] = {
+    use Sysno as S;
+    &[
+        S::munmap,
+        S::mprotect,
+        S::mremap,
+        S::madvise,
+        S::msync,
+        S::mincore,
+        S::mlock,
+        S::mlock2,
+        S::munlock,
+        S::mlockall,
+        S::munlockall,
+        S::brk,
+        S::shmat,
+        S::shmdt,
+        S::remap_file_pages,
+        S::mseal,
+        S::pkey_alloc,
+        S::pkey_free,
+        S::pkey_mprotect,
+        S::mbind,
+        S::get_mempolicy,
+        S::set_mempolicy,
+        S::migrate_pages,
+        S::move_pages,
+        S::membarrier,
+        S::futex,
+        S::sched_yield,
+        S::sched_setaffinity,
+        S::sched_getaffinity,
+        S::getcpu,
+        S::clock_gettime,
+        S::clock_getres,
+        S::clock_nanosleep,
+        S::nanosleep,
+        S::gettimeofday,
+        S::time,
+        S::times,
+        S::getrusage,
+        S::getrlimit,
+        S::getpid,
+        S::getppid,
+        S::gettid,
+        S::getpgrp,
+        S::getpgid,
+        S::getsid,
+        S::getuid,
+        S::geteuid,
+        S::getresuid,
+        S::getgid,
+        S::getegid,
+        S::getresgid,
+        S::getgroups,
+        S::getcwd,
+        S::uname,
+        S::sysinfo,
+        S::getrandom,
+        // Of the library: births, files that arrive, signals, filters of executors, what these do, and the end.
+        S::close,
+        S::close_range,
+        S::socketpair,
+        S::recvmsg,
+        S::rt_sigaction,
+        S::rt_sigprocmask,
+        S::rt_sigreturn,
+        S::sigaltstack,
+        S::seccomp,
+        S::exit,
+        S::exit_group,
+    ]
+};
+
+/// Calls of which the arguments decide, too.
+const JUDGED: &[Sysno] = &[Sysno::mmap, Sysno::clone, Sysno::prctl];
+
+/// Does the filter of service tasks let this call pass, at least with some arguments?
+pub(crate) fn service_allows(call: Sysno) -> bool {
+    ALLOWED.contains(&call) || JUDGED.contains(&call)
+}
+
+/// How the library clones: executors, and processes.
+pub(crate) const CLONE_EXECUTOR: libc::c_int =
+    libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+pub(crate) const CLONE_PROCESS: libc::c_int = libc::CLONE_PARENT;
+
+/// The filter of service tasks. What is not allowed fails; guests' calls are the executors' filter's, whose verdicts
+/// weigh more.
+#[allow(clippy::cast_possible_truncation, reason = "addresses are split into halves")]
+pub(crate) fn service() -> Vec<sock_filter> {
+    use Verdict::{Allow, Refuse};
+    let adopting = code::adopting();
+    let mut filter = Assembler::default();
+    filter.load(ARCH);
+    filter.unless_equal(code::AUDIT_ARCH_X86_64, Refuse);
+    filter.load(NR);
+    for call in ALLOWED {
+        filter.if_equal(number(call.id().into()), Allow);
+    }
+    // The memory file, which all spaces are in, is for a new process to map its slot of.
+    filter.only_for(libc::SYS_mmap, |filter| {
+        filter.load(arg_low(4));
+        filter.unless_equal(layout::ARENA_FD.cast_unsigned(), Allow);
+        filter.load(IP_HIGH);
+        filter.unless_equal((layout::BASE >> 32) as u32, Refuse);
+        filter.load(IP_LOW);
+        filter.unless_at_least(adopting.start as u32, Refuse);
+        filter.unless_at_least(adopting.end as u32 + 1, Allow);
+        filter.always(Refuse);
+    });
+    filter.only_for(libc::SYS_clone, |filter| {
+        filter.load(arg_high(0));
+        filter.unless_equal(0, Refuse);
+        filter.load(arg_low(0));
+        filter.if_equal(CLONE_EXECUTOR.cast_unsigned(), Allow);
+        filter.if_equal(CLONE_PROCESS.cast_unsigned(), Allow);
+        filter.always(Refuse);
+    });
+    filter.only_for(libc::SYS_prctl, |filter| {
+        filter.load(arg_low(0));
+        for option in [libc::PR_SET_PDEATHSIG, PR_SET_SYSCALL_USER_DISPATCH, libc::PR_SET_NO_NEW_PRIVS] {
+            filter.if_equal(option.cast_unsigned(), Allow);
+        }
+        filter.always(Refuse);
+    });
+    filter.always(Refuse);
+    filter.finish()
+}
+
+/// linux/prctl.h.
+pub(crate) const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
+
+fn number(nr: libc::c_long) -> u32 {
+    u32::try_from(nr).expect("a call number")
+}
+
+/// An instruction as the eight bytes that the kernel reads.
+pub(crate) fn word(instruction: &sock_filter) -> u64 {
+    let [low, high] = instruction.code.to_le_bytes();
+    let [a, b, c, d] = instruction.k.to_le_bytes();
+    u64::from_le_bytes([low, high, instruction.jt, instruction.jf, a, b, c, d])
 }
 
 /// Puts a filter together: conditional jumps to verdicts, which stand behind the last instruction.
@@ -90,6 +271,19 @@ impl Assembler {
         self.jump(BPF_JGE, value, false, verdict);
     }
 
+    /// What `judge` adds is for this call only.
+    fn only_for(&mut self, nr: libc::c_long, judge: impl FnOnce(&mut Self)) {
+        let at = self.code.len();
+        self.push(BPF_JMP | BPF_JEQ | BPF_K, number(nr));
+        judge(self);
+        let skipped = self.code.len() - at - 1;
+        self.code[at].jf = u8::try_from(skipped).expect("a judgement is short");
+    }
+
+    fn always(&mut self, verdict: Verdict) {
+        self.push(BPF_RET | BPF_K, verdict.action());
+    }
+
     fn jump(&mut self, condition: u32, value: u32, when: bool, verdict: Verdict) {
         self.jumps.push((self.code.len(), when, verdict));
         self.push(BPF_JMP | condition | BPF_K, value);
@@ -104,16 +298,11 @@ impl Assembler {
     fn finish(mut self) -> Vec<sock_filter> {
         let end = self.code.len();
         for (at, when, verdict) in self.jumps.clone() {
-            let target = end
-                + matches!(verdict, Verdict::Kill) as usize
-                + 2 * matches!(verdict, Verdict::Trap) as usize;
-            let distance = u8::try_from(target - at - 1).expect("the filter is short");
+            let distance = u8::try_from(end + verdict as usize - at - 1).expect("the filter is short");
             let instruction = &mut self.code[at];
             *(if when { &mut instruction.jt } else { &mut instruction.jf }) = distance;
         }
-        for verdict in [SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRAP] {
-            self.push(BPF_RET | BPF_K, verdict);
-        }
+        Verdict::ALL.into_iter().for_each(|verdict| self.always(verdict));
         self.code
     }
 }

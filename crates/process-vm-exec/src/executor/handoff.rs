@@ -66,6 +66,11 @@ pub(crate) trait Machine<W = AtomicU32> {
     fn sleep(&self, word: &W, value: u32);
     /// Wake whoever sleeps on the word.
     fn wake(&self, word: &W);
+    /// Is there nothing to wait for any more? Asked before each sleep; then the wait ends with the word that it began
+    /// with.
+    fn is_in_vain(&self) -> bool {
+        false
+    }
     /// The current time in ticks of no particular length, and the processor.
     fn now(&self) -> (u64, u32);
     /// Give the processor to another task.
@@ -126,7 +131,7 @@ fn pass<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_,
     Passed::Woken
 }
 
-/// Waits until the other's word is not `seen` any more, and returns it.
+/// Waits until the other's word is not `seen` any more, and returns it. It is `seen` if that has become in vain.
 #[inline]
 pub(crate) fn wait<W: Word>(
     machine: &impl Machine<W>,
@@ -211,6 +216,10 @@ fn sleep<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_
         if word != seen {
             mine.sleeping.note(0);
             return word;
+        }
+        if machine.is_in_vain() {
+            mine.sleeping.note(0);
+            return seen;
         }
         machine.sleep(other.word, seen);
     }

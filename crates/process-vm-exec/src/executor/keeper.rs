@@ -1,46 +1,53 @@
 //! The keeper: parent of all spaces. Started with the first space, and ended with the supervisor.
 
-use std::collections::{HashMap, hash_map};
+use std::collections::HashMap;
 use std::ffi::c_void;
-use std::fs;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use std::{ptr, thread};
 
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 
 use super::arena::{Arena, Slot};
 use super::life::Life;
 use super::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
-use super::passage::Passage;
-use super::service::{Entry, Outcome, Service};
+use super::service::{Entry, Service};
 use super::setup::{self, Params};
-use super::{code, layout};
+use super::signature::Key;
+use super::{code, filter, layout};
+use crate::builder::ServiceCalls;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::exit::WaitStatus;
 use crate::sync::lock;
 use crate::{maps, procfs};
 
-/// The supervisor's end of the keeper and of the template.
+/// The supervisor's end of the keeper and of the templates.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     /// The process that started it; a forked child of that starts its own.
     supervisor: Pid,
     pid: Pid,
     arena: Arc<Arena>,
-    template: Service,
-    /// Files to map go to service tasks through it.
-    pub(crate) files: Passage,
+    /// The template whose copies may make every call.
+    open: Service,
+    /// A copy of it that is confined, once there is one.
+    confined: Mutex<Option<Arc<Service>>>,
     /// Where the vDSO is in every space.
     pub(crate) vdso: Option<Range<u64>>,
-    /// Held while a process is created, so that just one child of the keeper is not registered yet.
-    birth: Mutex<()>,
     living: Arc<Mutex<Living>>,
+}
+
+/// What a new process is to be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Birth {
+    pub(crate) engine: Engine,
+    pub(crate) spin_budget_ns: u64,
+    pub(crate) time_limit: Option<Duration>,
 }
 
 /// The processes that the keeper is the parent of.
@@ -49,7 +56,16 @@ struct Living {
     lives: HashMap<i32, Arc<Life>>,
     /// Processes that died before they were registered.
     stillborn: HashMap<i32, WaitStatus>,
+    strays: Vec<Stray>,
     keeper_is_gone: bool,
+}
+
+/// A child that may have been born, or may yet be, of a parent that has been killed before it said so.
+#[derive(Debug)]
+struct Stray {
+    /// Nobody else gets its slot before it is known that there is no such child.
+    service: Service,
+    parent: Arc<Life>,
 }
 
 impl Keeper {
@@ -84,8 +100,8 @@ impl Keeper {
             let (pid, life) = (begun.pid, Arc::clone(&begun.service.life));
             life.begin(pid);
             let reaper = thread::Builder::new().name("pvx-reaper".into()).spawn(move || {
-                let Begun { pid, arena, ends, service } = begun;
-                let keeper = Self::finish(pid, arena, ends, &service).inspect_err(|_| service.life.kill());
+                let Begun { pid, arena, service } = begun;
+                let keeper = Self::finish(pid, arena, &service).inspect_err(|_| service.life.kill());
                 let living = keeper.as_ref().ok().map(|keeper| Arc::clone(&keeper.living));
                 let _ = sender.send(keeper);
                 if let Some(living) = living {
@@ -105,116 +121,113 @@ impl Keeper {
     }
 
     /// Makes one that has begun ready, with the template.
-    fn finish(pid: Pid, arena: Arc<Arena>, [ours, theirs]: [OwnedFd; 2], service: &Service) -> Result<Self> {
+    fn finish(pid: Pid, arena: Arc<Arena>, service: &Service) -> Result<Self> {
         service.wait_for_start()?;
         let maps = maps::of(pid)?;
         setup::empty_keeper(service, &besides_region(&maps))?;
         let vdso = maps.iter().find(|map| map.name == "[vdso]").map(|map| map.range.clone());
 
-        let slot = Arc::new(arena.slot()?);
+        let (slot, key) = (Arc::new(arena.slot()?), Key::new()?);
         params(pid).write(&slot);
+        key.give(&slot);
         let life = Arc::new(Life::new(Arc::clone(&slot)));
         let template_pid = service
             .request_one(clone_process(&slot, 0))?
             .map_err(|errno| Error::Space { call: "clone", errno })?;
         let living = Arc::<Mutex<Living>>::default();
-        let template_pid = i32::try_from(template_pid).expect("the keeper runs no guest");
-        life.begin(Pid::from_raw(template_pid).expect("clone returned it"));
-        lock(&living).lives.insert(template_pid, Arc::clone(&life));
-        let template = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS));
-        template.wait_for_start()?;
-        setup::install_handlers(&template)?;
-
-        // No service task has a descriptor below the arena's.
-        let files = Passage::new(ours, theirs, layout::FILES_FD as u64, 0);
+        let template_pid = pid_of(template_pid).ok_or(Error::Dead)?;
+        life.begin(template_pid);
+        lock(&living).lives.insert(template_pid.as_raw_nonzero().get(), Arc::clone(&life));
+        let open = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS), key);
+        open.wait_for_start()?;
+        setup::install_handlers(&open)?;
         Ok(Self {
             supervisor: rustix::process::getpid(),
             pid,
             arena,
-            template,
-            files,
-            birth: Mutex::new(()),
+            open,
+            confined: Mutex::default(),
             living,
             vdso,
         })
     }
 
-    /// A new process with an empty address space.
-    pub(crate) fn create(&self, engine: Engine, spin_budget_ns: u64) -> Result<Service> {
-        self.give_birth(&self.template, engine, spin_budget_ns)
+    /// A new process with an empty address space, whose service task may make these calls.
+    pub(crate) fn create(&self, calls: ServiceCalls, birth: Birth) -> Result<Service> {
+        match calls {
+            ServiceCalls::All => self.fork(&self.open, birth),
+            ServiceCalls::Memory => self.fork(&*self.confined()?, birth),
+        }
     }
 
-    /// A new process with a copy of the memory of `parent`'s.
-    pub(crate) fn fork(&self, parent: &Service, engine: Engine, spin_budget_ns: u64) -> Result<Service> {
-        self.give_birth(parent, engine, spin_budget_ns)
+    /// The template that is confined. No guest ever runs in one, so that nobody waits here for long.
+    fn confined(&self) -> Result<Arc<Service>> {
+        let mut confined = lock(&self.confined);
+        if let Some(template) = &*confined {
+            return Ok(Arc::clone(template));
+        }
+        let birth = Birth { engine: Engine::Trap, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, time_limit: None };
+        let template = Arc::new(self.fork(&self.open, birth)?);
+        setup::confine(&template).inspect_err(|_| template.life.kill())?;
+        Ok(Arc::clone(confined.insert(template)))
     }
 
-    fn give_birth(&self, parent: &Service, engine: Engine, spin_budget_ns: u64) -> Result<Service> {
-        let slot = Arc::new(self.arena.slot()?);
-        let parent_pid = self.pid.as_raw_nonzero().get();
-        Params { engine, spin_budget_ns, parent: parent_pid }.write(&slot);
+    /// A new process with a copy of the memory of `parent`'s. Others are born meanwhile: only the parent itself is kept.
+    pub(crate) fn fork(&self, parent: &Service, birth: Birth) -> Result<Service> {
+        let Birth { engine, spin_budget_ns, time_limit } = birth;
+        let (slot, key) = (Arc::new(self.arena.slot()?), Key::new()?);
+        Params { engine, spin_budget_ns, parent: self.pid.as_raw_nonzero().get() }.write(&slot);
+        key.give(&slot);
         let life = Arc::new(Life::new(Arc::clone(&slot)));
-        let clone = clone_process(&slot, libc::CLONE_PARENT);
-        {
-            // The turn first: births are everybody's, and not to be kept from others while somebody's call goes on.
-            let mut turn = parent.turn()?;
-            let _birth = lock(&self.birth);
-            match turn.request_one(clone) {
-                Ok(Err(errno)) => return Err(Error::Space { call: "clone", errno }),
-                reply => self.christen(parent, reply, &life).inspect_err(|_| self.disown(parent, &life))?,
+        let service =
+            Service::new(Arc::clone(&life), Host::new(spin_budget_ns), key).with_time_limit(time_limit);
+        self.look_for_strays();
+        let mut turn = parent.turn()?;
+        match turn.request_one(clone_process(&slot, filter::CLONE_PROCESS)) {
+            Ok(Ok(pid)) => self.register(pid_of(pid).ok_or(Error::Dead)?, &life)?,
+            Ok(Err(errno)) => return Err(Error::Space { call: "clone", errno }),
+            Err(error) => {
+                // A child looks whether it has the right parent first, and then for requests.
+                slot.write(layout::PARAMS + layout::PARENT, 0u32);
+                let stray = Stray { service, parent: Arc::clone(&parent.life) };
+                stray.send_away();
+                lock(&self.living).strays.push(stray);
+                return Err(error);
             }
         }
-        let service = Service::new(Arc::clone(&life), Host::new(spin_budget_ns));
+        drop(turn);
         service.wait_for_start().inspect_err(|_| life.kill())?;
+        Key::hide(&slot);
         Ok(service)
     }
 
-    /// Registers the child whose birth has been reported. A guest can write where the pid comes from: nothing is taken
-    /// that is not a new child of the keeper.
-    fn christen(&self, parent: &Service, reply: Result<Outcome>, life: &Arc<Life>) -> Result<()> {
-        let pid = reply?.ok().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        let is_template = ptr::eq(parent, &self.template);
-        let registered = match pid {
-            Some(pid) if is_template || parent_of(pid) == Some(self.pid) => self.register(pid, life),
-            _ => Err(Error::Dead),
-        };
-        registered.inspect_err(|_| {
-            if !is_template {
-                parent.life.kill()
-            }
-        })
-    }
-
-    /// There may be a child whose pid nobody has said. It must not go on, and its slot is nobody else's before its end.
-    fn disown(&self, parent: &Service, life: &Arc<Life>) {
-        let keeper = self.pid.as_raw_nonzero();
-        let children =
-            fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+    /// Sends strays away, and gives their slots back if there are none.
+    fn look_for_strays(&self) {
         let mut living = lock(&self.living);
-        let mut found = false;
-        for child in children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()) {
-            if let hash_map::Entry::Vacant(place) = living.lives.entry(child) {
-                // SAFETY: kill only sends a signal. The number stays the child's until its end has been registered, which
-                // takes the lock that we have.
-                unsafe { libc::kill(child, libc::SIGKILL) };
-                place.insert(Arc::clone(life));
-                found = true;
-            }
+        if living.strays.is_empty() {
+            return;
         }
-        if !found && parent.life.status().is_none() {
-            // It may be born yet. The slot is never used again.
-            std::mem::forget(Arc::clone(life));
+        living.strays.iter().for_each(Stray::send_away);
+        let keeper = self.pid.as_raw_nonzero();
+        let Ok(children) = procfs::read(format!("/proc/{keeper}/task/{keeper}/children")) else { return };
+        let mut children = children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+        let Living { lives, strays, .. } = &mut *living;
+        // Somebody unknown may be just being born to another, or be a stray.
+        if children.all(|pid| lives.contains_key(&pid)) {
+            strays.retain(|stray| lives.values().any(|life| Arc::ptr_eq(life, &stray.parent)));
         }
     }
 
     fn register(&self, pid: Pid, life: &Arc<Life>) -> Result<()> {
         let number = pid.as_raw_nonzero().get();
         let mut living = lock(&self.living);
-        if let Some(status) = living.stillborn.remove(&number) {
+        if let Some(status) = living.stillborn.remove(&number)
+            && !is_child_of(pid, self.pid)
+        {
             life.die(status);
             return Ok(());
         }
-        if living.keeper_is_gone || living.lives.contains_key(&number) {
+        if living.keeper_is_gone {
             return Err(Error::Dead);
         }
         life.begin(pid);
@@ -223,25 +236,35 @@ impl Keeper {
     }
 }
 
+impl Stray {
+    /// It may have read the last request as the one that it starts with: so there has to be one more each time.
+    fn send_away(&self) {
+        self.service.leave(Entry::new(libc::SYS_exit_group, [0; 6]));
+    }
+}
+
+fn pid_of(result: u64) -> Option<Pid> {
+    i32::try_from(result).ok().and_then(Pid::from_raw)
+}
+
 /// A clone whose child becomes the service task of `slot`, in a process of its own.
 fn clone_process(slot: &Slot, flags: libc::c_int) -> Entry {
     let args = [u64::from(flags.cast_unsigned()), 0, 0, 0, 0, 0];
     Entry { nr: libc::SYS_clone, args, child: slot.file_offset() + 1 }
 }
 
-/// The parent of `pid`, from /proc/PID/stat (proc(5)).
-fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = procfs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    Pid::from_raw(after_name.split_ascii_whitespace().nth(1)?.parse().ok()?)
+/// Is there a living child of `parent` with this number? From /proc/PID/stat (proc(5)).
+fn is_child_of(pid: Pid, parent: Pid) -> bool {
+    let stat = procfs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    let Some((_, after_name)) = stat.rsplit_once(')') else { return false };
+    let mut fields = after_name.split_ascii_whitespace();
+    fields.next() != Some("Z") && fields.next() == Some(parent.as_raw_nonzero().to_string().as_str())
 }
 
 /// A keeper that has just been started.
 struct Begun {
     pid: Pid,
     arena: Arc<Arena>,
-    /// Our end of the socket for files, and a copy of the keeper's.
-    ends: [OwnedFd; 2],
     /// Its service task, which will do nothing but wait for children.
     service: Service,
 }
@@ -249,16 +272,14 @@ struct Begun {
 impl Begun {
     fn new() -> Result<Self> {
         let arena = Arena::new()?;
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-                .map_err(Error::host("socketpair for files"))?;
-        let slot = Arc::new(arena.slot()?);
+        let (slot, key) = (Arc::new(arena.slot()?), Key::new()?);
         assert_eq!(slot.file_offset(), 0, "the keeper's entry adopts the first slot");
         params(rustix::process::getpid()).write(&slot);
+        key.give(&slot);
         let image = executable(&code::image())?;
-        let pid = execute(&image, &arena, &theirs)?;
-        let service = Service::new(Arc::new(Life::new(slot)), Host::new(DEFAULT_SPIN_BUDGET_NS));
-        Ok(Self { pid, arena, ends: [ours, theirs], service })
+        let pid = execute(&image, &arena)?;
+        let service = Service::new(Arc::new(Life::new(slot)), Host::new(DEFAULT_SPIN_BUDGET_NS), key);
+        Ok(Self { pid, arena, service })
     }
 }
 
@@ -289,11 +310,10 @@ fn executable(image: &[u8]) -> Result<OwnedFd> {
 /// Starts `image` as a child of this thread, with the descriptors that the resident code expects, nothing else of
 /// ours, and all signals blocked. The child shares our memory until it executes, so this costs the same however
 /// large we are.
-fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> {
+fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
     struct Child {
         image: i32,
         arena: i32,
-        files: i32,
         /// Why it could not execute the image.
         errno: i32,
     }
@@ -305,9 +325,8 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> 
             let child = &mut *child.cast::<Child>();
             // Out of the way first: ours may have the very numbers that are wanted.
             let above = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
-            let (image, arena, files) = (above(child.image), above(child.arena), above(child.files));
+            let (image, arena) = (above(child.image), above(child.arena));
             libc::dup2(arena, layout::ARENA_FD);
-            libc::dup2(files, layout::FILES_FD);
             let nothing = [ptr::null::<libc::c_char>()];
             let name = [c"pvx-space".as_ptr(), ptr::null()];
             let empty = c"".as_ptr();
@@ -326,8 +345,7 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>, files: &OwnedFd) -> Result<Pid> 
 
     const STACK: usize = 64 << 10;
     let mut stack = vec![0u8; STACK];
-    let mut child =
-        Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), files: files.as_raw_fd(), errno: 0 };
+    let mut child = Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), errno: 0 };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is big enough for `run`, aligned by the mask, and used by the child only; masks are valid
     // for the calls; the old mask comes back.

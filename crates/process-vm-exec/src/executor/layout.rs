@@ -7,7 +7,7 @@
 //! |-----------|-----------|------------------------|
 //! | code      | r-x       | nobody                 |
 //! | control   | r--       | the supervisor         |
-//! | result    | rw-       | the service task       |
+//! | result    | rw-       | the service task, which signs what it writes |
 //! | mailboxes | rw-       | one executor each      |
 
 /// Start of the region: far below where Linux places stacks and libraries, far above heaps and executables.
@@ -74,6 +74,8 @@ pub(crate) const NO_YIELD: u64 = 0x110;
 
 /// In a request: a single call, number and arguments; in a result, what came of it.
 pub(crate) const ONE: u64 = 8;
+/// In a result: the signature of all of it, see [`super::signature`].
+pub(crate) const TAG: u64 = 16;
 /// In a request: how many entries there are; 0 for a single call.
 pub(crate) const COUNT: u64 = 4;
 /// In a request the entries (number, six arguments, `param`), in a result their results, 64 bytes apart.
@@ -88,6 +90,8 @@ pub(crate) const INTERRUPT: u64 = 0x140;
 /// In a command: the executor's `stack_t`.
 pub(crate) const ALTSTACK: u64 = 0x180;
 
+/// In a mailbox: the signature of the executor's first report.
+pub(crate) const STARTED_TAG: u64 = 0x80;
 /// In a mailbox: how the executor came out of the guest, hence how it goes back: 0 by the trampoline, 1 by a signal.
 /// Not on the line of [`SLEEPING`], which the supervisor reads each time: this is written at each exit.
 pub(crate) const FLAVOUR: u64 = 0x1c0;
@@ -129,13 +133,14 @@ pub(crate) const FILTER: u64 = 40;
 pub(crate) const PARENT: u64 = 56;
 /// In the parameters: a yield that takes more ticks than this gave the processor to somebody else.
 pub(crate) const PATIENCE_TICKS: u64 = 64;
+/// In the parameters: the key with which the service task signs, until it has started.
+pub(crate) const KEY: u64 = 72;
 /// In the parameters: the filter's instructions.
 pub(crate) const FILTER_CODE: u64 = 128;
 
-/// Descriptor of the memory file in the keeper, the template and service tasks. Guests have none.
-pub(crate) const ARENA_FD: i32 = 3;
-/// Descriptor of the socket on which service tasks receive the files to map.
-pub(crate) const FILES_FD: i32 = 4;
+/// Descriptor of the memory file in the keeper, the templates and service tasks. Guests have none. Before it is room for a
+/// pair of sockets: see [`super::passage`].
+pub(crate) const ARENA_FD: i32 = 2;
 
 /// What the supervisor asks an executor for; the low byte of a command's word.
 pub(crate) mod op {

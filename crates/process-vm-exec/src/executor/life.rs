@@ -57,6 +57,12 @@ impl Life {
         self.pid.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its guest has done what no guest does: nothing is asked of the process from now on, and it is killed.
+    pub(crate) fn condemn(&self) {
+        self.end_by(WaitStatus::Signaled(libc::SIGKILL));
+        self.kill();
+    }
+
     /// Kills the process, if it still lives.
     pub(crate) fn kill(&self) {
         match &self.removal {

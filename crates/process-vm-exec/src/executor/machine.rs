@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::arena::Slot;
 use super::handoff::{Budget, Half, Machine};
 use super::layout;
+use super::life::Life;
 
 /// How long the two sides of a space wait for each other before they sleep, unless told otherwise. About what it
 /// costs to wake a task on another processor of a virtual machine, so that waiting costs at most twice the best.
@@ -48,7 +49,7 @@ impl Host {
 
 impl Machine for Host {
     fn sleep(&self, word: &AtomicU32, value: u32) {
-        futex(word, libc::FUTEX_WAIT, value);
+        wait(word, value, None);
     }
 
     fn wake(&self, word: &AtomicU32) {
@@ -72,15 +73,60 @@ impl Machine for Host {
     }
 }
 
-/// Wakes whoever sleeps on `word`, on either side of a shared mapping.
-pub(crate) fn wake(word: &AtomicU32) {
-    futex(word, libc::FUTEX_WAKE, 1);
+/// The same machine, for a wait that ends with a life, or at a point in time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Until<'a> {
+    pub(crate) host: Host,
+    pub(crate) life: &'a Life,
+    pub(crate) deadline: Option<Instant>,
 }
 
-fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
-    // SAFETY: `word` is valid for the call; the kernel only reads it. Errors mean "look again" (futex(2)).
+impl Machine for Until<'_> {
+    fn sleep(&self, word: &AtomicU32, value: u32) {
+        wait(word, value, self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())));
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        self.host.wake(word);
+    }
+
+    /// Whoever ends a life says so first and wakes the sleepers then: see [`Life::die`].
+    fn is_in_vain(&self) -> bool {
+        self.life.status().is_some() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    fn now(&self) -> (u64, u32) {
+        self.host.now()
+    }
+
+    fn give_way(&self) {
+        self.host.give_way();
+    }
+
+    fn budget(&self) -> Budget {
+        self.host.budget()
+    }
+}
+
+/// Wakes whoever sleeps on `word`, on either side of a shared mapping.
+pub(crate) fn wake(word: &AtomicU32) {
+    futex(word, libc::FUTEX_WAKE, 1, None);
+}
+
+/// Sleeps until woken, unless `word` is not `value` any more, and no longer than `time`.
+fn wait(word: &AtomicU32, value: u32, time: Option<Duration>) {
+    futex(word, libc::FUTEX_WAIT, value, time);
+}
+
+fn futex(word: &AtomicU32, operation: libc::c_int, value: u32, time: Option<Duration>) {
+    let time = time.map(|time| libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `word` and the time are valid for the call, which only reads them. Errors mean "look again" (futex(2)).
     unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, std::ptr::null::<libc::timespec>());
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, time);
     }
 }
 

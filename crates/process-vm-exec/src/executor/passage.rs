@@ -1,37 +1,51 @@
 //! The way by which files get into the descriptor table of a service task: SCM_RIGHTS (unix(7)).
+//!
+//! Each task has a pair of sockets of its own, so that what one does not take is never another's. What the guest can
+//! write of a request's memory, a `msghdr` and its buffers, decides at most that files do not arrive.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Mutex;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::PidfdGetfdFlags;
 
 use super::layout;
-use super::service::{Entry, Service};
+use super::service::{Entry, Outcome, Service};
 use crate::error::{Error, Result};
-use crate::sync::lock;
 
 /// As many files as one call can take.
 pub(crate) const MAX_FILES: usize = 3;
 
-/// A pair of sockets, and what a service task knows of it.
+/// A pair of sockets, and what a service task knows of it. Who carries files through it has the turn to do so.
 #[derive(Debug)]
 pub(crate) struct Passage {
-    /// Our end, and a copy of theirs. The lock keeps files with the request that they belong to.
-    ends: Mutex<(OwnedFd, OwnedFd)>,
-    /// The number of their end, there.
-    end: u64,
+    ours: OwnedFd,
     /// The number that the first file gets: the lowest that is free there. The others follow.
     first: u64,
 }
 
+/// What our end is in the task's table, which has nothing else below [`layout::ARENA_FD`], and what theirs.
+const OURS: i32 = 0;
+const THEIRS: u64 = 1;
+
 impl Passage {
-    pub(crate) fn new(ours: OwnedFd, theirs: OwnedFd, end: u64, first: u64) -> Self {
-        Self { ends: Mutex::new((ours, theirs)), end, first }
+    /// Has `service`, whose process is `pidfd`, make the pair. It has no descriptors that are not to be closed from
+    /// `first` on.
+    pub(crate) fn open(service: &Service, pidfd: impl AsFd, first: u64) -> Result<Self> {
+        let ends = layout::BASE + layout::SCRATCH;
+        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+        let pair = [libc::AF_UNIX as u64, u64::from(kind.unsigned_abs()), 0, ends, 0, 0];
+        let entries = [
+            // Calls of which we do not know that they make descriptors may have left some, or a parent.
+            Entry::new(libc::SYS_close_range, [0, THEIRS, 0, 0, 0, 0]),
+            Entry::new(libc::SYS_close_range, [first, u64::from(u32::MAX), 0, 0, 0, 0]),
+            Entry::new(libc::SYS_socketpair, pair),
+        ];
+        service.request(&entries)?[2].map_err(|errno| Error::Space { call: "socketpair", errno })?;
+        let ours = rustix::process::pidfd_getfd(pidfd, OURS, PidfdGetfdFlags::empty())
+            .map_err(Error::host("pidfd_getfd from the service task"))?;
+        Ok(Self { ours, first })
     }
 
     /// The number that the n-th file has in the call that it is carried to.
@@ -39,25 +53,19 @@ impl Passage {
         self.first + n as u64
     }
 
-    /// Executes `call`, in which [`number`](Self::number)s stand for `files`; the executor has them no longer.
-    pub(crate) fn carry(
-        &self,
-        service: &Service,
-        files: &[BorrowedFd<'_>],
-        call: Entry,
-    ) -> Result<std::result::Result<u64, Errno>> {
+    /// Executes `call`, in which [`number`](Self::number)s stand for `files`; the task has them no longer then.
+    ///
+    /// # Errors
+    /// After all but [`Error::Host`], with which nothing was sent, the passage is not used again: files may lie in it.
+    pub(crate) fn carry(&self, service: &Service, files: &[BorrowedFd<'_>], call: Entry) -> Result<Outcome> {
+        let mut turn = service.turn()?;
         // A msghdr with room for one byte and the descriptors (cmsg(3)); the kernel writes to it.
         let at = |offset| layout::BASE + layout::SCRATCH + offset;
         let slot = &service.life.slot;
-        // The turn first: the ends are everybody's, and not to be kept from others while somebody's call goes on.
-        let mut turn = service.turn()?;
-        let ends = lock(&self.ends);
-        let (ours, theirs) = &*ends;
         slot.write(layout::SCRATCH, [0u64, 0, at(0x40), 1, at(0x80), 16 + 8 * MAX_FILES as u64, 0]);
         slot.write(layout::SCRATCH + 0x40, [at(0x60), 1]);
-        // Calls of which we do not know that they make descriptors may have left some at these numbers.
         let make_room = [self.number(0), self.number(MAX_FILES - 1), 0, 0, 0, 0];
-        let receive = [self.end, at(0), libc::MSG_DONTWAIT as u64, 0, 0, 0];
+        let receive = [THEIRS, at(0), libc::MSG_DONTWAIT as u64, 0, 0, 0];
         let mut entries =
             vec![Entry::new(libc::SYS_close_range, make_room), Entry::new(libc::SYS_recvmsg, receive), call];
         let close = |n| Entry::new(libc::SYS_close, [self.number(n), 0, 0, 0, 0, 0]);
@@ -65,15 +73,9 @@ impl Passage {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(files));
-        sendmsg(ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty())
+        sendmsg(&self.ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)
             .map_err(Error::host("sendmsg of a file"))?;
-        let results = turn.request(&entries);
-        // If nobody took them, whatever is said of that, they must not meet the next request.
-        let mut byte = [0];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let _ = recvmsg(theirs, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::DONTWAIT);
-        let results = results?;
+        let results = turn.request(&entries)?;
         results[1].map_err(|errno| Error::Space { call: "recvmsg of a file", errno })?;
         Ok(results[2])
     }

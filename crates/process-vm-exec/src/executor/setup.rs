@@ -33,14 +33,11 @@ impl Params {
         // Signals wait for the tracer, where there is one.
         slot.write(at(layout::SIGMASK), if self.engine.traces() { code::ASYNCHRONOUS } else { 0 });
         slot.write(at(layout::PARENT), self.parent.cast_unsigned());
-        let filter = filter::program();
+        let filter = filter::executor();
         slot.write(at(layout::FILTER), filter.len() as u64);
         slot.write(at(layout::FILTER) + 8, layout::BASE + at(layout::FILTER_CODE));
         for (i, instruction) in filter.iter().enumerate() {
-            let [low, high] = instruction.code.to_le_bytes();
-            let [a, b, c, d] = instruction.k.to_le_bytes();
-            let bytes = [low, high, instruction.jt, instruction.jf, a, b, c, d];
-            slot.write(at(layout::FILTER_CODE) + 8 * i as u64, u64::from_le_bytes(bytes));
+            slot.write(at(layout::FILTER_CODE) + 8 * i as u64, filter::word(instruction));
         }
         // A request that has not been made: the service task starts out with this word.
         slot.write(layout::CONTROL + layout::WORD, super::service::STARTED);
@@ -49,13 +46,12 @@ impl Params {
 
 /// Has this kernel Syscall User Dispatch?
 pub(crate) fn dispatch_works() -> bool {
-    const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
     // SAFETY: turning off what is off changes nothing (Documentation/admin-guide/syscall-user-dispatch.rst).
-    unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) == 0 }
+    unsafe { libc::prctl(filter::PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) == 0 }
 }
 
-/// Leaves the keeper with nothing of the supervisor's: no memory but the region and the vDSO, no descriptors but the
-/// two, no capabilities, no terminal, no working directory. `mapped` is what it has mapped besides.
+/// Leaves the keeper with nothing of the supervisor's: no memory but the region and the vDSO, no descriptor but the
+/// memory file's, no capabilities, no terminal, no working directory. `mapped` is what it has mapped besides.
 pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<()> {
     let slot = &service.life.slot;
     let mut arguments = Arguments { slot, next: layout::ARGUMENTS };
@@ -67,9 +63,9 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
     let no_caps = arguments.put(&[0; 3]);
     let last_fd = u64::from(u32::MAX);
     let mut calls = vec![
-        (Entry::new(libc::SYS_close_range, [0, 2, 0, 0, 0, 0]), "close_range"),
+        (Entry::new(libc::SYS_close_range, [0, layout::ARENA_FD as u64 - 1, 0, 0, 0, 0]), "close_range"),
         (
-            Entry::new(libc::SYS_close_range, [layout::FILES_FD as u64 + 1, last_fd, 0, 0, 0, 0]),
+            Entry::new(libc::SYS_close_range, [layout::ARENA_FD as u64 + 1, last_fd, 0, 0, 0, 0]),
             "close_range",
         ),
         // Signals of the terminal are not for guests. They stay in the supervisor's session, for the scheduler to see
@@ -86,8 +82,29 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
             "munmap",
         ));
     }
+    // What is free in the region is nobody's: the kernel would put there what a guest maps wherever there is room.
+    let free = code::range().end.next_multiple_of(4096);
+    let reserve = [
+        free,
+        layout::BASE + layout::CONTROL - free,
+        libc::PROT_NONE as u64,
+        (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE) as u64,
+        u64::MAX,
+        0,
+    ];
+    calls.push((Entry::new(libc::SYS_mmap, reserve), "mmap"));
     calls.push((Entry::new(libc::SYS_capset, [cap_header, no_caps, 0, 0, 0, 0]), "capset"));
     run_all(service, &calls)
+}
+
+/// Confines a template, and all that is copied from it, to the calls of [`filter::service`].
+pub(crate) fn confine(service: &Service) -> Result<()> {
+    const SET_MODE_FILTER: u64 = 1;
+    let program: Vec<u64> = filter::service().iter().map(filter::word).collect();
+    let mut arguments = Arguments { slot: &service.life.slot, next: layout::ARGUMENTS };
+    let instructions = arguments.put(&program);
+    let program = arguments.put(&[program.len() as u64, instructions]);
+    run_all(service, &[(Entry::new(libc::SYS_seccomp, [SET_MODE_FILTER, 0, program, 0, 0, 0]), "seccomp")])
 }
 
 /// No privileges to gain, which the kernel wants before it takes a filter.

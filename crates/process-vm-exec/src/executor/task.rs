@@ -10,7 +10,7 @@ use super::layout::{self, kind, op};
 use super::life::Life;
 use super::machine::{self, Host};
 use super::service::{Entry, Service};
-use super::{code, setup};
+use super::{code, filter, setup};
 use crate::arch::x86_64::{Registers, xstate};
 use crate::error::{Error, Result};
 use crate::exit::Arch;
@@ -68,20 +68,22 @@ impl Executor {
         );
         life.slot.write(command + layout::WORD, SEQUENCE);
         life.executors.fetch_max(u32::try_from(index).expect("bounded above") + 1, Ordering::SeqCst);
-        let flags =
-            libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
         let clone = Entry {
             nr: libc::SYS_clone,
-            args: [u64::from(flags.cast_unsigned()), 0, 0, 0, 0, 0],
+            args: [u64::from(filter::CLONE_EXECUTOR.cast_unsigned()), 0, 0, 0, 0, 0],
             child: layout::BASE + mailbox,
         };
         let tid = service.request_one(clone)?.map_err(|errno| Error::Space { call: "clone", errno })?;
         let tid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(Error::Dead)?;
         let executor = Self { life: Arc::clone(life), tid, host, index, last: AtomicU32::new(SEQUENCE) };
-        let word = handoff::wait(&host, &executor.mine(), &executor.other(), 0, Passed::Quietly);
+        let word = handoff::wait(&service.until(), &executor.mine(), &executor.other(), 0, Passed::Quietly);
+        // Another context may have said so, while this task is still without its filter.
         match executor.report(word) {
-            Report::Done => Ok(executor),
-            _ => Err(Error::Dead),
+            Report::Done if service.has_signed_start(mailbox) => Ok(executor),
+            _ => {
+                executor.life.condemn();
+                Err(Error::Dead)
+            }
         }
     }
 
@@ -181,14 +183,6 @@ impl Executor {
             // SAFETY: tgkill only sends a signal; the kernel checks that the task is in the process.
             unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, code::INTERRUPT_SIGNAL) };
         }
-    }
-
-    /// Is the number that its task was said to have really in the space's process? A guest could have changed it.
-    pub(crate) fn is_in_its_process(&self) -> bool {
-        self.life.pid().is_some_and(|pid| {
-            let (pid, tid) = (pid.as_raw_nonzero(), self.tid.as_raw_nonzero());
-            std::path::Path::new(&format!("/proc/{pid}/task/{tid}")).exists()
-        })
     }
 
     /// Was there an interrupt since the last time?

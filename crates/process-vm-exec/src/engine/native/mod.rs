@@ -227,6 +227,10 @@ impl Seat for NativeSeat {
         }
     }
 
+    fn kill(&self) {
+        self.shared.life.kill();
+    }
+
     fn take_interrupt(&self) -> bool {
         self.interrupt.swap(false, Ordering::SeqCst)
     }

@@ -94,7 +94,6 @@ struct Guest {
 /// on.
 fn seize(executor: &Executor) -> Result<libc::user_regs_struct> {
     let tid = executor.tid.as_raw_nonzero().get();
-    executor.is_in_its_process().then_some(()).ok_or(Error::Dead)?;
     crate::ptrace::seize(tid)
         .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
     request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
@@ -307,6 +306,10 @@ impl Seat for Tracee {
         {
             executor.send_interrupt_signal();
         }
+    }
+
+    fn kill(&self) {
+        self.life.kill();
     }
 
     fn take_interrupt(&self) -> bool {
