@@ -1,6 +1,6 @@
 //! What callers and this crate agree on: flags, `struct sigcontext`, and the `siginfo_t` of an exit.
 
-use process_vm_exec::{Access, Arch, Errno, Fault, Registers, SigInfo, Syscall};
+use process_vm_exec::{Arch, Errno, Fault, Registers, SigInfo, Syscall};
 
 bitflags::bitflags! {
     /// The flags of `process_vm_exec.h`.
@@ -143,30 +143,11 @@ impl SigContext {
     /// Stores what the processor said about a fault.
     pub(crate) fn store_fault(&mut self, fault: &Fault) {
         self.trapno = fault.trapno.into();
-        if fault.trapno == PAGE_FAULT {
+        self.err = fault.error_code.into();
+        if fault.access.is_some() {
             self.cr2 = fault.addr;
-            self.err = page_fault_error(fault);
         }
     }
-}
-
-/// The page fault's vector, and the bits of its error code (arch/x86/include/asm/trap_pf.h).
-const PAGE_FAULT: u32 = 14;
-const ERROR_PROTECTION: u64 = 1 << 0;
-const ERROR_WRITE: u64 = 1 << 1;
-const ERROR_USER: u64 = 1 << 2;
-const ERROR_FETCH: u64 = 1 << 4;
-/// `si_code`: the memory is there, but must not be used like that (sigaction(2)). libc has no name for it.
-const SEGV_ACCERR: i32 = 2;
-
-fn page_fault_error(fault: &Fault) -> u64 {
-    let access = match fault.access {
-        Access::Read => 0,
-        Access::Write => ERROR_WRITE,
-        Access::Execute => ERROR_FETCH,
-    };
-    let is_protection = fault.signal == libc::SIGSEGV && fault.code == SEGV_ACCERR;
-    ERROR_USER | access | if is_protection { ERROR_PROTECTION } else { 0 }
 }
 
 /// `si_code` of the `SIGSYS` of Syscall User Dispatch (include/uapi/asm-generic/siginfo.h).

@@ -49,7 +49,7 @@ pub enum Error {
         why: String,
     },
     /// `PROCESS_VM_EXEC_ENGINE` names no engine.
-    #[error("PROCESS_VM_EXEC_ENGINE={0:?} is no engine; use ptrace, trap or rewrite")]
+    #[error("PROCESS_VM_EXEC_ENGINE={0:?} is no engine; use one of {engines}", engines = Engine::ALL.map(Engine::name).join(", "))]
     UnknownEngine(String),
     /// A live process cannot be attached to; nothing of it has changed.
     #[error("cannot attach to process {pid}: {why}")]
@@ -121,6 +121,20 @@ impl Error {
             Self::Confined { .. } => Errno::PERM,
             Self::Dead => Errno::SRCH,
             Self::TooMany(_) => Errno::AGAIN,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_names_no_engine_is_told_all_of_them() {
+        let text = "native,rewrite".parse::<Engine>().unwrap_err().to_string();
+        let told = text.split_once("use one of ").expect("what to do").1;
+        for engine in Engine::ALL {
+            assert!(told.split(", ").any(|name| name == engine.name()), "{text}");
         }
     }
 }

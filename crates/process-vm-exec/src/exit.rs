@@ -61,11 +61,14 @@ pub struct Fault {
     /// The address concerned (`si_addr`): of the memory for page faults, of the instruction for most others,
     /// 0 where the processor tells none (general protection).
     pub addr: u64,
-    /// What the guest tried to do there; meaningful for page faults.
-    pub access: Access,
+    /// What the guest tried to do there; `None` if it was no page fault.
+    pub access: Option<Access>,
     /// The exception's vector: 0 divide error, 1 debug, 3 breakpoint, 6 invalid opcode, 13 general
     /// protection, 14 page fault, 16 x87, 17 alignment check, 19 SIMD.
     pub trapno: u32,
+    /// The exception's error code as Linux shows it to a handler (`REG_ERR` of its `ucontext_t`), 0 for exceptions
+    /// without one. The `ptrace` engine, which the kernel does not tell it, infers that of page faults.
+    pub error_code: u32,
 }
 
 /// What a faulting instruction tried to do with its address.

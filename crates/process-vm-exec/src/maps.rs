@@ -24,6 +24,15 @@ impl Map {
         write == b'w' && private == b'p'
     }
 
+    pub(crate) fn is_executable(&self) -> bool {
+        self.permissions[2] == b'x'
+    }
+
+    /// Is anything at all allowed there?
+    pub(crate) fn is_accessible(&self) -> bool {
+        self.permissions[..3] != *b"---"
+    }
+
     /// Private memory that can be executed and not written: the text of a program.
     pub(crate) fn is_private_text(&self) -> bool {
         let [_, write, execute, private] = self.permissions;

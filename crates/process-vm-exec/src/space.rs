@@ -22,11 +22,11 @@ use crate::engine::{Called, Engine, Event, Seat};
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::keeper::Keeper;
+use crate::executor::layout;
 use crate::executor::machine::Host;
 use crate::executor::passage::Passage;
 use crate::executor::service::{Entry, Service};
 use crate::executor::task::Executor;
-use crate::executor::{layout, setup};
 use crate::exit::{Exit, Fault, WaitStatus};
 use crate::memory::{self, Mapping, Protection};
 use crate::scratch::Shelf;
@@ -593,18 +593,10 @@ impl Inner {
         }
     }
 
-    /// Has `signal` kill the process.
+    /// Kills the process, as if by `signal`. Not by the signal itself: SIGKILL overtakes those that dump core, and a
+    /// live process would leave the executor's pages in its dump.
     fn die_of(&self, signal: i32) -> WaitStatus {
-        if let Origin::Attached(_) = self.origin {
-            // The signal itself would leave the executor's pages there, and dump the target's memory as a core.
-            self.service.life.end_by(WaitStatus::Signaled(signal));
-            return self.end();
-        }
-        let calls = setup::default_action(&self.service.life.slot, signal);
-        match self.service.request(&calls).as_deref() {
-            Ok([Ok(_), Ok(_)]) => self.service.life.signal(signal),
-            _ => self.service.life.kill(),
-        }
+        self.service.life.end_by(WaitStatus::Signaled(signal));
         self.end()
     }
 }

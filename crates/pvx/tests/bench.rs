@@ -126,7 +126,9 @@ fn many_guests_at_once_all_get_their_turn() {
 #[test]
 fn idle_spaces_have_a_size() {
     let report = json(&["--json", "--spaces", "10"]);
-    for line in report["memory"].as_array().expect("memory") {
+    let memory = report["memory"].as_array().expect("memory");
+    assert!(!memory.is_empty(), "{report}");
+    for line in memory {
         assert_eq!(line["alive"], 10);
         assert!(line["rss_kib"].as_f64().is_some_and(|kib| kib > 0.0), "{line}");
     }

@@ -5,7 +5,7 @@ mod frame;
 
 use std::collections::VecDeque;
 
-use process_vm_exec::{Access, Errno, Fault, SigInfo, SignalSet, Syscall, WaitStatus};
+use process_vm_exec::{Errno, Fault, SigInfo, SignalSet, Syscall, WaitStatus};
 use syscalls::Sysno;
 
 use crate::{
@@ -74,22 +74,7 @@ struct Trap {
 
 impl Trap {
     fn of(fault: &Fault) -> Self {
-        const PAGE_FAULT: u32 = 14;
-        // asm-generic/siginfo.h
-        const SEGV_ACCERR: i32 = 2;
-        // The bits of the error code: present, write, user, instruction fetch (Intel SDM volume 3, 4.7).
-        let error = if fault.trapno == PAGE_FAULT {
-            let present = u64::from(fault.code == SEGV_ACCERR);
-            4 | present
-                | match fault.access {
-                    Access::Read => 0,
-                    Access::Write => 2,
-                    Access::Execute => 16,
-                }
-        } else {
-            0
-        };
-        Self { number: u64::from(fault.trapno), error, addr: fault.addr }
+        Self { number: fault.trapno.into(), error: fault.error_code.into(), addr: fault.addr }
     }
 }
 

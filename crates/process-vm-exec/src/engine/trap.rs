@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::rewrite::Rewriter;
 use super::{Called, Event, Seat};
-use crate::arch::x86_64::Registers;
+use crate::arch::x86_64::{Registers, page_fault};
 use crate::error::Result;
 use crate::executor::code;
 use crate::executor::task::{Executor, Report, Trap};
-use crate::exit::{Access, Arch, Fault, Syscall};
+use crate::exit::{Arch, Fault, Syscall};
 use crate::signal::SigInfo;
 
 /// A seat on an executor.
@@ -126,24 +126,18 @@ impl ExecutorSeat {
     }
 }
 
-/// The page fault's vector, and the bits of its error code (arch/x86/include/asm/trap_pf.h).
-const PAGE_FAULT: u64 = 14;
-const ERROR_WRITE: u64 = 1 << 1;
-const ERROR_FETCH: u64 = 1 << 4;
-
 /// The fault that a signal and what the processor said about it mean.
 pub(super) fn fault(info: &SigInfo, trap: Trap) -> Fault {
-    let access = match trap.trapno {
-        PAGE_FAULT if trap.error_code & ERROR_FETCH != 0 => Access::Execute,
-        PAGE_FAULT if trap.error_code & ERROR_WRITE != 0 => Access::Write,
-        PAGE_FAULT => Access::Read,
-        _ => Access::Execute,
-    };
+    // A guest that made them up gets something else.
+    let [trapno, error_code] =
+        [trap.trapno, trap.error_code].map(|word| u32::try_from(word).unwrap_or(u32::MAX));
+    let is_page_fault = trapno == page_fault::VECTOR;
     Fault {
         signal: info.signal(),
         code: info.code(),
-        addr: if trap.trapno == PAGE_FAULT { trap.cr2 } else { info.addr() },
-        access,
-        trapno: u32::try_from(trap.trapno).unwrap_or(u32::MAX),
+        addr: if is_page_fault { trap.cr2 } else { info.addr() },
+        access: is_page_fault.then(|| page_fault::access(error_code)),
+        trapno,
+        error_code,
     }
 }

@@ -229,6 +229,8 @@ fn sleep<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_
 mod model {
     //! Every interleaving of the two sides, by loom.
 
+    use std::cell::Cell;
+
     use loom::sync::atomic::{AtomicU32, Ordering, fence};
     use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
@@ -251,28 +253,48 @@ mod model {
     }
 
     /// Futexes with nothing but their contract: the look and the sleep are one step for those who wake.
-    struct Model {
-        futex: Mutex<()>,
+    #[derive(Default)]
+    struct Futexes {
+        lock: Mutex<()>,
         woken: Condvar,
-        /// One tick a look, so that every wait soon sleeps. Not loom's: time is not what is modelled.
-        clock: std::sync::atomic::AtomicU64,
+    }
+
+    /// Where a side runs: always on one processor, or on this one and the other by turns.
+    #[derive(Clone, Copy)]
+    enum Place {
+        Stays(u32),
+        Moves,
+    }
+
+    /// The machine as one side sees it. Neither time nor place is loom's: they are not what is modelled.
+    struct Model {
+        futexes: Arc<Futexes>,
+        place: Place,
+        /// One tick for each time it is asked, so that every wait soon sleeps.
+        clock: Cell<u32>,
     }
 
     impl Machine<AtomicU32> for Model {
         fn sleep(&self, word: &AtomicU32, value: u32) {
-            let futex = self.futex.lock().unwrap();
+            let lock = self.futexes.lock.lock().unwrap();
             if word.load(Ordering::Acquire) == value {
-                drop(self.woken.wait(futex).unwrap());
+                drop(self.futexes.woken.wait(lock).unwrap());
             }
         }
 
         fn wake(&self, _: &AtomicU32) {
-            let _futex = self.futex.lock().unwrap();
-            self.woken.notify_all();
+            let _lock = self.futexes.lock.lock().unwrap();
+            self.futexes.woken.notify_all();
         }
 
         fn now(&self) -> (u64, u32) {
-            (self.clock.fetch_add(1, Ordering::Relaxed), 0)
+            let time = self.clock.get();
+            self.clock.set(time + 1);
+            let cpu = match self.place {
+                Place::Stays(cpu) => cpu,
+                Place::Moves => time % 2,
+            };
+            (time.into(), cpu)
         }
 
         /// Not loom's yield, after which it would let the other side go first, always: no wait would sleep.
@@ -305,53 +327,82 @@ mod model {
         }
     }
 
-    fn explore(test: impl Fn() + Send + Sync + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(test);
+    struct Side {
+        machine: Model,
+        mine: Arc<Owned>,
+        other: Arc<Owned>,
     }
 
-    fn model() -> (Arc<Model>, Arc<Owned>, Arc<Owned>) {
-        let machine = Model { futex: Mutex::new(()), woken: Condvar::new(), clock: 0.into() };
-        (Arc::new(machine), Arc::default(), Arc::default())
+    impl Side {
+        fn wait(&self, seen: u32) -> u32 {
+            super::wait(&self.machine, &self.mine.half(), &self.other.half(), seen, Passed::Quietly)
+        }
+
+        fn pass(&self, value: u32) -> Passed {
+            super::pass(&self.machine, &self.mine.half(), &self.other.half(), value)
+        }
+
+        fn call(&self, value: u32, seen: u32) -> u32 {
+            super::call(&self.machine, &self.mine.half(), &self.other.half(), value, seen)
+        }
+
+        fn write_payload(&self, value: u32) {
+            self.mine.payload.with_mut(|payload| {
+                // SAFETY: ours until the word is passed.
+                unsafe { *payload = value }
+            });
+        }
+
+        fn read_payload(&self) -> u32 {
+            self.other.payload.with(|payload| {
+                // SAFETY: passed to us.
+                unsafe { *payload }
+            })
+        }
+    }
+
+    /// Where the two sides may be: what a wait does depends on it.
+    const PLACES: [[Place; 2]; 3] = [
+        [Place::Stays(0), Place::Stays(0)],
+        [Place::Stays(0), Place::Stays(1)],
+        [Place::Moves, Place::Stays(1)],
+    ];
+
+    /// Runs `test` with a supervisor's side and an executor's, in each interleaving.
+    fn explore(test: fn(Side, Side)) {
+        for places in PLACES {
+            let mut builder = loom::model::Builder::new();
+            builder.preemption_bound = Some(3);
+            builder.check(move || {
+                let futexes = Arc::default();
+                let halves: [Arc<Owned>; 2] = Default::default();
+                let [ours, theirs] = [0, 1].map(|side: usize| {
+                    let machine =
+                        Model { futexes: Arc::clone(&futexes), place: places[side], clock: Cell::new(0) };
+                    // As after a wait long ago.
+                    halves[side].cpu.note(machine.now().1);
+                    Side { machine, mine: Arc::clone(&halves[side]), other: Arc::clone(&halves[1 - side]) }
+                });
+                test(ours, theirs);
+            });
+        }
     }
 
     #[test]
     fn no_wake_up_is_lost_and_every_round_sees_the_others_registers() {
-        explore(|| {
+        explore(|ours, theirs| {
             const ROUNDS: u32 = 2;
-            let (machine, ours, theirs) = model();
-            let executor = thread::spawn({
-                let (machine, ours, theirs) = (Arc::clone(&machine), Arc::clone(&ours), Arc::clone(&theirs));
-                move || {
-                    for round in 1..=ROUNDS {
-                        let seen = round - 1;
-                        let word =
-                            super::wait(&*machine, &theirs.half(), &ours.half(), seen, Passed::Quietly);
-                        assert_eq!(word, round);
-                        let command = ours.payload.with(|payload| {
-                            // SAFETY: passed to us.
-                            unsafe { *payload }
-                        });
-                        theirs.payload.with_mut(|payload| {
-                            // SAFETY: ours until the word is passed.
-                            unsafe { *payload = command + 1 }
-                        });
-                        super::pass(&*machine, &theirs.half(), &ours.half(), round);
-                    }
+            let executor = thread::spawn(move || {
+                for round in 1..=ROUNDS {
+                    assert_eq!(theirs.wait(round - 1), round);
+                    theirs.write_payload(theirs.read_payload() + 1);
+                    theirs.pass(round);
                 }
             });
             for round in 1..=ROUNDS {
-                ours.payload.with_mut(|payload| {
-                    // SAFETY: ours until the word is passed.
-                    unsafe { *payload = 10 * round }
-                });
-                let word = super::call(&*machine, &ours.half(), &theirs.half(), round, round - 1);
-                assert_eq!(word, round);
-                theirs.payload.with(|payload| {
-                    // SAFETY: passed to us.
-                    assert_eq!(unsafe { *payload }, 10 * round + 1);
-                });
+                ours.write_payload(10 * round);
+                assert_eq!(ours.call(round, round - 1), round);
+                assert_eq!(ours.read_payload(), 10 * round + 1);
             }
             executor.join().unwrap();
         });
@@ -359,34 +410,27 @@ mod model {
 
     #[test]
     fn the_death_of_the_other_side_ends_the_wait() {
-        explore(|| {
-            let (machine, ours, theirs) = model();
-            let reaper = thread::spawn({
-                let (machine, theirs) = (Arc::clone(&machine), Arc::clone(&theirs));
-                move || {
-                    theirs.word.publish(u32::MAX);
-                    machine.wake(&theirs.word);
-                }
+        explore(|ours, theirs| {
+            let reaper = thread::spawn(move || {
+                theirs.mine.word.publish(u32::MAX);
+                theirs.machine.wake(&theirs.mine.word);
             });
-            assert_eq!(super::call(&*machine, &ours.half(), &theirs.half(), 1, 0), u32::MAX);
+            assert_eq!(ours.call(1, 0), u32::MAX);
             reaper.join().unwrap();
         });
     }
 
     #[test]
     fn a_sleeper_whose_flag_was_cleared_is_woken_when_the_other_waits() {
-        explore(|| {
-            let (machine, ours, theirs) = model();
-            let executor = thread::spawn({
-                let (machine, ours, theirs) = (Arc::clone(&machine), Arc::clone(&ours), Arc::clone(&theirs));
-                move || {
-                    super::wait(&*machine, &theirs.half(), &ours.half(), 0, Passed::Quietly);
-                    super::pass(&*machine, &theirs.half(), &ours.half(), 1);
-                }
+        explore(|ours, theirs| {
+            let flags = Arc::clone(&theirs.mine);
+            let executor = thread::spawn(move || {
+                theirs.wait(0);
+                theirs.pass(1);
             });
             // A hostile guest.
-            theirs.sleeping.store(0, Ordering::Relaxed);
-            super::call(&*machine, &ours.half(), &theirs.half(), 1, 0);
+            flags.sleeping.store(0, Ordering::Relaxed);
+            ours.call(1, 0);
             executor.join().unwrap();
         });
     }

@@ -133,19 +133,6 @@ pub(crate) fn install_handlers(service: &Service) -> Result<()> {
     run_all(service, &calls)
 }
 
-/// Calls that make `signal`, sent to the process, take its default action: on the service task, because others may
-/// be stopped or have it blocked.
-pub(crate) fn default_action(slot: &Slot, signal: i32) -> [Entry; 2] {
-    let mut arguments = Arguments { slot, next: layout::ARGUMENTS };
-    let action = arguments.put(&[0; 4]);
-    let mask = arguments.put(&[!(1 << (signal - 1))]);
-    let number = u64::from(signal.unsigned_abs());
-    [
-        Entry::new(libc::SYS_rt_sigaction, [number, action, 0, 8, 0, 0]),
-        Entry::new(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as u64, mask, 0, 8, 0, 0]),
-    ]
-}
-
 /// `SA_RESTORER` (asm/signal.h): the restorer field is valid. x86-64 demands it.
 const SA_RESTORER: libc::c_int = 0x0400_0000;
 

@@ -106,8 +106,18 @@ pub(crate) fn alone(engine: Engine, module: &str, claim: &str, body: impl FnOnce
     if env::var_os(ALONE).is_some() {
         return body();
     }
-    let status = this_claim(engine, module, claim).env(ALONE, "1").status().expect("the test runs itself");
-    assert!(status.success(), "in a process of its own: {status}");
+    assert_eq!(passed(this_claim(engine, module, claim).env(ALONE, "1")), 1, "in a process of its own");
+}
+
+/// Runs tests of this very program, and returns how many there were: all have passed.
+#[track_caller]
+pub(crate) fn passed(command: &mut Command) -> usize {
+    let output = command.stderr(Stdio::inherit()).output().expect("the test runs itself");
+    let said = String::from_utf8_lossy(&output.stdout);
+    print!("{said}");
+    assert!(output.status.success(), "{command:?}: {}", output.status);
+    let passed = said.lines().find_map(|line| line.strip_prefix("test result: ok. ")?.split_once(" passed"));
+    passed.and_then(|(count, _)| count.parse().ok()).expect("a result of the test harness")
 }
 
 /// The command that runs one claim of this very program, and no other.

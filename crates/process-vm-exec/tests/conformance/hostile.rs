@@ -3,10 +3,10 @@
 use std::{fs, os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use iced_x86::code_asm::*;
-use process_vm_exec::{Engine, Mapping, Protection, Registers, SignalSet, Sysno};
+use process_vm_exec::{Engine, Error, Exit, Mapping, Protection, Registers, SignalSet, Sysno};
 use rustix::fs::MemfdFlags;
 
-use crate::common::{CODE, Guest, NR, Numbers, PAGE, call_loop, claims, fill, kill};
+use crate::common::{CODE, Guest, NR, Numbers, PAGE, STACK_TOP, call_loop, claims, fill, kill};
 
 /// The executor's pages.
 const RESERVED: std::ops::Range<u64> = 0x7000_0000_0000..0x7000_0400_0000;
@@ -62,7 +62,8 @@ claims! {
             let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
             guest.call();
             let text: Vec<_> = executor_pages(guest.space.pid()).into_iter().filter(|(.., rights)| rights.contains('x')).collect();
-            let Some((start, end, _)) = text.get(usize::try_from(numbers.below(text.len().max(1) as u64)).expect("small")) else { return };
+            assert!(!text.is_empty(), "the executor has no code");
+            let (start, end, _) = &text[usize::try_from(numbers.below(text.len() as u64)).expect("small")];
             fill(guest.regs(), &mut numbers);
             guest.regs().rip = start + numbers.below((end - start).min(PAGE));
             run_for_a_while(&mut guest);
@@ -83,6 +84,7 @@ claims! {
             }
         }
         let me = u64::from(std::process::id());
+        assert!(!sites.is_empty(), "the executor makes no system call");
         for site in sites {
             for nr in [9, 10, 15, 24, 35, 39, 56, 57, 59, 60, 62, 110, 200, 202, 231, 234, 257, 310, 311, 434, 435] {
                 let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
@@ -130,8 +132,9 @@ claims! {
             guest.regs().rdi = crate::common::DATA;
             guest.call();
             let writable: Vec<_> = executor_pages(guest.space.pid()).into_iter().filter(|(.., rights)| rights.starts_with("rw")).collect();
+            assert!(!writable.is_empty(), "the executor has no memory");
             for _ in 0..4 {
-                let Some((start, end, _)) = writable.get(usize::try_from(numbers.below(writable.len().max(1) as u64)).expect("small")) else { return };
+                let (start, end, _) = &writable[usize::try_from(numbers.below(writable.len() as u64)).expect("small")];
                 guest.regs().rdi = start + 8 * numbers.below((end - start) / 8);
                 guest.regs().rsi = match numbers.below(4) { 0 => 0, 1 => u64::MAX, 2 => numbers.below(16), _ => numbers.next() };
                 run_for_a_while(&mut guest);
@@ -268,25 +271,44 @@ claims! {
     }
 
     fn random_contexts_run_or_are_refused(engine) {
+        const TASK_END: u64 = 0x7fff_ffff_f000;
         let mut numbers = Numbers::new(4);
+        let (mut ran, mut refused) = (0, 0);
         for _ in 0..200 {
             let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
             fill(guest.regs(), &mut numbers);
-            let pick = |numbers: &mut Numbers, usual: u64| if numbers.below(2) == 0 { usual } else { numbers.next() };
-            let regs = guest.regs();
-            regs.rip = pick(&mut numbers, CODE);
-            regs.rsp = numbers.next();
-            regs.rflags = pick(&mut numbers, 0x202);
-            regs.cs = pick(&mut numbers, 0x33);
-            regs.ss = pick(&mut numbers, 0x2b);
-            regs.fs_base = pick(&mut numbers, 0);
-            regs.gs_base = pick(&mut numbers, 0);
-            let interrupter = guest.ctx.interrupter();
-            interrupter.interrupt();
-            let _ = guest.space.run(&mut guest.ctx, &SignalSet::all());
-            interrupter.interrupt();
-            let _ = guest.space.run(&mut guest.ctx, &SignalSet::all());
+            let code_segment = if numbers.below(2) == 0 { 0x33 } else { 0x23 };
+            let mut pick = |usual: u64| match numbers.below(8) {
+                0 => numbers.next(),
+                1 => numbers.next() >> 17,
+                _ => usual,
+            };
+            let chosen = Registers {
+                rip: pick(CODE),
+                rsp: pick(STACK_TOP),
+                rflags: pick(0x202),
+                cs: pick(code_segment),
+                ss: pick(0x2b),
+                fs_base: pick(0),
+                gs_base: pick(0),
+                ..*guest.ctx.registers()
+            };
+            *guest.regs() = chosen;
+            let can_run = chosen.rip < 1 << 47
+                && chosen.fs_base < TASK_END
+                && chosen.gs_base < TASK_END
+                && (chosen.cs == 0x33 || chosen.cs == 0x23 && chosen.rip < 1 << 32)
+                && chosen.ss == 0x2b;
+            match guest.space.run(&mut guest.ctx, &SignalSet::all()) {
+                Ok(Exit::Syscall | Exit::Fault(_)) if can_run => ran += 1,
+                Err(Error::Context(_)) if !can_run => refused += 1,
+                other => panic!("{other:?} for {chosen:#x?}"),
+            }
+            // Neither has done the space any harm.
+            *guest.regs() = Registers { rip: CODE, rsp: STACK_TOP, ..Registers::default() };
+            assert_eq!(guest.call().nr, u64::from(NR));
         }
+        assert!(ran > 20 && refused > 20, "{ran} ran, {refused} were refused");
         assert_others_are_well(engine);
     }
 

@@ -12,7 +12,7 @@ use std::{
 use iced_x86::{IcedError, code_asm::*};
 use process_vm_exec::Exit;
 
-use crate::common::{CODE, Guest, NR, Numbers, claims, soak, spin};
+use crate::common::{CODE, DATA, Guest, NR, Numbers, call_loop, claims, soak, spin};
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; cmp %rax,%rbx; jne wrong; jmp top; wrong: ud2`
 fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -62,24 +62,63 @@ claims! {
     }
 
     fn an_interrupt_for_one_context_leaves_the_others_alone(engine) {
-        let mut one = Guest::new(engine, spin);
-        let mut other = one.another(1);
-        one.ctx.interrupter().interrupt();
-        let start = Instant::now();
-        other.spin_for(Duration::from_millis(20));
-        assert!(start.elapsed() >= Duration::from_millis(20));
-        one.interrupted();
+        // Counts at DATA until it is told at DATA + 8 to make a call.
+        let mut other = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.add(qword_ptr(DATA), 1)?;
+            a.cmp(qword_ptr(DATA + 8), 0)?;
+            a.je(top)?;
+            a.mov(eax, NR)?;
+            a.syscall()
+        });
+        let mut one = other.another(1);
+        // One that waits for its first run, and one that has had it.
+        for round in 0..10 {
+            other.poke(DATA + 8, 0);
+            other.regs().rip = CODE;
+            let space = Arc::clone(&other.space);
+            let running = thread::spawn(move || {
+                other.call();
+                other
+            });
+            let count = || {
+                let mut bytes = [0; 8];
+                space.read(DATA, &mut bytes).expect("the count");
+                u64::from_ne_bytes(bytes)
+            };
+            // Interrupts that come to the wrong one find it running.
+            let runs = |from: u64| {
+                while count() < from + 1000 {
+                    assert!(!running.is_finished(), "it was interrupted, round {round}");
+                    thread::yield_now();
+                }
+            };
+            for _ in 0..5 {
+                runs(count());
+                one.ctx.interrupter().interrupt();
+            }
+            runs(count());
+            space.write(DATA + 8, &[1]).expect("the order to end");
+            other = running.join().expect("a call, and no interrupt");
+            one.interrupted();
+        }
     }
 
-    fn an_interrupter_outlives_its_context_harmlessly(engine) {
-        let mut guest = Guest::new(engine, spin);
-        guest.spin_for(Duration::from_millis(1));
-        let interrupter = guest.ctx.interrupter();
-        drop(guest);
+    fn an_interrupter_outlives_its_context_and_means_no_other(engine) {
+        let mut first = Guest::new(engine, call_loop);
+        first.call();
+        let interrupter = first.ctx.interrupter();
+        let mut second = first.another(1);
+        drop(first);
         interrupter.interrupt();
-        let other = interrupter.clone();
-        drop(interrupter);
-        other.interrupt();
+        // Where the first one ran, probably.
+        for _ in 0..5 {
+            second.call();
+            interrupter.clone().interrupt();
+        }
+        drop(second);
+        interrupter.interrupt();
     }
 
     fn single_interrupts_at_random_moments_are_all_reported(engine) {

@@ -16,6 +16,7 @@ mod forgery;
 mod hostile;
 mod interrupts;
 mod life;
+mod mailboxes;
 mod memory;
 mod registers;
 mod rewriting;

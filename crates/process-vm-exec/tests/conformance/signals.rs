@@ -130,7 +130,7 @@ claims! {
     }
 
     fn a_signal_that_is_not_asked_for_has_its_usual_effect(engine) {
-        for number in [libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP, libc::SIGRTMIN() + 1] {
+        for number in [libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP, libc::SIGQUIT, libc::SIGRTMIN() + 1] {
             let mut guest = Guest::new(engine, spin);
             let sender = kill_soon(guest.space.pid(), number);
             let set = SignalSet::all().without(number);
@@ -163,15 +163,20 @@ claims! {
         }
     }
 
-    fn faults_are_reported_with_an_empty_set_too(engine) {
-        let mut guest = Guest::new(engine, |a| a.ud2());
-        match guest.space.run(&mut guest.ctx, &SignalSet::all()) {
-            Ok(Exit::Fault(fault)) => assert_eq!(fault.signal, libc::SIGILL),
-            other => panic!("{other:?}"),
+    fn a_fault_that_is_not_asked_for_kills_the_guest_by_its_signal(engine) {
+        for number in [libc::SIGILL, libc::SIGSEGV] {
+            let mut guest = Guest::new(engine, |a| {
+                if number == libc::SIGILL { a.ud2() } else { a.hlt() }
+            });
+            for _ in 0..2 {
+                match guest.space.run(&mut guest.ctx, &SignalSet::all().without(number)) {
+                    Ok(Exit::Died(status)) => assert_eq!(status, WaitStatus::Signaled(number)),
+                    other => panic!("{other:?}"),
+                }
+            }
         }
     }
 
-    /// A signal with the number of a fault, or of a system call, is not one.
     fn a_fault_signal_from_outside_is_told_from_a_fault(engine) {
         let mut guest = Guest::new(engine, spin);
         guest.spin_for(Duration::from_millis(1));

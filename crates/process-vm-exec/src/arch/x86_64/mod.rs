@@ -1,5 +1,6 @@
 //! The x86-64 processor: its registers, and what it can do.
 
+pub(crate) mod page_fault;
 pub(crate) mod xstate;
 
 use crate::error::{Error, Result};
@@ -116,6 +117,9 @@ pub(crate) fn validate(registers: &mut Registers) -> Result<()> {
     }
     if ![USER_CS, USER32_CS].contains(&registers.cs) || registers.ss != USER_SS {
         return Err(Error::Context("CS or SS is not a user segment (0x33 or 0x23, and 0x2b)"));
+    }
+    if registers.cs == USER32_CS && registers.rip > u32::MAX.into() {
+        return Err(Error::Context("RIP is beyond what code of 32 bits (CS 0x23) can reach"));
     }
     registers.rflags = registers.rflags & RFLAGS_USER | RFLAGS_ALWAYS_SET | RFLAGS_IF;
     Ok(())

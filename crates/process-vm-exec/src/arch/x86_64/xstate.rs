@@ -75,9 +75,22 @@ pub(crate) fn initial() -> Vec<u8> {
     area
 }
 
-/// Makes what XSAVE wrote self-contained: no bytes that only signal frames have.
+/// Makes what was found where a guest may write an area that [`validate`] accepts: what XSAVE wrote there stays as it
+/// is, but for bytes that only signal frames have; what a guest did is without effect outside of its own space.
 pub(crate) fn tidy(area: &mut [u8]) {
     area[SOFTWARE].fill(0);
+    let (components, mxcsr) = (header_components(area) & mask(), mxcsr(area) & mxcsr_mask());
+    area[HEADER].fill(0);
+    area[XSTATE_BV].copy_from_slice(&components.to_le_bytes());
+    area[MXCSR..MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
+}
+
+fn header_components(area: &[u8]) -> u64 {
+    u64::from_le_bytes(area[XSTATE_BV].try_into().expect("8 bytes"))
+}
+
+fn mxcsr(area: &[u8]) -> u32 {
+    u32::from_le_bytes(area[MXCSR..MXCSR + 4].try_into().expect("4 bytes"))
 }
 
 /// XRSTOR faults on anything that this refuses.
@@ -85,12 +98,10 @@ pub(crate) fn validate(area: &[u8]) -> Result<()> {
     if area.len() != size() {
         return Err(Error::Context("its extended state has not the size that xstate() returns"));
     }
-    let components = u64::from_le_bytes(area[XSTATE_BV].try_into().expect("8 bytes"));
-    if components & !mask() != 0 || area[HEADER][8..].iter().any(|&byte| byte != 0) {
+    if header_components(area) & !mask() != 0 || area[HEADER][8..].iter().any(|&byte| byte != 0) {
         return Err(Error::Context("its XSAVE header has components or bits that this processor has not"));
     }
-    let mxcsr = u32::from_le_bytes(area[MXCSR..MXCSR + 4].try_into().expect("4 bytes"));
-    if mxcsr & !mxcsr_mask() != 0 {
+    if mxcsr(area) & !mxcsr_mask() != 0 {
         return Err(Error::Context("its MXCSR has reserved bits set"));
     }
     Ok(())
@@ -116,4 +127,35 @@ fn mxcsr_mask() -> u32 {
             mask => mask,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_a_processor_saved_stays_as_it_is() {
+        let mut area = initial();
+        area[XSTATE_BV].copy_from_slice(&mask().to_le_bytes());
+        area[HEADER.end..].fill(0x5a);
+        let saved = area.clone();
+        tidy(&mut area);
+        assert!(area == saved && validate(&area).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_guest_wrote_is_made_loadable(
+            start in proptest::collection::vec(any::<u8>(), HEADER.end),
+            rest in any::<u8>(),
+        ) {
+            let mut area = vec![rest; size()];
+            area[..HEADER.end].copy_from_slice(&start);
+            prop_assert!(validate(&area).is_err());
+            tidy(&mut area);
+            prop_assert!(validate(&area).is_ok());
+        }
+    }
 }

@@ -6,13 +6,12 @@
 //! Only the thread that attached may ask a traced task anything. A context that is run by another thread moves to
 //! another task; so that it can, everything is fetched at each exit.
 
+mod inference;
+
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
 use rustix::io::Errno;
 
 use super::{Called, Event, Seat};
@@ -21,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::executor::code;
 use crate::executor::life::Life;
 use crate::executor::task::Executor;
-use crate::exit::{Access, Arch, Fault, Syscall, WaitStatus};
+use crate::exit::{Arch, Syscall, WaitStatus};
 use crate::ptrace::{
     NO_SYSCALL, NT_X86_XSTATE, PTRACE_GET_SYSCALL_INFO, Stop, get_registers, request, set_signal_mask,
     wait_for_stop,
@@ -239,43 +238,10 @@ impl Tracee {
         if !code::is_synchronous(info.signal()) || info.code() <= 0 {
             return Ok(Event::Signal { rax: registers.rax, info });
         }
-        let trapno = trapno(&info, &lock(&self.guest).xstate);
-        let access = match trapno {
-            14 => self.access(&registers, info.addr()),
-            _ => Access::Execute,
-        };
-        let fault = Fault { signal: info.signal(), code: info.code(), addr: info.addr(), access, trapno };
+        let xstate = lock(&self.guest).xstate.clone();
+        let process = *self.life.pid();
+        let fault = inference::fault(&info, &registers, &xstate, process);
         Ok(Event::Fault { rax: registers.rax, fault })
-    }
-
-    /// What the instruction at RIP tried to do with `addr`: ptrace does not tell the error code.
-    fn access(&self, registers: &Registers, addr: u64) -> Access {
-        let mut code = [0u8; 16];
-        for (i, word) in code.chunks_exact_mut(8).enumerate() {
-            let at = registers.rip + 8 * i as u64;
-            // SAFETY: PEEKTEXT reads the tracee's memory; errors show as -1, which decodes to nothing useful.
-            let peeked = unsafe {
-                libc::ptrace(libc::PTRACE_PEEKTEXT, self.tid, at as *mut c_void, ptr::null_mut::<c_void>())
-            };
-            word.copy_from_slice(&peeked.to_ne_bytes());
-        }
-        let instruction = Decoder::with_ip(64, &code, registers.rip, DecoderOptions::NONE).decode();
-        let mut factory = InstructionInfoFactory::new();
-        for memory in factory.info(&instruction).used_memory() {
-            let start = memory.virtual_address(0, |register, _, _| value_of(registers, register));
-            let concerned =
-                start.is_none_or(|start| (start..start + memory.memory_size().size() as u64).contains(&addr));
-            let is_access = |kinds: &[OpAccess]| concerned && kinds.contains(&memory.access());
-            use OpAccess::{CondRead, CondWrite, Read, ReadCondWrite, ReadWrite, Write};
-            if is_access(&[Write, ReadWrite, CondWrite, ReadCondWrite]) {
-                return Access::Write;
-            }
-            if is_access(&[Read, CondRead]) {
-                return Access::Read;
-            }
-        }
-        // No operand is there: it was the fetch.
-        Access::Execute
     }
 }
 
@@ -406,53 +372,6 @@ impl Drop for Traced {
 fn this_thread() -> libc::pid_t {
     thread_local!(static TID: Cell<libc::pid_t> = Cell::new(rustix::thread::gettid().as_raw_nonzero().get()));
     TID.get()
-}
-
-/// A general register or segment base, for computing an operand's address.
-fn value_of(registers: &Registers, register: Register) -> Option<u64> {
-    use Register as R;
-    let value = match register.full_register() {
-        R::RAX => registers.rax,
-        R::RBX => registers.rbx,
-        R::RCX => registers.rcx,
-        R::RDX => registers.rdx,
-        R::RSI => registers.rsi,
-        R::RDI => registers.rdi,
-        R::RBP => registers.rbp,
-        R::RSP => registers.rsp,
-        R::R8 => registers.r8,
-        R::R9 => registers.r9,
-        R::R10 => registers.r10,
-        R::R11 => registers.r11,
-        R::R12 => registers.r12,
-        R::R13 => registers.r13,
-        R::R14 => registers.r14,
-        R::R15 => registers.r15,
-        R::FS => registers.fs_base,
-        R::GS => registers.gs_base,
-        R::CS | R::DS | R::ES | R::SS => 0,
-        _ => return None,
-    };
-    Some(if register.size() == 4 { value & 0xffff_ffff } else { value })
-}
-
-/// The exception's vector, from what Linux makes of it (arch/x86/kernel/traps.c).
-fn trapno(info: &SigInfo, xstate: &[u8]) -> u32 {
-    const SI_KERNEL: i32 = 0x80;
-    const FPE_INTDIV: i32 = 1;
-    match (info.signal(), info.code()) {
-        (libc::SIGSEGV, SI_KERNEL) => 13,
-        (libc::SIGSEGV, _) => 14,
-        (libc::SIGBUS, libc::BUS_ADRALN) => 17,
-        (libc::SIGBUS, SI_KERNEL) => 12,
-        (libc::SIGBUS, _) => 14,
-        (libc::SIGILL, _) => 6,
-        (libc::SIGTRAP, SI_KERNEL) => 3,
-        (libc::SIGTRAP, _) => 1,
-        (libc::SIGFPE, FPE_INTDIV) => 0,
-        _ if xstate::has_x87_exception(xstate) => 16,
-        _ => 19,
-    }
 }
 
 pub(crate) fn from_user(user: &libc::user_regs_struct) -> Registers {
