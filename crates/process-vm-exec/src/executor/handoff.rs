@@ -270,6 +270,9 @@ mod model {
     struct Model {
         futexes: Arc<Futexes>,
         place: Place,
+        /// The other side's process is known to be dead, or about to be. Only where that is what a test is about: each
+        /// look is something to interleave.
+        is_over: Option<Arc<AtomicU32>>,
         /// One tick for each time it is asked, so that every wait soon sleeps.
         clock: Cell<u32>,
     }
@@ -285,6 +288,10 @@ mod model {
         fn wake(&self, _: &AtomicU32) {
             let _lock = self.futexes.lock.lock().unwrap();
             self.futexes.woken.notify_all();
+        }
+
+        fn is_in_vain(&self) -> bool {
+            self.is_over.as_ref().is_some_and(|is_over| is_over.load(Ordering::SeqCst) != 0)
         }
 
         fn now(&self) -> (u64, u32) {
@@ -377,8 +384,12 @@ mod model {
                 let futexes = Arc::default();
                 let halves: [Arc<Owned>; 2] = Default::default();
                 let [ours, theirs] = [0, 1].map(|side: usize| {
-                    let machine =
-                        Model { futexes: Arc::clone(&futexes), place: places[side], clock: Cell::new(0) };
+                    let machine = Model {
+                        futexes: Arc::clone(&futexes),
+                        place: places[side],
+                        is_over: None,
+                        clock: Cell::new(0),
+                    };
                     // As after a wait long ago.
                     halves[side].cpu.note(machine.now().1);
                     Side { machine, mine: Arc::clone(&halves[side]), other: Arc::clone(&halves[1 - side]) }
@@ -416,6 +427,30 @@ mod model {
                 theirs.machine.wake(&theirs.mine.word);
             });
             assert_eq!(ours.call(1, 0), u32::MAX);
+            reaper.join().unwrap();
+        });
+    }
+
+    /// Said once when it has been killed, and once more when the kernel says that it is dead: see [`Life::die`].
+    ///
+    /// [`Life::die`]: crate::executor::life::Life::die
+    #[test]
+    fn a_guest_that_is_about_to_die_does_not_hide_its_end() {
+        const SEEN: u32 = 0;
+        explore(|mut ours, theirs| {
+            let is_over = Arc::<AtomicU32>::default();
+            ours.machine.is_over = Some(Arc::clone(&is_over));
+            let reaper = thread::spawn(move || {
+                let die = || {
+                    is_over.store(1, Ordering::SeqCst);
+                    theirs.mine.word.publish(u32::MAX);
+                    theirs.machine.wake(&theirs.mine.word);
+                };
+                die();
+                theirs.mine.word.note(SEEN);
+                die();
+            });
+            assert!([SEEN, u32::MAX].contains(&ours.call(1, SEEN)));
             reaper.join().unwrap();
         });
     }
