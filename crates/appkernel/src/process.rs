@@ -7,7 +7,7 @@ use rustix::{
 };
 
 use crate::{
-    abi::{Answer, Args, Record, from_int, int, size, uint},
+    abi::{Answer, Args, PAGE, Record, from_int, int, size, uint},
     files::AT_FDCWD,
     guest::GuestMemory,
     program::Program,
@@ -285,7 +285,8 @@ pub(crate) fn arch_prctl(task: &mut Task, [code, addr, ..]: Args) -> Answer {
     const SET_FS: i32 = 0x1002;
     const GET_FS: i32 = 0x1003;
     const GET_GS: i32 = 0x1004;
-    const USER_END: u64 = 1 << 47;
+    // `TASK_SIZE_MAX` of asm/page_64_types.h
+    const USER_END: u64 = (1 << 47) - PAGE;
     match int(code) {
         SET_FS | SET_GS if addr >= USER_END => Err(Errno::PERM),
         SET_FS => {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use process_vm_exec::{Errno, WaitStatus};
+use process_vm_exec::Errno;
 use rustix::process::{Pid, Signal};
 
 use super::{Action, AlternateStack, bit, frame, index, valid};
 use crate::{
     abi::{Answer, Args, Record, from_int, int, u32_at, u64_at},
     guest::GuestMemory,
-    task::{Next, Task},
+    task::{GENERAL_PROTECTION, Task},
 };
 
 /// The size of the kernel's `sigset_t`.
@@ -75,7 +75,7 @@ pub(crate) fn rt_sigprocmask(task: &mut Task, [how, set, old, set_size, ..]: Arg
 /// rt_sigreturn(2)
 pub(crate) fn rt_sigreturn(task: &mut Task, _: Args) -> Answer {
     if frame::pop(task).is_err() {
-        task.next = Next::End(WaitStatus::Signaled(libc::SIGSEGV));
+        task.raise_fault(&GENERAL_PROTECTION);
     }
     Ok(0)
 }
