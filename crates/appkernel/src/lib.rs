@@ -22,6 +22,7 @@
 
 mod abi;
 pub mod calls;
+mod credentials;
 mod dispatch;
 pub mod elf;
 mod files;

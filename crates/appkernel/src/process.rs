@@ -1,13 +1,10 @@
 //! What a process knows about itself, changes about itself, and how it ends.
 
 use process_vm_exec::{Errno, Sysno, WaitStatus};
-use rustix::{
-    process::{Pid, Uid},
-    rand::GetRandomFlags,
-};
+use rustix::{process::Pid, rand::GetRandomFlags};
 
 use crate::{
-    abi::{Answer, Args, PAGE, Record, from_int, int, size, uint},
+    abi::{Answer, Args, PAGE, from_int, int, size, uint},
     files::AT_FDCWD,
     guest::GuestMemory,
     program::Program,
@@ -91,72 +88,6 @@ pub(crate) fn setpgid(task: &mut Task, [pid, group, ..]: Args) -> Answer {
 /// setsid(2)
 pub(crate) fn setsid(_: &mut Task, _: Args) -> Answer {
     Ok(from_int(rustix::process::setsid()?.as_raw_nonzero().get()))
-}
-
-/// getuid(2)
-pub(crate) fn getuid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::getuid().as_raw().into())
-}
-
-/// geteuid(2)
-pub(crate) fn geteuid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::geteuid().as_raw().into())
-}
-
-/// getgid(2)
-pub(crate) fn getgid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::getgid().as_raw().into())
-}
-
-/// getegid(2)
-pub(crate) fn getegid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::getegid().as_raw().into())
-}
-
-/// getresuid(2); the saved id is taken for the effective one.
-pub(crate) fn getresuid(task: &mut Task, [real, effective, saved, ..]: Args) -> Answer {
-    let id = rustix::process::geteuid().as_raw().to_ne_bytes();
-    task.space.store(real, &rustix::process::getuid().as_raw().to_ne_bytes())?;
-    task.space.store(effective, &id)?;
-    task.space.store(saved, &id)?;
-    Ok(0)
-}
-
-/// getresgid(2); the saved id is taken for the effective one.
-pub(crate) fn getresgid(task: &mut Task, [real, effective, saved, ..]: Args) -> Answer {
-    let id = rustix::process::getegid().as_raw().to_ne_bytes();
-    task.space.store(real, &rustix::process::getgid().as_raw().to_ne_bytes())?;
-    task.space.store(effective, &id)?;
-    task.space.store(saved, &id)?;
-    Ok(0)
-}
-
-/// setuid(2), setreuid(2), setresuid(2): a guest is who the caller is, and may say so.
-pub(crate) fn set_user(_: &mut Task, [a, b, c, ..]: Args) -> Answer {
-    let current = rustix::process::geteuid();
-    let unchanged = |id: u64| uint(id) == u32::MAX || Uid::from_raw(uint(id)) == current;
-    if unchanged(a) || (unchanged(b) && unchanged(c)) { Ok(0) } else { Err(Errno::PERM) }
-}
-
-/// setgid(2), setregid(2), setresgid(2): as [`set_user`].
-pub(crate) fn set_group(_: &mut Task, [a, b, c, ..]: Args) -> Answer {
-    let current = rustix::process::getegid().as_raw();
-    let unchanged = |id: u64| uint(id) == u32::MAX || uint(id) == current;
-    if unchanged(a) || (unchanged(b) && unchanged(c)) { Ok(0) } else { Err(Errno::PERM) }
-}
-
-/// getgroups(2)
-pub(crate) fn getgroups(task: &mut Task, [count, list, ..]: Args) -> Answer {
-    let groups = rustix::process::getgroups()?;
-    let count = int(count);
-    if count != 0 {
-        if usize::try_from(count).map_err(|_| Errno::INVAL)? < groups.len() {
-            return Err(Errno::INVAL);
-        }
-        let bytes: Vec<u8> = groups.iter().flat_map(|group| group.as_raw().to_ne_bytes()).collect();
-        task.space.store(list, &bytes)?;
-    }
-    Ok(groups.len() as u64)
 }
 
 /// getrandom(2)
@@ -383,18 +314,4 @@ pub(crate) fn membarrier(_: &mut Task, [command, ..]: Args) -> Answer {
 /// personality(2): Linux, and it stays so.
 pub(crate) fn personality(_: &mut Task, [persona, ..]: Args) -> Answer {
     if matches!(uint(persona), 0 | u32::MAX) { Ok(0) } else { Err(Errno::INVAL) }
-}
-
-/// capget(2): no capabilities of its own; the host checks the caller's.
-pub(crate) fn capget(task: &mut Task, [header, data, ..]: Args) -> Answer {
-    const VERSION_3: u32 = 0x2008_0522;
-    let version = task.space.fetch_i32(header)?.cast_unsigned();
-    if version != VERSION_3 {
-        task.space.store(header, &VERSION_3.to_ne_bytes())?;
-        return if data == 0 { Ok(0) } else { Err(Errno::INVAL) };
-    }
-    if data != 0 {
-        task.space.store(data, Record::<24>::new().bytes())?;
-    }
-    Ok(0)
 }

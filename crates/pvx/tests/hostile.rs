@@ -9,7 +9,7 @@ use std::{
     process::Stdio,
 };
 
-use support::{PVX, Place, Seen};
+use support::{PVX, Place, Seen, engines};
 
 /// A user without rights.
 const NOBODY: &str = "65534";
@@ -30,6 +30,57 @@ fn for_everybody(name: &str) -> Option<Place> {
     fs::set_permissions(place.path("."), fs::Permissions::from_mode(0o755)).expect("its owner may");
     place.executable("pvx", fs::read(PVX).expect("it was built"));
     place.compile(name, &["gcc"]).then_some(place)
+}
+
+#[test]
+fn a_user_without_rights_may_become_whom_linux_lets_it() {
+    let Some(place) = for_everybody("ids") else { return };
+    let native = place.native(&as_nobody(&["./ids"]));
+    assert_eq!(native.status, 0, "{native:?}");
+    for engine in engines() {
+        let words = as_nobody(&["./pvx", "run", "--engine", engine.name(), "--", "./ids"]);
+        assert_eq!(place.native(&words), native, "{engine}");
+    }
+}
+
+#[test]
+fn root_stays_root_and_is_told_so() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: this is not root");
+        return;
+    }
+    let place = Place::new();
+    if !place.compile("ids", &["gcc"]) {
+        return;
+    }
+    for engine in engines() {
+        let seen = place.guest(&["--engine", engine.name()], &["./ids"]);
+        let ids = "0 0 0, 0 0 0";
+        for line in seen.stdout.lines().filter(|line| line.contains("; ")) {
+            assert!(line.ends_with(ids), "{engine}: {line}");
+            // Of the ids that the program tries, 1 is another's.
+            let (call, answer) = line.split_once(": ").expect("a call and its answer");
+            let is_set =
+                call.starts_with("setuid") || call.starts_with("setre") || call.starts_with("setgid");
+            let changes = call.split(' ').skip(1).any(|id| id == "1");
+            if is_set && changes {
+                assert!(answer.starts_with("-1 EPERM"), "{engine}: {line}");
+            } else if is_set && !call.starts_with("setuid -1") && !call.starts_with("setgid -1") {
+                assert!(answer.starts_with("0 "), "{engine}: {line}");
+            }
+        }
+        for (call, answer) in [
+            ("setuid -1 0 0", "-1 EINVAL"),
+            ("setgroups 131072 0 0", "-1 EINVAL"),
+            ("setgroups -1 0 0", "-1 EINVAL"),
+            ("capset 0 0 0", "0 "),
+            ("capset 1 0 0", "-1 EPERM"),
+            ("capset 2 0 0", "-1 EINVAL"),
+        ] {
+            let line = format!("{call}: {answer}");
+            assert!(seen.stdout.lines().any(|seen| seen.starts_with(&line)), "{engine}: {line}; {seen:?}");
+        }
+    }
 }
 
 #[test]
