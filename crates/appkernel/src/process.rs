@@ -1,13 +1,16 @@
 //! What a process knows about itself, changes about itself, and how it ends.
 
+use std::ffi::CStr;
+
+use nix::unistd::Pid;
 use process_vm_exec::{Errno, Sysno, WaitStatus};
-use rustix::{process::Pid, rand::GetRandomFlags};
+use rustix::rand::GetRandomFlags;
 
 use crate::{
-    abi::{Answer, Args, PAGE, from_int, int, size, uint},
-    files::AT_FDCWD,
+    abi::{Answer, Args, PAGE, errno, from_int, int, size, uint},
+    files::{AT_FDCWD, Last, is_ours},
     guest::GuestMemory,
-    program::Program,
+    program::{EXECUTABLE, Program},
     task::{Next, Task},
 };
 
@@ -30,14 +33,16 @@ pub(crate) fn execveat(task: &mut Task, [dir, path, args, env, flags, _]: Args) 
     if int(flags) & !libc::AT_SYMLINK_NOFOLLOW != 0 {
         return Err(Errno::INVAL);
     }
+    let last = Last::from_flags(int(flags));
     let mut budget = ARGUMENTS_MAX;
     let mut args = task.space.fetch_strings(args, &mut budget)?;
     let env = task.space.fetch_strings(env, &mut budget)?;
-    let place = task.place(dir, path)?;
+    let path = task.space.fetch_path(path)?;
     if args.is_empty() {
         args.push(c"".to_owned());
     }
-    let program = Program::open_at(place.dir, &place.path, args, env).map_err(|error| error.errno())?;
+    let open = |path: &CStr| task.open_object(&task.object_at(dir, path, last)?, EXECUTABLE);
+    let program = Program::open_by(&open, &path, args, env).map_err(|error| error.errno())?;
     task.replace_program(&program)?;
     Ok(0)
 }
@@ -52,19 +57,20 @@ pub(crate) fn getppid(_: &mut Task, _: Args) -> Answer {
     Ok(rustix::process::getppid().map_or(0, |pid| from_int(pid.as_raw_nonzero().get())))
 }
 
-/// The process that a call means: the guest itself for 0 and its own number.
-fn other(task: &Task, pid: u64) -> Result<Option<Pid>, Errno> {
-    let pid = int(pid);
-    if pid < 0 {
-        return Err(Errno::SRCH);
+/// The process that a call means: the guest itself for 0 and its own number. Processes and threads of the supervisor
+/// are not there for a guest.
+fn process(task: &Task, pid: u64) -> Result<Pid, Errno> {
+    match int(pid) {
+        pid if pid == 0 || pid == task.identity.pid => Ok(Pid::from_raw(0)),
+        pid if pid < 0 || is_ours(task, pid) != Ok(false) => Err(Errno::SRCH),
+        pid => Ok(Pid::from_raw(pid)),
     }
-    Ok(if pid == task.identity.pid { None } else { Pid::from_raw(pid) })
 }
 
-/// getpgid(2)
+/// getpgid(2). A group of another pid namespace has the number 0.
 pub(crate) fn getpgid(task: &mut Task, [pid, ..]: Args) -> Answer {
-    let group = rustix::process::getpgid(other(task, pid)?)?;
-    Ok(from_int(group.as_raw_nonzero().get()))
+    let group = nix::unistd::getpgid(Some(process(task, pid)?)).map_err(errno)?;
+    Ok(from_int(group.as_raw()))
 }
 
 /// getpgrp(2)
@@ -74,14 +80,14 @@ pub(crate) fn getpgrp(task: &mut Task, _: Args) -> Answer {
 
 /// getsid(2)
 pub(crate) fn getsid(task: &mut Task, [pid, ..]: Args) -> Answer {
-    let session = rustix::process::getsid(other(task, pid)?)?;
-    Ok(from_int(session.as_raw_nonzero().get()))
+    let session = nix::unistd::getsid(Some(process(task, pid)?)).map_err(errno)?;
+    Ok(from_int(session.as_raw()))
 }
 
 /// setpgid(2)
 pub(crate) fn setpgid(task: &mut Task, [pid, group, ..]: Args) -> Answer {
     let group = Pid::from_raw(int(group));
-    rustix::process::setpgid(other(task, pid)?, group)?;
+    nix::unistd::setpgid(process(task, pid)?, group).map_err(errno)?;
     Ok(0)
 }
 
@@ -98,8 +104,11 @@ pub(crate) fn getrandom(task: &mut Task, [addr, len, flags, ..]: Args) -> Answer
         let part = size((len - done).min(256));
         let part =
             rustix::rand::getrandom(&mut bytes[..part], GetRandomFlags::from_bits_retain(uint(flags)))?;
-        task.space.store(addr.wrapping_add(done), &bytes[..part])?;
-        done += part as u64;
+        match task.space.store(addr.wrapping_add(done), &bytes[..part]) {
+            Err(errno) if done == 0 => return Err(errno),
+            Err(_) => break,
+            Ok(()) => done += part as u64,
+        }
     }
     Ok(done)
 }

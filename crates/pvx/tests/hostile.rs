@@ -14,6 +14,41 @@ use support::{PVX, Place, Seen, engines};
 /// A user without rights.
 const NOBODY: &str = "65534";
 
+/// Runs a program from `guests` with each engine: every claim that it prints holds.
+fn claims_hold(name: &str) {
+    let place = Place::new();
+    if !place.compile(name, &["gcc"]) {
+        return;
+    }
+    for engine in engines() {
+        let seen = place.guest(&["--engine", engine.name()], &[&format!("./{name}")]);
+        let broken: Vec<_> = seen.stdout.lines().filter(|line| line.ends_with(": 0")).collect();
+        assert!(broken.is_empty(), "{engine}: {broken:#?}\n{seen:?}");
+        assert!(seen.status == 0 && seen.stdout.contains(": 1"), "{engine}: {seen:?}");
+    }
+}
+
+#[test]
+fn the_own_directory_in_proc_is_the_programs_by_whatever_path() {
+    let place = Place::new();
+    if place.compile("proc", &["gcc"]) {
+        let clean = || {
+            for name in ["made", "moved", "linked", "file"] {
+                let _ = fs::remove_file(place.path(name));
+            }
+        };
+        place.same_after(clean, &["./proc"]);
+        clean();
+        let seen = place.native(&["./proc"]);
+        assert!(seen.status == 7 && !seen.stdout.contains(": 0"), "{seen:?}");
+    }
+}
+
+#[test]
+fn nothing_of_the_supervisor_is_reached_by_paths_and_numbers() {
+    claims_hold("hostile");
+}
+
 /// Words that run a program as [`NOBODY`], if this is root.
 fn as_nobody<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let prefix: &[&str] = if rustix::process::geteuid().is_root() {
@@ -90,6 +125,17 @@ fn registers_that_no_processor_takes_are_the_programs_own_fault() {
         for way in 0..28 {
             place.same(&["./jumps", &way.to_string()]);
         }
+    }
+}
+
+#[test]
+fn no_numbers_that_a_program_passes_end_the_supervisor() {
+    let place = Place::new();
+    if place.compile("extremes", &["gcc"]) {
+        let seen = place.guest(&[], &["./extremes"]);
+        // What it lacks is listed at the end.
+        assert_eq!((seen.status, seen.stdout.as_str()), (42, ""), "{seen:?}");
+        assert!(!seen.stderr.contains("panicked"), "{seen:?}");
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal};
 use super::{Action, AlternateStack, bit, frame, index, valid};
 use crate::{
     abi::{Answer, Args, Record, from_int, int, u32_at, u64_at},
+    files::is_ours,
     guest::GuestMemory,
     task::{GENERAL_PROTECTION, Task},
 };
@@ -175,7 +176,11 @@ fn send(task: &mut Task, pid: i32, signal: i32, code: i32) -> Answer {
         }
         return Ok(0);
     }
-    let other = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::PERM)?;
+    let other = Pid::from_raw(pid.max(0)).ok_or(Errno::PERM)?;
+    // The supervisor's processes and threads are not there for a guest.
+    if is_ours(task, pid) != Ok(false) {
+        return Err(Errno::SRCH);
+    }
     match Signal::from_named_raw(signal) {
         None if signal == 0 => rustix::process::test_kill_process(other)?,
         None => return Err(Errno::INVAL),
