@@ -49,6 +49,33 @@ fn nothing_of_the_supervisor_is_reached_by_paths_and_numbers() {
     claims_hold("hostile");
 }
 
+#[test]
+fn another_proc_shows_no_process() {
+    let place = Place::new();
+    if !place.compile("mounts", &["gcc"]) {
+        return;
+    }
+    let mount = "mkdir new bound self && mount -t proc proc new && mount --bind /proc bound && \
+                 mount --bind /proc/$$ self || exit 77; exec \"$0\" run ./mounts";
+    let seen = place.native(&[
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-c",
+        mount,
+        PVX,
+    ]);
+    if seen.status == 77 || seen.stderr.contains("unshare") {
+        return println!("SKIP: nothing can be mounted in a namespace here: {seen:?}");
+    }
+    assert!(seen.status == 0 && !seen.stdout.contains(": 0"), "{seen:?}");
+}
+
 /// Words that run a program as [`NOBODY`], if this is root.
 fn as_nobody<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let prefix: &[&str] = if rustix::process::geteuid().is_root() {

@@ -94,14 +94,13 @@ enum Owner {
 /// `EACCES` if it is none of the guest's business.
 fn owner(task: &Task, file: BorrowedFd<'_>) -> Result<Owner, Errno> {
     let path = host_path(file)?;
-    let Some(path) = path.strip_prefix(b"/proc/").filter(|_| is_our_proc(task, file)) else {
-        // In another one, which may know this process by another number.
-        let has_number = path.split(|&byte| byte == b'/').any(|component| number(component).is_some());
-        return if has_number { Err(Errno::ACCESS) } else { Ok(Owner::Machine) };
-    };
-    let (first, rest) = split(path);
+    // Elsewhere it is perhaps a directory of a process that somebody has mounted, and does not say whose.
+    let path = path.strip_prefix(b"/proc").ok_or(Errno::ACCESS)?;
+    let (first, rest) = split(path.strip_prefix(b"/").unwrap_or(path));
     match number(first) {
         None => Ok(Owner::Machine),
+        // Another pid namespace's knows this process by another number.
+        Some(_) if !is_our_proc(task, file) => Err(Errno::ACCESS),
         Some(pid) if pid == task.identity.pid || pid == task.space.pid() => {
             let rest = match split(rest) {
                 (b"task", thread) if !thread.is_empty() => split(thread).1,
