@@ -55,6 +55,11 @@ pub(crate) const fn failure(errno: Errno) -> u64 {
     from_int(-errno.raw_os_error())
 }
 
+/// An errno of `nix`, as everybody else calls it.
+pub(crate) fn errno(error: nix::Error) -> Errno {
+    Errno::from_raw_os_error(error as i32)
+}
+
 /// The start of the page that `addr` is in.
 pub(crate) const fn page_down(addr: u64) -> u64 {
     addr & !(PAGE - 1)

@@ -16,12 +16,14 @@
 //! ```
 //!
 //! What it is as yet: one task without children and threads, on the host's file system and with the caller's
-//! rights. It isolates a program's system calls, it does not confine what they may reach.
+//! rights. It isolates a program's system calls, it does not confine what they may reach, but for the caller's own
+//! process and its descendants, which are out of reach.
 
 #![forbid(unsafe_code)]
 
 mod abi;
 pub mod calls;
+mod credentials;
 mod dispatch;
 pub mod elf;
 mod files;

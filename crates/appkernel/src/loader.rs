@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use process_vm_exec::{AddressSpace, Mapping, Protection};
+use process_vm_exec::{AddressSpace, Errno, Mapping, Protection};
 use rustix::{process::Resource, rand::GetRandomFlags};
 
 use crate::{
@@ -32,6 +32,11 @@ pub enum LoadError {
         /// What it may take.
         max: u64,
     },
+    /// There are no random numbers for its addresses and its stack canary.
+    #[error(
+        "getrandom: {0}; a program needs secrets of its own, so see why the kernel gives none (seccomp?)"
+    )]
+    Random(Errno),
 }
 
 /// A loaded program.
@@ -91,7 +96,7 @@ fn map_image(space: &AddressSpace, binary: &Binary, role: Role) -> Result<u64, L
     let start = match (image.placement, role) {
         (Placement::Fixed, _) => reserve_at(space, extent.start, len)?,
         (Placement::Anywhere, Role::Program) => {
-            let random = u64::from_ne_bytes(random_bytes()) & 0xff_ffff;
+            let random = u64::from_ne_bytes(random_bytes()?) & 0xff_ffff;
             let base = (PROGRAM_BASE + random * PAGE) & !(image.align - 1);
             reserve_at(space, base + extent.start, len)?
         }
@@ -195,16 +200,16 @@ fn map_stack(space: &AddressSpace, program: &Program, auxv: Vec<(u64, u64)>) -> 
         env: &program.env,
         execfn: &program.execfn,
         auxv,
-        random: random_bytes(),
+        random: random_bytes()?,
     };
     let stack = Stack::build(stack_start + len, contents);
     space.write(stack.pointer, &stack.bytes)?;
     Ok(stack)
 }
 
-fn random_bytes<const N: usize>() -> [u8; N] {
+/// The kernel gives so few bytes at once, or none.
+fn random_bytes<const N: usize>() -> Result<[u8; N], LoadError> {
     let mut bytes = [0; N];
-    // Fails only for interrupted calls of more than 256 bytes; then zeroes are as good as a missing AT_RANDOM.
-    let _ = rustix::rand::getrandom(&mut bytes[..], GetRandomFlags::empty());
-    bytes
+    rustix::rand::getrandom(&mut bytes[..], GetRandomFlags::empty()).map_err(LoadError::Random)?;
+    Ok(bytes)
 }

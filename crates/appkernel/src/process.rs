@@ -1,16 +1,16 @@
 //! What a process knows about itself, changes about itself, and how it ends.
 
+use std::ffi::CStr;
+
+use nix::unistd::Pid;
 use process_vm_exec::{Errno, Sysno, WaitStatus};
-use rustix::{
-    process::{Pid, Uid},
-    rand::GetRandomFlags,
-};
+use rustix::rand::GetRandomFlags;
 
 use crate::{
-    abi::{Answer, Args, Record, from_int, int, size, uint},
-    files::AT_FDCWD,
+    abi::{Answer, Args, PAGE, errno, from_int, int, size, uint},
+    files::{AT_FDCWD, Last, is_ours},
     guest::GuestMemory,
-    program::Program,
+    program::{EXECUTABLE, Program},
     task::{Next, Task},
 };
 
@@ -33,14 +33,16 @@ pub(crate) fn execveat(task: &mut Task, [dir, path, args, env, flags, _]: Args) 
     if int(flags) & !libc::AT_SYMLINK_NOFOLLOW != 0 {
         return Err(Errno::INVAL);
     }
+    let last = Last::from_flags(int(flags));
     let mut budget = ARGUMENTS_MAX;
     let mut args = task.space.fetch_strings(args, &mut budget)?;
     let env = task.space.fetch_strings(env, &mut budget)?;
-    let place = task.place(dir, path)?;
+    let path = task.space.fetch_path(path)?;
     if args.is_empty() {
         args.push(c"".to_owned());
     }
-    let program = Program::open_at(place.dir, &place.path, args, env).map_err(|error| error.errno())?;
+    let open = |path: &CStr| task.open_object(&task.object_at(dir, path, last)?, EXECUTABLE);
+    let program = Program::open_by(&open, &path, args, env).map_err(|error| error.errno())?;
     task.replace_program(&program)?;
     Ok(0)
 }
@@ -55,19 +57,20 @@ pub(crate) fn getppid(_: &mut Task, _: Args) -> Answer {
     Ok(rustix::process::getppid().map_or(0, |pid| from_int(pid.as_raw_nonzero().get())))
 }
 
-/// The process that a call means: the guest itself for 0 and its own number.
-fn other(task: &Task, pid: u64) -> Result<Option<Pid>, Errno> {
-    let pid = int(pid);
-    if pid < 0 {
-        return Err(Errno::SRCH);
+/// The process that a call means: the guest itself for 0 and its own number. Processes and threads of the supervisor
+/// are not there for a guest.
+fn process(task: &Task, pid: u64) -> Result<Pid, Errno> {
+    match int(pid) {
+        pid if pid == 0 || pid == task.identity.pid => Ok(Pid::from_raw(0)),
+        pid if pid < 0 || is_ours(task, pid) != Ok(false) => Err(Errno::SRCH),
+        pid => Ok(Pid::from_raw(pid)),
     }
-    Ok(if pid == task.identity.pid { None } else { Pid::from_raw(pid) })
 }
 
-/// getpgid(2)
+/// getpgid(2). A group of another pid namespace has the number 0.
 pub(crate) fn getpgid(task: &mut Task, [pid, ..]: Args) -> Answer {
-    let group = rustix::process::getpgid(other(task, pid)?)?;
-    Ok(from_int(group.as_raw_nonzero().get()))
+    let group = nix::unistd::getpgid(Some(process(task, pid)?)).map_err(errno)?;
+    Ok(from_int(group.as_raw()))
 }
 
 /// getpgrp(2)
@@ -77,86 +80,20 @@ pub(crate) fn getpgrp(task: &mut Task, _: Args) -> Answer {
 
 /// getsid(2)
 pub(crate) fn getsid(task: &mut Task, [pid, ..]: Args) -> Answer {
-    let session = rustix::process::getsid(other(task, pid)?)?;
-    Ok(from_int(session.as_raw_nonzero().get()))
+    let session = nix::unistd::getsid(Some(process(task, pid)?)).map_err(errno)?;
+    Ok(from_int(session.as_raw()))
 }
 
 /// setpgid(2)
 pub(crate) fn setpgid(task: &mut Task, [pid, group, ..]: Args) -> Answer {
     let group = Pid::from_raw(int(group));
-    rustix::process::setpgid(other(task, pid)?, group)?;
+    nix::unistd::setpgid(process(task, pid)?, group).map_err(errno)?;
     Ok(0)
 }
 
 /// setsid(2)
 pub(crate) fn setsid(_: &mut Task, _: Args) -> Answer {
     Ok(from_int(rustix::process::setsid()?.as_raw_nonzero().get()))
-}
-
-/// getuid(2)
-pub(crate) fn getuid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::getuid().as_raw().into())
-}
-
-/// geteuid(2)
-pub(crate) fn geteuid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::geteuid().as_raw().into())
-}
-
-/// getgid(2)
-pub(crate) fn getgid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::getgid().as_raw().into())
-}
-
-/// getegid(2)
-pub(crate) fn getegid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::getegid().as_raw().into())
-}
-
-/// getresuid(2); the saved id is taken for the effective one.
-pub(crate) fn getresuid(task: &mut Task, [real, effective, saved, ..]: Args) -> Answer {
-    let id = rustix::process::geteuid().as_raw().to_ne_bytes();
-    task.space.store(real, &rustix::process::getuid().as_raw().to_ne_bytes())?;
-    task.space.store(effective, &id)?;
-    task.space.store(saved, &id)?;
-    Ok(0)
-}
-
-/// getresgid(2); the saved id is taken for the effective one.
-pub(crate) fn getresgid(task: &mut Task, [real, effective, saved, ..]: Args) -> Answer {
-    let id = rustix::process::getegid().as_raw().to_ne_bytes();
-    task.space.store(real, &rustix::process::getgid().as_raw().to_ne_bytes())?;
-    task.space.store(effective, &id)?;
-    task.space.store(saved, &id)?;
-    Ok(0)
-}
-
-/// setuid(2), setreuid(2), setresuid(2): a guest is who the caller is, and may say so.
-pub(crate) fn set_user(_: &mut Task, [a, b, c, ..]: Args) -> Answer {
-    let current = rustix::process::geteuid();
-    let unchanged = |id: u64| uint(id) == u32::MAX || Uid::from_raw(uint(id)) == current;
-    if unchanged(a) || (unchanged(b) && unchanged(c)) { Ok(0) } else { Err(Errno::PERM) }
-}
-
-/// setgid(2), setregid(2), setresgid(2): as [`set_user`].
-pub(crate) fn set_group(_: &mut Task, [a, b, c, ..]: Args) -> Answer {
-    let current = rustix::process::getegid().as_raw();
-    let unchanged = |id: u64| uint(id) == u32::MAX || uint(id) == current;
-    if unchanged(a) || (unchanged(b) && unchanged(c)) { Ok(0) } else { Err(Errno::PERM) }
-}
-
-/// getgroups(2)
-pub(crate) fn getgroups(task: &mut Task, [count, list, ..]: Args) -> Answer {
-    let groups = rustix::process::getgroups()?;
-    let count = int(count);
-    if count != 0 {
-        if usize::try_from(count).map_err(|_| Errno::INVAL)? < groups.len() {
-            return Err(Errno::INVAL);
-        }
-        let bytes: Vec<u8> = groups.iter().flat_map(|group| group.as_raw().to_ne_bytes()).collect();
-        task.space.store(list, &bytes)?;
-    }
-    Ok(groups.len() as u64)
 }
 
 /// getrandom(2)
@@ -167,8 +104,11 @@ pub(crate) fn getrandom(task: &mut Task, [addr, len, flags, ..]: Args) -> Answer
         let part = size((len - done).min(256));
         let part =
             rustix::rand::getrandom(&mut bytes[..part], GetRandomFlags::from_bits_retain(uint(flags)))?;
-        task.space.store(addr.wrapping_add(done), &bytes[..part])?;
-        done += part as u64;
+        match task.space.store(addr.wrapping_add(done), &bytes[..part]) {
+            Err(errno) if done == 0 => return Err(errno),
+            Err(_) => break,
+            Ok(()) => done += part as u64,
+        }
     }
     Ok(done)
 }
@@ -285,7 +225,8 @@ pub(crate) fn arch_prctl(task: &mut Task, [code, addr, ..]: Args) -> Answer {
     const SET_FS: i32 = 0x1002;
     const GET_FS: i32 = 0x1003;
     const GET_GS: i32 = 0x1004;
-    const USER_END: u64 = 1 << 47;
+    // `TASK_SIZE_MAX` of asm/page_64_types.h
+    const USER_END: u64 = (1 << 47) - PAGE;
     match int(code) {
         SET_FS | SET_GS if addr >= USER_END => Err(Errno::PERM),
         SET_FS => {
@@ -382,18 +323,4 @@ pub(crate) fn membarrier(_: &mut Task, [command, ..]: Args) -> Answer {
 /// personality(2): Linux, and it stays so.
 pub(crate) fn personality(_: &mut Task, [persona, ..]: Args) -> Answer {
     if matches!(uint(persona), 0 | u32::MAX) { Ok(0) } else { Err(Errno::INVAL) }
-}
-
-/// capget(2): no capabilities of its own; the host checks the caller's.
-pub(crate) fn capget(task: &mut Task, [header, data, ..]: Args) -> Answer {
-    const VERSION_3: u32 = 0x2008_0522;
-    let version = task.space.fetch_i32(header)?.cast_unsigned();
-    if version != VERSION_3 {
-        task.space.store(header, &VERSION_3.to_ne_bytes())?;
-        return if data == 0 { Ok(0) } else { Err(Errno::INVAL) };
-    }
-    if data != 0 {
-        task.space.store(data, Record::<24>::new().bytes())?;
-    }
-    Ok(0)
 }

@@ -4,21 +4,31 @@
 use std::{
     ffi::{CStr, CString},
     fs::File,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, OwnedFd},
 };
 
 use object::ReadCache;
 use rustix::{
-    fs::{Access, AtFlags, FileType, Mode, OFlags},
+    fs::{Access, AtFlags, CWD, FileType, Mode, OFlags},
     io::Errno,
 };
 
-use crate::elf::{ElfError, Image, has_magic};
+use crate::{
+    elf::{ElfError, Image, has_magic},
+    files::{Object, host_path},
+};
 
 /// How many `#!` lines may lead to one another (Linux: `BINPRM_MAX_RECURSION`, fs/exec.c).
 const SCRIPT_DEPTH_MAX: usize = 5;
 /// How much of a script Linux looks at (`BINPRM_BUF_SIZE`, linux/binfmts.h).
 const SCRIPT_LINE_MAX: usize = 256;
+
+/// How an executable is opened. `O_NONBLOCK`: a FIFO must not keep us waiting for its other end.
+pub(crate) const EXECUTABLE: OFlags =
+    OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// Finds the file at a path and opens it as [`EXECUTABLE`].
+pub(crate) type Open<'a> = &'a dyn Fn(&CStr) -> Result<OwnedFd, Errno>;
 
 /// Why a program cannot be started. The message says what, of which file, and why.
 #[derive(Debug, thiserror::Error)]
@@ -119,26 +129,28 @@ impl Program {
     /// # Errors
     /// Missing files, files without permission, and files that are no x86-64 programs, each by its name.
     pub fn open(path: &CStr, args: Vec<CString>, env: Vec<CString>) -> Result<Self, ProgramError> {
-        Self::open_at(rustix::fs::CWD, path, args, env)
+        let open = |path: &CStr| rustix::fs::open(path, EXECUTABLE, Mode::empty());
+        Self::open_by(&open, path, args, env)
     }
 
-    pub(crate) fn open_at(
-        dir: BorrowedFd<'_>,
+    /// As [`open`](Self::open), with `open` to find and open files.
+    pub(crate) fn open_by(
+        open: Open<'_>,
         path: &CStr,
         args: Vec<CString>,
         env: Vec<CString>,
     ) -> Result<Self, ProgramError> {
-        Self::open_script(dir, path, args, env, SCRIPT_DEPTH_MAX)
+        Self::open_script(open, path, args, env, SCRIPT_DEPTH_MAX)
     }
 
     fn open_script(
-        dir: BorrowedFd<'_>,
+        open: Open<'_>,
         path: &CStr,
         mut args: Vec<CString>,
         env: Vec<CString>,
         depth: usize,
     ) -> Result<Self, ProgramError> {
-        let file = open_executable(dir, path)?;
+        let file = open_executable(open, path)?;
         let start = first_bytes(&file, path)?;
         if let Some(line) = start.strip_prefix(b"#!") {
             if depth == 0 {
@@ -151,7 +163,7 @@ impl Program {
             args.extend(line.argument);
             args.push(path.to_owned());
             args.extend(old_args.into_iter().skip(1));
-            return Self::open_script(dir, &line.interpreter, args, env, depth - 1)
+            return Self::open_script(open, &line.interpreter, args, env, depth - 1)
                 .map(|program| Self { execfn: path.to_bytes().to_vec(), ..program })
                 .map_err(|source| ProgramError::Interpreter { path: name(path), source: Box::new(source) });
         }
@@ -159,12 +171,12 @@ impl Program {
         let binary = Binary::read(file, &start, path)?;
         let interpreter = match &binary.image.interpreter {
             None => None,
-            Some(interpreter) => Some(open_interpreter(dir, interpreter).map_err(|source| {
+            Some(interpreter) => Some(open_interpreter(open, interpreter).map_err(|source| {
                 ProgramError::Interpreter { path: name(path), source: Box::new(source) }
             })?),
         };
-        let exe = crate::files::host_path(binary.file.as_fd())
-            .map_err(|errno| ProgramError::Open { path: name(path), errno })?;
+        let exe =
+            host_path(binary.file.as_fd()).map_err(|errno| ProgramError::Open { path: name(path), errno })?;
         Ok(Self { binary, interpreter, execfn: path.to_bytes().to_vec(), exe, args, env })
     }
 }
@@ -181,26 +193,24 @@ impl Binary {
     }
 }
 
-fn open_interpreter(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Binary, ProgramError> {
+fn open_interpreter(open: Open<'_>, path: &[u8]) -> Result<Binary, ProgramError> {
     let path =
         CString::new(path).map_err(|_| ProgramError::Open { path: String::new(), errno: Errno::INVAL })?;
-    let file = open_executable(dir, &path)?;
+    let file = open_executable(open, &path)?;
     let start = first_bytes(&file, &path)?;
     Binary::read(file, &start, &path)
 }
 
-fn open_executable(dir: BorrowedFd<'_>, path: &CStr) -> Result<File, ProgramError> {
-    // O_NONBLOCK: a FIFO must not keep us waiting for its other end.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = rustix::fs::openat(dir, path, flags, Mode::empty())
-        .map_err(|errno| ProgramError::Open { path: name(path), errno })?;
+fn open_executable(open: Open<'_>, path: &CStr) -> Result<File, ProgramError> {
+    let file = open(path).map_err(|errno| ProgramError::Open { path: name(path), errno })?;
     let status = rustix::fs::fstat(&file).map_err(|errno| ProgramError::Open { path: name(path), errno })?;
     if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
         return Err(ProgramError::NotAFile { path: name(path) });
     }
-    rustix::fs::accessat(dir, path, Access::EXEC_OK, AtFlags::EACCESS)
+    let file = Object::host(file);
+    rustix::fs::accessat(CWD, file.path(), Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|errno| ProgramError::NotExecutable { path: name(path), errno })?;
-    Ok(File::from(file))
+    Ok(File::from(file.file))
 }
 
 fn first_bytes(file: &File, path: &CStr) -> Result<Vec<u8>, ProgramError> {

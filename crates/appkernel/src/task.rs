@@ -1,9 +1,14 @@
 //! A task: one flow of control in an address space, and the state that its system calls work on.
 
-use std::{ffi::CString, os::fd::OwnedFd, sync::Arc};
+use std::{
+    ffi::CString,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use process_vm_exec::{
-    AddressSpace, Arch, Context, Engine, Errno, Exit, Rewriting, SignalSet, Syscall, WaitStatus,
+    Access, AddressSpace, Arch, Context, Engine, Errno, Exit, Fault, Rewriting, SignalSet, Syscall,
+    WaitStatus,
 };
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -20,6 +25,25 @@ use crate::{
     time::Timers,
     trace::Tracer,
 };
+
+/// What a processor says to an address that is none (Intel SDM volume 3, 6.15, "General Protection"), and Linux makes of
+/// it.
+pub(crate) const GENERAL_PROTECTION: Fault =
+    Fault { signal: libc::SIGSEGV, code: libc::SI_KERNEL, addr: 0, access: Access::Read, trapno: 13 };
+
+/// The umask that this process had before tasks had it set to 0.
+static UMASK: Mutex<u32> = Mutex::new(0);
+
+/// Sets the process's umask to 0, and returns what it was before a task did so.
+fn take_umask() -> u32 {
+    // Whoever panicked with the lock has left a umask behind.
+    let mut umask = UMASK.lock().unwrap_or_else(PoisonError::into_inner);
+    match rustix::process::umask(Mode::empty()).as_raw_mode() {
+        0 => {}
+        new => *umask = new,
+    }
+    *umask
+}
 
 /// Why a program could not be started, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +172,8 @@ impl Identity {
 
 impl Task {
     /// Loads `program` into a new address space. It inherits this process's descriptors 0, 1 and 2, its current
-    /// directory and its umask; the latter becomes 0 in this process, since it would apply a second time.
+    /// directory and its umask. The latter becomes 0 in this process, since it would apply a second time; the next
+    /// task inherits it nevertheless.
     ///
     /// # Errors
     /// No engine, no memory, or arguments that do not fit.
@@ -167,7 +192,7 @@ impl Task {
             next: Next::Continue,
             files,
             directory,
-            umask: rustix::process::umask(Mode::empty()).as_raw_mode(),
+            umask: take_umask(),
             identity: Identity::new(pid, &program, loaded.auxv),
             heap: Heap::new(loaded.heap),
             signals: Signals::default(),
@@ -184,7 +209,12 @@ impl Task {
     /// When the address space fails; the program's own failures are a [`WaitStatus`].
     pub fn run(&mut self) -> Result<WaitStatus, Error> {
         let status = loop {
-            match self.space.run(&mut self.context, &SignalSet::all())? {
+            let exit = match self.space.run(&mut self.context, &SignalSet::all()) {
+                // The guest chose registers that no processor takes, as the address of a handler for example.
+                Err(process_vm_exec::Error::Context(_)) => Exit::Fault(GENERAL_PROTECTION),
+                exit => exit?,
+            };
+            match exit {
                 Exit::Syscall => {
                     let call = *self.context.syscall();
                     self.answer(&call);
@@ -253,17 +283,19 @@ impl Task {
         let load_errno = |error| match error {
             LoadError::Space(error) => error.errno(),
             LoadError::TooManyArguments { .. } => Errno::TOOBIG,
+            LoadError::Random(errno) => errno,
         };
         let space = self.config.create_space().map_err(|error| error.errno())?;
         let loaded = loader::load(&space, program).map_err(load_errno)?;
+        let context = Context::new(loaded.entry, loaded.stack_pointer);
+        self.timers.move_to(&context)?;
         self.count_program();
         self.space = Arc::new(space);
-        self.context = Context::new(loaded.entry, loaded.stack_pointer);
+        self.context = context;
         self.files.close_on_exec();
         self.identity = Identity::new(self.identity.pid, program, loaded.auxv);
         self.heap = Heap::new(loaded.heap);
         self.signals.reset_handlers();
-        self.timers.move_to(&self.context);
         self.next = Next::Jump;
         Ok(())
     }

@@ -18,6 +18,9 @@ use crate::{
     task::Task,
 };
 
+/// The longest time of a timer: as many seconds as nanoseconds of 64 bits can count (`KTIME_SEC_MAX`, linux/time64.h).
+const LONGEST: Duration = Duration::from_secs(9_223_372_036);
+
 /// The real-time interval timer (setitimer(2)).
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
@@ -49,27 +52,31 @@ impl Timers {
     }
 
     /// Has the rest of the time run for another context (`execve` keeps timers).
-    pub(crate) fn move_to(&mut self, context: &Context) {
-        if let Some(remaining) = self.remaining() {
-            let interval = self.interval;
-            self.set(remaining.max(Duration::from_nanos(1)), interval, || context.interrupter());
+    pub(crate) fn move_to(&mut self, context: &Context) -> Result<(), Errno> {
+        match self.remaining() {
+            Some(remaining) => self.set(remaining.max(Duration::from_nanos(1)), self.interval, context),
+            None => Ok(()),
         }
     }
 
-    fn set(&mut self, value: Duration, interval: Duration, interrupter: impl FnOnce() -> Interrupter) {
-        self.alarm = None;
+    /// Starts the timer anew. If that fails, it stays as it was.
+    fn set(&mut self, value: Duration, interval: Duration, context: &Context) -> Result<(), Errno> {
+        let (value, interval) = (value.min(LONGEST), interval.min(LONGEST));
+        let started = if value.is_zero() {
+            None
+        } else {
+            Some((Instant::now() + value, start_alarm(value, interval, context.interrupter())?))
+        };
         self.interval = interval;
-        self.deadline = if value.is_zero() { None } else { Instant::now().checked_add(value) };
-        if self.deadline.is_some() {
-            self.alarm = Some(start_alarm(value, interval, interrupter()));
-        }
+        (self.deadline, self.alarm) = started.unzip();
+        Ok(())
     }
 }
 
 /// Interrupts the guest after `value`, and every `interval` from then on.
-fn start_alarm(value: Duration, interval: Duration, interrupter: Interrupter) -> Sender<()> {
+fn start_alarm(value: Duration, interval: Duration, interrupter: Interrupter) -> Result<Sender<()>, Errno> {
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
+    let run = move || {
         let mut wait = value;
         while receiver.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
             interrupter.interrupt();
@@ -78,8 +85,12 @@ fn start_alarm(value: Duration, interval: Duration, interrupter: Interrupter) ->
             }
             wait = interval;
         }
-    });
-    sender
+    };
+    let thread = thread::Builder::new().name("appkernel-alarm".to_owned()).spawn(run);
+    match thread {
+        Ok(_) => Ok(sender),
+        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)),
+    }
 }
 
 impl Task {
@@ -118,7 +129,7 @@ fn timeval(record: &[u8], offset: usize) -> Result<Duration, Errno> {
 
 /// Seconds and a fraction in units of `1 / scale` seconds.
 fn duration(seconds: i64, fraction: i64, scale: i64) -> Result<Duration, Errno> {
-    if fraction >= scale {
+    if !(0..scale).contains(&fraction) {
         return Err(Errno::INVAL);
     }
     let seconds = u64::try_from(seconds).map_err(|_| Errno::INVAL)?;
@@ -231,8 +242,7 @@ fn sleep_for(task: &Task, clock: ClockId, request: Duration, remaining: u64) -> 
 pub(crate) fn alarm(task: &mut Task, [seconds, ..]: Args) -> Answer {
     let before = task.timers.remaining().unwrap_or_default();
     let value = Duration::from_secs(u64::from(crate::abi::uint(seconds)));
-    let context = &task.context;
-    task.timers.set(value, Duration::ZERO, || context.interrupter());
+    task.timers.set(value, Duration::ZERO, &task.context)?;
     // Linux rounds to the nearest second, but never down to "no alarm".
     let rounded = before.as_secs() + u64::from(before.subsec_millis() >= 500);
     Ok(if before.is_zero() { 0 } else { rounded.max(1) })
@@ -247,8 +257,7 @@ pub(crate) fn setitimer(task: &mut Task, [which, new, old, ..]: Args) -> Answer 
     if new != 0 {
         let record: [u8; 32] = task.space.fetch(new)?;
         let (interval, value) = (timeval(&record, 0)?, timeval(&record, 16)?);
-        let context = &task.context;
-        task.timers.set(value, interval, || context.interrupter());
+        task.timers.set(value, interval, &task.context)?;
     }
     store_timer(task, old, before)
 }

@@ -1,122 +1,10 @@
 //! Real programs under `pvx run`, with each engine: the output and the exit status are those of a native run.
 
-use std::{
-    fs,
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-};
+mod support;
 
-use process_vm_exec::Engine;
-use tempfile::TempDir;
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-const PVX: &str = env!("CARGO_BIN_EXE_pvx");
-const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guests");
-
-/// The engines that work here; the others are named.
-fn engines() -> Vec<Engine> {
-    let detection = Engine::detect().expect("the machine can be looked at");
-    let works = |(engine, lacks): (Engine, Option<String>)| match lacks {
-        None => Some(engine),
-        Some(why) => {
-            println!("SKIP: engine {engine}: {why}");
-            None
-        }
-    };
-    detection.engines.into_iter().filter_map(works).collect()
-}
-
-/// What a caller sees of a program.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    status: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Seen {
-    fn of(output: Output) -> Self {
-        // A shell's way to say it; `pvx run` passes it on like that.
-        let status = output.status.code().or(output.status.signal().map(|signal| 128 + signal));
-        Self {
-            status: status.expect("it exited or was killed"),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-}
-
-/// A directory to run programs in.
-struct Place(TempDir);
-
-impl Place {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary directory"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, contents).expect("a file in the temporary directory");
-        path
-    }
-
-    fn executable(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.file(name, contents);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its owner may");
-        path
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(words[0]);
-        command
-            .args(&words[1..])
-            .current_dir(self.0.path())
-            .env("LC_ALL", "C")
-            .env("TZ", "UTC")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn native(&self, words: &[&str]) -> Seen {
-        Seen::of(self.command(words).output().expect("it is installed"))
-    }
-
-    fn guest(&self, options: &[&str], words: &[&str]) -> Seen {
-        let all: Vec<_> = [PVX, "run"].iter().chain(options).chain(&["--"]).chain(words).copied().collect();
-        Seen::of(self.command(&all).output().expect("pvx starts"))
-    }
-
-    /// Runs a program natively and with each engine; `prepare` comes before each run.
-    fn same_after(&self, prepare: impl Fn(), words: &[&str]) {
-        if !words[0].contains('/') && which(words[0]).is_none() {
-            println!("SKIP: {} is not installed", words[0]);
-            return;
-        }
-        prepare();
-        let native = self.native(words);
-        for engine in engines() {
-            prepare();
-            assert_eq!(self.guest(&["--engine", engine.name()], words), native, "{engine}: {words:?}");
-        }
-    }
-
-    fn same(&self, words: &[&str]) {
-        self.same_after(|| (), words);
-    }
-}
-
-/// Where a program is, as a shell finds it.
-fn which(name: &str) -> Option<PathBuf> {
-    if name.contains('/') {
-        return Path::new(name).exists().then(|| name.into());
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file())
-}
+use support::{PVX, Place, Seen, engines, which};
 
 /// The numbers from 1 to `count` in an order that is no order.
 fn shuffled(count: u64) -> String {
@@ -338,14 +226,9 @@ fn a_program_without_arguments_of_its_own_may_have_options_that_look_like_ours()
 /// Compiles a program from `guests` and runs it natively and with each engine.
 fn compiled(name: &str, compiler: &[&str]) {
     let place = Place::new();
-    if which(compiler[0]).is_none() {
-        println!("SKIP: {} is not installed", compiler[0]);
+    if !place.compile(name, compiler) {
         return;
     }
-    let source = format!("{GUESTS}/{name}.c");
-    let words = [compiler, &["-O1", "-w", "-o", name, &source]].concat();
-    let built = place.native(&words);
-    assert_eq!(built.status, 0, "{}", built.stderr);
     let remove = || {
         let _ = fs::remove_dir_all(place.path("d"));
     };

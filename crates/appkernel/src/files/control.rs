@@ -15,7 +15,7 @@ use rustix::{
 
 use super::Cloexec;
 use crate::{
-    abi::{Answer, Args, Record, field, from_int, int, size, u32_at, uint, ushort},
+    abi::{Answer, Args, Record, errno, field, from_int, int, size, u32_at, uint, ushort},
     guest::GuestMemory,
     task::Task,
 };
@@ -78,7 +78,7 @@ fn lock(task: &mut Task, fd: i32, command: i32, addr: u64) -> Answer {
         libc::F_OFD_SETLK => FcntlArg::F_OFD_SETLK(&lock),
         _ => FcntlArg::F_OFD_SETLKW(&lock),
     };
-    nix::fcntl::fcntl(task.files.get(fd)?, arg).map_err(|error| Errno::from_raw_os_error(error as i32))?;
+    nix::fcntl::fcntl(task.files.get(fd)?, arg).map_err(errno)?;
     if query {
         let record = Record::<32>::new()
             .put(0, lock.l_type.to_ne_bytes())
@@ -140,7 +140,8 @@ pub(crate) fn ioctl(task: &mut Task, [fd, request, arg, ..]: Args) -> Answer {
             task.space.store(arg, &group.to_ne_bytes())?;
         }
         TIOCSPGRP => {
-            let group = Pid::from_raw(task.space.fetch_i32(arg)?).ok_or(Errno::INVAL)?;
+            let group = task.space.fetch_i32(arg)?;
+            let group = Pid::from_raw(group.max(0)).ok_or(Errno::INVAL)?;
             rustix::termios::tcsetpgrp(file, group)?;
         }
         TIOCGSID => {

@@ -13,5 +13,6 @@ pub(crate) mod status;
 mod table;
 pub(crate) mod xattr;
 
-pub(crate) use place::{AT_FDCWD, Last, host_path};
+pub(crate) use place::{AT_FDCWD, Entry, Last, Object, host_path};
+pub(crate) use proc::{is_ours, shown_path};
 pub(crate) use table::{Cloexec, FileTable};

@@ -1,10 +1,13 @@
 //! Names and attributes: making, moving, linking and removing files, and changing what is known about them.
 
 use process_vm_exec::Errno;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_NOW, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timestamps, UTIME_NOW, Uid};
 use rustix::time::Timespec;
 
-use super::{AT_FDCWD, Last, status::at_flags};
+use super::{
+    AT_FDCWD, Last, Object,
+    status::{FLAGS, known_flags},
+};
 use crate::{
     abi::{Answer, Args, from_int, i64_at, int, long, uint},
     guest::GuestMemory,
@@ -20,8 +23,8 @@ pub(crate) fn mkdir(task: &mut Task, [path, mode, ..]: Args) -> Answer {
 
 /// mkdirat(2)
 pub(crate) fn mkdirat(task: &mut Task, [dir, path, mode, ..]: Args) -> Answer {
-    let place = task.place_of(dir, path, Last::Link)?;
-    rustix::fs::mkdirat(place.dir, &place.path, new_mode(task, mode)).map(|()| 0)
+    let entry = task.entry(dir, path)?;
+    rustix::fs::mkdirat(entry.dir, &entry.name, new_mode(task, mode)).map(|()| 0)
 }
 
 /// mknod(2)
@@ -31,12 +34,12 @@ pub(crate) fn mknod(task: &mut Task, [path, mode, device, ..]: Args) -> Answer {
 
 /// mknodat(2)
 pub(crate) fn mknodat(task: &mut Task, [dir, path, mode, device, ..]: Args) -> Answer {
-    let place = task.place_of(dir, path, Last::Link)?;
+    let entry = task.entry(dir, path)?;
     let kind = match uint(mode) & libc::S_IFMT {
         0 => FileType::RegularFile,
         kind => FileType::from_raw_mode(kind),
     };
-    rustix::fs::mknodat(place.dir, &place.path, kind, new_mode(task, mode), u64::from(uint(device)))
+    rustix::fs::mknodat(entry.dir, &entry.name, kind, new_mode(task, mode), u64::from(uint(device)))
         .map(|()| 0)
 }
 
@@ -57,8 +60,9 @@ pub(crate) fn rmdir(task: &mut Task, [path, ..]: Args) -> Answer {
 
 /// unlinkat(2)
 pub(crate) fn unlinkat(task: &mut Task, [dir, path, flags, ..]: Args) -> Answer {
-    let place = task.place_of(dir, path, Last::Link)?;
-    rustix::fs::unlinkat(place.dir, &place.path, at_flags(int(flags))).map(|()| 0)
+    let flags = AtFlags::from_bits_retain(uint(flags));
+    let entry = task.entry(dir, path)?;
+    rustix::fs::unlinkat(entry.dir, &entry.name, flags).map(|()| 0)
 }
 
 /// rename(2)
@@ -73,10 +77,10 @@ pub(crate) fn renameat(task: &mut Task, [from_dir, from, to_dir, to, ..]: Args) 
 
 /// renameat2(2)
 pub(crate) fn renameat2(task: &mut Task, [from_dir, from, to_dir, to, flags, _]: Args) -> Answer {
-    let from = task.place_of(from_dir, from, Last::Link)?;
-    let to = task.place_of(to_dir, to, Last::Link)?;
+    let from = task.entry(from_dir, from)?;
+    let to = task.entry(to_dir, to)?;
     let flags = RenameFlags::from_bits_retain(uint(flags));
-    rustix::fs::renameat_with(from.dir, &from.path, to.dir, &to.path, flags).map(|()| 0)
+    rustix::fs::renameat_with(from.dir, &from.name, to.dir, &to.name, flags).map(|()| 0)
 }
 
 /// link(2)
@@ -86,9 +90,11 @@ pub(crate) fn link(task: &mut Task, [from, to, ..]: Args) -> Answer {
 
 /// linkat(2)
 pub(crate) fn linkat(task: &mut Task, [from_dir, from, to_dir, to, flags, _]: Args) -> Answer {
-    let from = task.place_of(from_dir, from, Last::Link)?;
-    let to = task.place_of(to_dir, to, Last::Link)?;
-    rustix::fs::linkat(from.dir, &from.path, to.dir, &to.path, at_flags(int(flags))).map(|()| 0)
+    let flags = known_flags(flags, libc::AT_SYMLINK_FOLLOW | libc::AT_EMPTY_PATH)?;
+    let nofollow = if flags & libc::AT_SYMLINK_FOLLOW != 0 { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    let from = task.object_with(from_dir, from, flags | nofollow)?;
+    let to = task.entry(to_dir, to)?;
+    rustix::fs::linkat(CWD, from.path(), to.dir, &to.name, AtFlags::SYMLINK_FOLLOW).map(|()| 0)
 }
 
 /// symlink(2)
@@ -99,8 +105,8 @@ pub(crate) fn symlink(task: &mut Task, [target, path, ..]: Args) -> Answer {
 /// symlinkat(2)
 pub(crate) fn symlinkat(task: &mut Task, [target, dir, path, ..]: Args) -> Answer {
     let target = task.space.fetch_path(target)?;
-    let place = task.place_of(dir, path, Last::Link)?;
-    rustix::fs::symlinkat(&target, place.dir, &place.path).map(|()| 0)
+    let entry = task.entry(dir, path)?;
+    rustix::fs::symlinkat(&target, entry.dir, &entry.name).map(|()| 0)
 }
 
 /// chmod(2)
@@ -110,9 +116,9 @@ pub(crate) fn chmod(task: &mut Task, [path, mode, ..]: Args) -> Answer {
 
 /// fchmodat(2), as the kernel has it: without flags
 pub(crate) fn fchmodat(task: &mut Task, [dir, path, mode, ..]: Args) -> Answer {
-    let place = task.place(dir, path)?;
+    let object = task.object(dir, path, Last::Follow)?;
     let mode = Mode::from_raw_mode(uint(mode) & 0o7777);
-    rustix::fs::chmodat(place.dir, &place.path, mode, AtFlags::empty()).map(|()| 0)
+    rustix::fs::chmod(object.path(), mode).map(|()| 0)
 }
 
 /// fchmod(2)
@@ -133,9 +139,8 @@ pub(crate) fn lchown(task: &mut Task, [path, user, group, ..]: Args) -> Answer {
 
 /// fchownat(2)
 pub(crate) fn fchownat(task: &mut Task, [dir, path, user, group, flags, _]: Args) -> Answer {
-    let place = task.place_of(dir, path, Last::Link)?;
-    rustix::fs::chownat(place.dir, &place.path, user_id(user), group_id(group), at_flags(int(flags)))
-        .map(|()| 0)
+    let object = task.object_with(dir, path, known_flags(flags, FLAGS)?)?;
+    rustix::fs::chown(object.path(), user_id(user), group_id(group)).map(|()| 0)
 }
 
 /// fchown(2)
@@ -155,8 +160,8 @@ fn group_id(id: u64) -> Option<Gid> {
 /// truncate(2)
 pub(crate) fn truncate(task: &mut Task, [path, len, ..]: Args) -> Answer {
     let len = u64::try_from(long(len)).map_err(|_| Errno::INVAL)?;
-    let place = task.place(HERE, path)?;
-    let file = rustix::fs::openat(place.dir, &place.path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let object = task.object(HERE, path, Last::Follow)?;
+    let file = task.open_object(&object, OFlags::WRONLY | OFlags::CLOEXEC)?;
     rustix::fs::ftruncate(file, len).map(|()| 0)
 }
 
@@ -174,9 +179,8 @@ pub(crate) fn utimensat(task: &mut Task, [dir, path, times, flags, ..]: Args) ->
     if path == 0 {
         return rustix::fs::futimens(task.files.get(int(dir))?, &times).map(|()| 0);
     }
-    let last = if int(flags) & libc::AT_SYMLINK_NOFOLLOW != 0 { Last::Link } else { Last::Follow };
-    let place = task.place_of(dir, path, last)?;
-    rustix::fs::utimensat(place.dir, &place.path, &times, at_flags(int(flags))).map(|()| 0)
+    let object = task.object_with(dir, path, known_flags(flags, FLAGS)?)?;
+    set_times(&object, &times)
 }
 
 /// utime(2)
@@ -188,7 +192,7 @@ pub(crate) fn utime(task: &mut Task, [path, times, ..]: Args) -> Answer {
         let at = |offset| Timespec { tv_sec: i64_at(&record, offset), tv_nsec: 0 };
         Timestamps { last_access: at(0), last_modification: at(8) }
     };
-    set_times(task, path, &times)
+    set_times(&task.object(HERE, path, Last::Follow)?, &times)
 }
 
 /// utimes(2)
@@ -203,7 +207,7 @@ pub(crate) fn utimes(task: &mut Task, [path, times, ..]: Args) -> Answer {
         };
         Timestamps { last_access: at(0)?, last_modification: at(16)? }
     };
-    set_times(task, path, &times)
+    set_times(&task.object(HERE, path, Last::Follow)?, &times)
 }
 
 fn both_now() -> Timestamps {
@@ -211,7 +215,6 @@ fn both_now() -> Timestamps {
     Timestamps { last_access: now, last_modification: now }
 }
 
-fn set_times(task: &Task, path: u64, times: &Timestamps) -> Answer {
-    let place = task.place(HERE, path)?;
-    rustix::fs::utimensat(place.dir, &place.path, times, AtFlags::empty()).map(|()| 0)
+fn set_times(object: &Object, times: &Timestamps) -> Answer {
+    rustix::fs::utimensat(CWD, object.path(), times, AtFlags::empty()).map(|()| 0)
 }

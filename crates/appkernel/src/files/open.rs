@@ -1,20 +1,29 @@
 //! Opening, duplicating and closing.
 
-use std::{ffi::CString, os::fd::OwnedFd};
+use std::{
+    ffi::CStr,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use process_vm_exec::Errno;
 use rustix::{
     event::EventfdFlags,
-    fs::{MemfdFlags, Mode, OFlags, ResolveFlags, SeekFrom},
+    fs::{MemfdFlags, Mode, OFlags, ResolveFlags},
+    io::fcntl_dupfd_cloexec,
     pipe::PipeFlags,
 };
 
-use super::{AT_FDCWD, Cloexec, Last, proc::Proc};
+use super::{AT_FDCWD, Cloexec, Last};
 use crate::{
-    abi::{Answer, Args, from_int, int, size, u64_at, uint},
+    abi::{Answer, Args, PAGE, from_int, int, size, u64_at, uint},
     guest::GuestMemory,
     task::Task,
 };
+
+/// The flags of open(2) that Linux knows (`VALID_OPEN_FLAGS`, linux/fcntl.h), and those that count with `O_PATH`.
+const VALID_FLAGS: u32 = 0x7f_ffc3;
+const PATH_FLAGS: u32 =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).bits();
 
 /// open(2)
 pub(crate) fn open(task: &mut Task, [path, flags, mode, ..]: Args) -> Answer {
@@ -29,59 +38,60 @@ pub(crate) fn creat(task: &mut Task, [path, mode, ..]: Args) -> Answer {
 
 /// openat(2)
 pub(crate) fn openat(task: &mut Task, [dir, path, flags, mode, ..]: Args) -> Answer {
+    // As in Linux, open(2) ignores what it does not know (fs/open.c, `build_open_how`).
+    let mut flags = uint(flags) & VALID_FLAGS;
+    if flags & OFlags::PATH.bits() != 0 {
+        flags &= PATH_FLAGS;
+    }
     let path = task.space.fetch_path(path)?;
-    open_path(task, dir, path, int(flags), uint(mode), ResolveFlags::empty())
+    open_path(task, dir, &path, OFlags::from_bits_retain(flags), uint(mode), ResolveFlags::empty())
 }
 
 /// openat2(2)
 pub(crate) fn openat2(task: &mut Task, [dir, path, how, len, ..]: Args) -> Answer {
-    if len < 24 {
+    /// The size of `struct open_how` when it was new; what is added since must be zero.
+    const HOW: usize = 24;
+    if len < HOW as u64 {
         return Err(Errno::INVAL);
     }
-    let how: [u8; 24] = task.space.fetch(how)?;
+    if len > PAGE {
+        return Err(Errno::TOOBIG);
+    }
+    let mut how_bytes = vec![0; size(len)];
+    task.space.fetch_into(how, &mut how_bytes)?;
+    if how_bytes[HOW..].iter().any(|&byte| byte != 0) {
+        return Err(Errno::TOOBIG);
+    }
+    let (Ok(flags), Ok(mode)) = (u32::try_from(u64_at(&how_bytes, 0)), u32::try_from(u64_at(&how_bytes, 8)))
+    else {
+        return Err(Errno::INVAL);
+    };
+    let resolve = ResolveFlags::from_bits_retain(u64_at(&how_bytes, 16));
+    let flags = OFlags::from_bits_retain(flags);
+    if flags.bits() & !VALID_FLAGS != 0 || mode & !0o7777 != 0 || (mode != 0 && !makes_a_file(flags)) {
+        return Err(Errno::INVAL);
+    }
     let path = task.space.fetch_path(path)?;
-    let resolve = ResolveFlags::from_bits_retain(u64_at(&how, 16));
-    open_path(task, dir, path, int(u64_at(&how, 0)), uint(u64_at(&how, 8)), resolve)
+    open_path(task, dir, &path, flags, mode, resolve)
+}
+
+/// Does an open with these flags make a file, for which it needs a mode?
+fn makes_a_file(flags: OFlags) -> bool {
+    flags.contains(OFlags::CREATE) || flags.contains(OFlags::TMPFILE)
 }
 
 fn open_path(
     task: &mut Task,
     dir: u64,
-    path: CString,
-    flags: i32,
+    path: &CStr,
+    flags: OFlags,
     mode: u32,
     resolve: ResolveFlags,
 ) -> Answer {
-    let last = if flags & libc::O_NOFOLLOW != 0 { Last::Link } else { Last::Follow };
-    let host_flags = OFlags::from_bits_retain(flags.cast_unsigned()) | OFlags::CLOEXEC;
-    let mode = if flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) != 0 {
-        Mode::from_raw_mode(mode & 0o7777 & !task.umask)
-    } else {
-        Mode::empty()
-    };
-    let file = if let Some(Proc::Contents(name, contents)) = task.proc(&path) {
-        file_with(name, &contents)?
-    } else {
-        let place = task.place_at(dir, path, last)?;
-        if resolve.is_empty() {
-            rustix::fs::openat(place.dir, &place.path, host_flags, mode)?
-        } else {
-            rustix::fs::openat2(place.dir, &place.path, host_flags, mode, resolve)?
-        }
-    };
-    task.files.insert(file, Cloexec::from_flags(flags)).map(from_int)
-}
-
-/// A file that has these contents.
-fn file_with(name: &[u8], contents: &[u8]) -> Result<OwnedFd, Errno> {
-    let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
-    let mut rest = contents;
-    while !rest.is_empty() {
-        let written = rustix::io::write(&file, rest)?;
-        rest = &rest[written..];
-    }
-    rustix::fs::seek(&file, SeekFrom::Start(0))?;
-    Ok(file)
+    let mode =
+        if makes_a_file(flags) { Mode::from_raw_mode(mode & 0o7777 & !task.umask) } else { Mode::empty() };
+    let file = task.open_at(dir, path, flags | OFlags::CLOEXEC, mode, resolve)?;
+    task.files.insert(file, Cloexec::from_flags(flags.bits().cast_signed())).map(from_int)
 }
 
 /// close(2)
@@ -143,19 +153,7 @@ pub(crate) fn pipe2(task: &mut Task, [ends, flags, ..]: Args) -> Answer {
     let cloexec = Cloexec::from_flags(int(flags));
     let (reader, writer) =
         rustix::pipe::pipe_with(PipeFlags::from_bits_retain(uint(flags)) | PipeFlags::CLOEXEC)?;
-    let reader = task.files.insert(reader, cloexec)?;
-    let writer = match task.files.insert(writer, cloexec) {
-        Ok(writer) => writer,
-        Err(errno) => {
-            task.files.close(reader)?;
-            return Err(errno);
-        }
-    };
-    let mut record = [0; 8];
-    record[..4].copy_from_slice(&reader.to_ne_bytes());
-    record[4..].copy_from_slice(&writer.to_ne_bytes());
-    task.space.store(ends, &record)?;
-    Ok(0)
+    task.insert_pair(ends, reader, writer, cloexec)
 }
 
 /// eventfd(2)
@@ -181,21 +179,20 @@ pub(crate) fn memfd_create(task: &mut Task, [name, flags, ..]: Args) -> Answer {
 
 /// chdir(2)
 pub(crate) fn chdir(task: &mut Task, [path, ..]: Args) -> Answer {
-    let place = task.place(from_int(AT_FDCWD), path)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(place.dir, &place.path, flags, Mode::empty())?;
-    enter(task, directory)
+    let object = task.object(from_int(AT_FDCWD), path, Last::Follow)?;
+    enter(task, object.file.as_fd())
 }
 
 /// fchdir(2)
 pub(crate) fn fchdir(task: &mut Task, [fd, ..]: Args) -> Answer {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(task.files.get(int(fd))?, c".", flags, Mode::empty())?;
-    enter(task, directory)
+    let directory = fcntl_dupfd_cloexec(task.files.get(int(fd))?, 0)?;
+    enter(task, directory.as_fd())
 }
 
-/// A directory that cannot be searched is none to be in.
-fn enter(task: &mut Task, directory: OwnedFd) -> Answer {
+/// Makes `directory` the current one, for which it must be one that may be searched.
+fn enter(task: &mut Task, directory: BorrowedFd<'_>) -> Answer {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(directory, c".", flags, Mode::empty())?;
     rustix::fs::accessat(&directory, c".", rustix::fs::Access::EXEC_OK, rustix::fs::AtFlags::EACCESS)?;
     task.directory = directory;
     Ok(0)
@@ -203,8 +200,7 @@ fn enter(task: &mut Task, directory: OwnedFd) -> Answer {
 
 /// getcwd(2)
 pub(crate) fn getcwd(task: &mut Task, [addr, len, ..]: Args) -> Answer {
-    use std::os::fd::AsFd;
-    let mut path = super::host_path(task.directory.as_fd())?;
+    let mut path = super::shown_path(task, task.directory.as_fd())?;
     if rustix::fs::fstat(&task.directory)?.st_nlink == 0 {
         return Err(Errno::NOENT);
     }

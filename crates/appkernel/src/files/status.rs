@@ -1,7 +1,7 @@
 //! What is known about files: status, access and file systems.
 
 use process_vm_exec::Errno;
-use rustix::fs::{Access, AtFlags, Stat, StatFs, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{Access, AtFlags, CWD, Stat, StatFs, Statx, StatxFlags, StatxTimestamp};
 
 use super::{AT_FDCWD, Last};
 use crate::{
@@ -28,32 +28,29 @@ pub(crate) fn fstat(task: &mut Task, [fd, result, ..]: Args) -> Answer {
 
 /// newfstatat(2)
 pub(crate) fn newfstatat(task: &mut Task, [dir, path, result, flags, ..]: Args) -> Answer {
-    let flags = int(flags);
-    let place = task.place_of(dir, path, last(flags))?;
-    let status = rustix::fs::statat(place.dir, &place.path, at_flags(flags))?;
+    let flags = known_flags(flags, FLAGS | libc::AT_NO_AUTOMOUNT)?;
+    let status = rustix::fs::fstat(task.object_with(dir, path, flags)?.file)?;
     store_stat(task, result, &status)
 }
 
 /// statx(2)
 pub(crate) fn statx(task: &mut Task, [dir, path, flags, mask, result, _]: Args) -> Answer {
-    let flags = int(flags);
-    let place = if path == 0 && flags & libc::AT_EMPTY_PATH != 0 {
-        task.place_at(dir, c"".to_owned(), Last::Follow)?
-    } else {
-        task.place_of(dir, path, last(flags))?
-    };
+    let flags = known_flags(flags, FLAGS | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_SYNC_TYPE)?;
+    let object = task.object_with(dir, path, flags)?;
+    let sync = AtFlags::from_bits_retain((flags & libc::AT_STATX_SYNC_TYPE).cast_unsigned());
     let mask = StatxFlags::from_bits_retain(uint(mask));
-    let status = rustix::fs::statx(place.dir, &place.path, at_flags(flags), mask)?;
+    let status = rustix::fs::statx(object.file, c"", sync | AtFlags::EMPTY_PATH, mask)?;
     task.space.store(result, statx_record(&status).bytes())?;
     Ok(0)
 }
 
-fn last(flags: i32) -> Last {
-    if flags & libc::AT_SYMLINK_NOFOLLOW != 0 { Last::Link } else { Last::Follow }
-}
+/// The flags that calls with a path have in common.
+pub(super) const FLAGS: i32 = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
 
-pub(super) const fn at_flags(flags: i32) -> AtFlags {
-    AtFlags::from_bits_retain(flags.cast_unsigned())
+/// The flags of a call, if it knows all of them.
+pub(super) fn known_flags(flags: u64, known: i32) -> Result<i32, Errno> {
+    let flags = int(flags);
+    if flags & !known != 0 { Err(Errno::INVAL) } else { Ok(flags) }
 }
 
 fn store_stat(task: &Task, addr: u64, status: &Stat) -> Answer {
@@ -110,27 +107,24 @@ fn put_time(record: Record<256>, offset: usize, time: &StatxTimestamp) -> Record
 
 /// access(2)
 pub(crate) fn access(task: &mut Task, [path, mode, ..]: Args) -> Answer {
-    check_access(task, from_int(AT_FDCWD), path, mode, 0)
+    faccessat2(task, [from_int(AT_FDCWD), path, mode, 0, 0, 0])
 }
 
 /// faccessat(2), as the kernel has it: without flags
 pub(crate) fn faccessat(task: &mut Task, [dir, path, mode, ..]: Args) -> Answer {
-    check_access(task, dir, path, mode, 0)
+    faccessat2(task, [dir, path, mode, 0, 0, 0])
 }
 
 /// faccessat2(2)
 pub(crate) fn faccessat2(task: &mut Task, [dir, path, mode, flags, ..]: Args) -> Answer {
-    check_access(task, dir, path, mode, int(flags))
-}
-
-fn check_access(task: &Task, dir: u64, path: u64, mode: u64, flags: i32) -> Answer {
+    let flags = known_flags(flags, FLAGS | libc::AT_EACCESS)?;
     let mode = uint(mode);
     if mode & !7 != 0 {
         return Err(Errno::INVAL);
     }
-    let place = task.place_of(dir, path, last(flags))?;
-    let access = Access::from_bits_retain(mode);
-    rustix::fs::accessat(place.dir, &place.path, access, at_flags(flags))?;
+    let object = task.object_with(dir, path, flags)?;
+    let effective = AtFlags::from_bits_retain((flags & libc::AT_EACCESS).cast_unsigned());
+    rustix::fs::accessat(CWD, object.path(), Access::from_bits_retain(mode), effective)?;
     Ok(0)
 }
 
@@ -144,14 +138,11 @@ pub(crate) fn readlinkat(task: &mut Task, [dir, path, addr, len, ..]: Args) -> A
     if int(len) <= 0 {
         return Err(Errno::INVAL);
     }
-    let path = task.space.fetch_path(path)?;
-    let target = match (path.to_bytes(), task.proc(&path)) {
-        (b"/proc/self", _) => task.identity.pid.to_string().into_bytes(),
-        (_, Some(super::proc::Proc::Link(target))) => target,
-        _ => {
-            let place = task.place_at(dir, path, Last::Link)?;
-            rustix::fs::readlinkat(place.dir, &place.path, Vec::new())?.into_bytes()
-        }
+    // An empty path means a link that was opened itself, even without a flag that says so.
+    let object = task.object_with(dir, path, FLAGS)?;
+    let target = match object.link {
+        Some(target) => target,
+        None => rustix::fs::readlinkat(&object.file, c"", Vec::new())?.into_bytes(),
     };
     let count = target.len().min(size(u64::from(uint(len))));
     task.space.store(addr, &target[..count])?;
@@ -160,7 +151,7 @@ pub(crate) fn readlinkat(task: &mut Task, [dir, path, addr, len, ..]: Args) -> A
 
 /// statfs(2)
 pub(crate) fn statfs(task: &mut Task, [path, result, ..]: Args) -> Answer {
-    let status = rustix::fs::statfs(&*task.place(from_int(AT_FDCWD), path)?.absolute()?)?;
+    let status = rustix::fs::fstatfs(task.object(from_int(AT_FDCWD), path, Last::Follow)?.file)?;
     store_statfs(task, result, &status)
 }
 

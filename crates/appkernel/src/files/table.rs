@@ -1,11 +1,13 @@
 //! The file table: the guest's descriptor numbers and the host's descriptors behind them.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
 use process_vm_exec::Errno;
+
+use crate::{abi::Answer, guest::GuestMemory, task::Task};
 
 /// The descriptors that a program has when it starts.
 const STANDARD: usize = 3;
@@ -58,11 +60,6 @@ impl FileTable {
     /// The host's descriptor behind `fd`.
     pub(crate) fn get(&self, fd: i32) -> Result<BorrowedFd<'_>, Errno> {
         self.entry(fd).map(|entry| entry.file.as_fd())
-    }
-
-    /// The number of the host's descriptor behind `fd`, for paths in `/proc`.
-    pub(crate) fn host_number(&self, fd: i32) -> Option<i32> {
-        self.entry(fd).ok().map(|entry| entry.file.as_raw_fd())
     }
 
     /// Gives `file` the lowest free number.
@@ -147,6 +144,29 @@ impl FileTable {
             self.entries.resize(number + 1, None);
         }
         &mut self.entries[number]
+    }
+}
+
+impl Task {
+    /// Gives two files the lowest free numbers and writes these to `addr`. The guest gets both or none.
+    pub(crate) fn insert_pair(
+        &mut self,
+        addr: u64,
+        one: OwnedFd,
+        other: OwnedFd,
+        cloexec: Cloexec,
+    ) -> Answer {
+        let one = self.files.insert(one, cloexec)?;
+        let inserted = self.files.insert(other, cloexec).and_then(|other| {
+            let numbers = [one.to_ne_bytes(), other.to_ne_bytes()].concat();
+            self.space.store(addr, &numbers).inspect_err(|_| {
+                let _ = self.files.close(other);
+            })
+        });
+        if inserted.is_err() {
+            self.files.close(one)?;
+        }
+        inserted.map(|()| 0)
     }
 }
 

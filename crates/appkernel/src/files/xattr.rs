@@ -1,11 +1,9 @@
 //! Extended attributes (xattr(7)).
 
-use std::ffi::CString;
-
 use process_vm_exec::Errno;
 use rustix::fs::XattrFlags;
 
-use super::{AT_FDCWD, Last};
+use super::{AT_FDCWD, Last, Object};
 use crate::{
     abi::{Answer, Args, from_int, int, size, uint},
     guest::GuestMemory,
@@ -15,9 +13,9 @@ use crate::{
 /// The longest value and the longest list (`XATTR_SIZE_MAX`, linux/limits.h).
 const SIZE_MAX: u64 = 65536;
 
-/// The path of the file that a call means.
-fn path(task: &Task, addr: u64, last: Last) -> Result<CString, Errno> {
-    task.place_of(from_int(AT_FDCWD), addr, last)?.absolute()
+/// The file that a call means.
+fn object(task: &Task, addr: u64, last: Last) -> Result<Object, Errno> {
+    task.object(from_int(AT_FDCWD), addr, last)
 }
 
 fn name(task: &Task, addr: u64) -> Result<Vec<u8>, Errno> {
@@ -36,14 +34,14 @@ fn deliver(task: &Task, addr: u64, len: u64, get: impl FnOnce(&mut [u8]) -> Resu
 
 /// getxattr(2)
 pub(crate) fn getxattr(task: &mut Task, [file, key, addr, len, ..]: Args) -> Answer {
-    let (path, key) = (path(task, file, Last::Follow)?, name(task, key)?);
-    deliver(task, addr, len, |value| rustix::fs::getxattr(&path, &key[..], value))
+    let (object, key) = (object(task, file, Last::Follow)?, name(task, key)?);
+    deliver(task, addr, len, |value| rustix::fs::getxattr(object.path(), &key[..], value))
 }
 
 /// lgetxattr(2)
 pub(crate) fn lgetxattr(task: &mut Task, [file, key, addr, len, ..]: Args) -> Answer {
-    let (path, key) = (path(task, file, Last::Link)?, name(task, key)?);
-    deliver(task, addr, len, |value| rustix::fs::lgetxattr(&path, &key[..], value))
+    let (object, key) = (object(task, file, Last::Link)?, name(task, key)?);
+    deliver(task, addr, len, |value| rustix::fs::getxattr(object.path(), &key[..], value))
 }
 
 /// fgetxattr(2)
@@ -54,14 +52,14 @@ pub(crate) fn fgetxattr(task: &mut Task, [fd, key, addr, len, ..]: Args) -> Answ
 
 /// listxattr(2)
 pub(crate) fn listxattr(task: &mut Task, [file, addr, len, ..]: Args) -> Answer {
-    let path = path(task, file, Last::Follow)?;
-    deliver(task, addr, len, |list| rustix::fs::listxattr(&path, list))
+    let object = object(task, file, Last::Follow)?;
+    deliver(task, addr, len, |list| rustix::fs::listxattr(object.path(), list))
 }
 
 /// llistxattr(2)
 pub(crate) fn llistxattr(task: &mut Task, [file, addr, len, ..]: Args) -> Answer {
-    let path = path(task, file, Last::Link)?;
-    deliver(task, addr, len, |list| rustix::fs::llistxattr(&path, list))
+    let object = object(task, file, Last::Link)?;
+    deliver(task, addr, len, |list| rustix::fs::listxattr(object.path(), list))
 }
 
 /// flistxattr(2)
@@ -81,16 +79,18 @@ fn value(task: &Task, addr: u64, len: u64) -> Result<Vec<u8>, Errno> {
 
 /// setxattr(2)
 pub(crate) fn setxattr(task: &mut Task, [file, key, addr, len, flags, _]: Args) -> Answer {
-    let (path, key) = (path(task, file, Last::Follow)?, name(task, key)?);
+    let (object, key) = (object(task, file, Last::Follow)?, name(task, key)?);
     let value = value(task, addr, len)?;
-    rustix::fs::setxattr(&path, &key[..], &value, XattrFlags::from_bits_retain(uint(flags))).map(|()| 0)
+    rustix::fs::setxattr(object.path(), &key[..], &value, XattrFlags::from_bits_retain(uint(flags)))
+        .map(|()| 0)
 }
 
 /// lsetxattr(2)
 pub(crate) fn lsetxattr(task: &mut Task, [file, key, addr, len, flags, _]: Args) -> Answer {
-    let (path, key) = (path(task, file, Last::Link)?, name(task, key)?);
+    let (object, key) = (object(task, file, Last::Link)?, name(task, key)?);
     let value = value(task, addr, len)?;
-    rustix::fs::lsetxattr(&path, &key[..], &value, XattrFlags::from_bits_retain(uint(flags))).map(|()| 0)
+    rustix::fs::setxattr(object.path(), &key[..], &value, XattrFlags::from_bits_retain(uint(flags)))
+        .map(|()| 0)
 }
 
 /// fsetxattr(2)
@@ -102,14 +102,14 @@ pub(crate) fn fsetxattr(task: &mut Task, [fd, key, addr, len, flags, _]: Args) -
 
 /// removexattr(2)
 pub(crate) fn removexattr(task: &mut Task, [file, key, ..]: Args) -> Answer {
-    let (path, key) = (path(task, file, Last::Follow)?, name(task, key)?);
-    rustix::fs::removexattr(&path, &key[..]).map(|()| 0)
+    let (object, key) = (object(task, file, Last::Follow)?, name(task, key)?);
+    rustix::fs::removexattr(object.path(), &key[..]).map(|()| 0)
 }
 
 /// lremovexattr(2)
 pub(crate) fn lremovexattr(task: &mut Task, [file, key, ..]: Args) -> Answer {
-    let (path, key) = (path(task, file, Last::Link)?, name(task, key)?);
-    rustix::fs::lremovexattr(&path, &key[..]).map(|()| 0)
+    let (object, key) = (object(task, file, Last::Link)?, name(task, key)?);
+    rustix::fs::removexattr(object.path(), &key[..]).map(|()| 0)
 }
 
 /// fremovexattr(2)

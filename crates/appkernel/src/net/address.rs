@@ -3,22 +3,32 @@
 use std::{
     ffi::CString,
     net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
 };
 
 use process_vm_exec::Errno;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 
 use crate::{
-    abi::{field, size},
+    abi::{field, from_int, size},
+    files::{AT_FDCWD, Entry, Last, Object, host_path},
     guest::GuestMemory,
     task::Task,
 };
 
 /// The longest address (`struct sockaddr_storage`).
 const LEN_MAX: u64 = 128;
+/// Paths start from the current directory.
+const HERE: u64 = from_int(AT_FDCWD);
 /// Where a path begins in `struct sockaddr_un`.
 const UNIX_PATH: usize = 2;
+
+/// An address of the host's. What its path leads through stays open as long.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub(super) address: SocketAddrAny,
+    _through: Option<Object>,
+}
 
 /// An address that the guest passed in.
 #[derive(Debug)]
@@ -35,8 +45,47 @@ impl Address {
         Ok(Self(bytes))
     }
 
-    /// The host's address for this one. Paths start from the guest's directory, which is not this process's.
-    pub(super) fn for_host(&self, task: &Task) -> Result<SocketAddrAny, Errno> {
+    /// The host's address of the socket that has this one.
+    pub(super) fn of_socket(&self, task: &Task) -> Result<Reached, Errno> {
+        let Some(path) = self.path()? else {
+            return self.for_host().map(|address| Reached { address, _through: None });
+        };
+        let socket = task.object_at(HERE, &path, Last::Follow)?;
+        let address = SocketAddrUnix::new(socket.path())?.into();
+        Ok(Reached { address, _through: Some(socket) })
+    }
+
+    /// The host's address with which to give a socket this one. Paths start from the guest's directory, which is not
+    /// this process's.
+    pub(super) fn to_be(&self, task: &Task) -> Result<Reached, Errno> {
+        let Some(path) = self.path()? else {
+            return self.for_host().map(|address| Reached { address, _through: None });
+        };
+        let Entry { dir, name } = task.entry_at(HERE, &path)?;
+        let directory = Object::host(dir);
+        let in_directory = |path: &[u8]| SocketAddrUnix::new([path, b"/", name.to_bytes()].concat());
+        // The path itself, since others may ask for the socket's name; if that has no room for it, by the descriptor.
+        let address = in_directory(&host_path(directory.file.as_fd())?)
+            .or_else(|_| in_directory(directory.path().to_bytes()))?
+            .into();
+        Ok(Reached { address, _through: Some(directory) })
+    }
+
+    /// The path that a local socket has.
+    fn path(&self) -> Result<Option<CString>, Errno> {
+        let bytes = &self.0;
+        let is_local = i32::from(u16::from_ne_bytes(field(bytes, 0))) == libc::AF_UNIX;
+        match bytes.get(UNIX_PATH) {
+            Some(&first) if is_local && first != 0 => {
+                let path = bytes[UNIX_PATH..].split(|&byte| byte == 0).next().unwrap_or_default();
+                CString::new(path).map(Some).map_err(|_| Errno::INVAL)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The host's address for one without a path.
+    fn for_host(&self) -> Result<SocketAddrAny, Errno> {
         let bytes = &self.0;
         let at_least = |len| if bytes.len() < len { Err(Errno::INVAL) } else { Ok(()) };
         match i32::from(u16::from_ne_bytes(field(bytes, 0))) {
@@ -52,26 +101,17 @@ impl Address {
                 let scope = u32::from_ne_bytes(field(bytes, 24));
                 Ok(SocketAddrV6::new(Ipv6Addr::from(field::<16>(bytes, 8)), port, flow, scope).into())
             }
-            libc::AF_UNIX => unix(task, &bytes[UNIX_PATH..]).map(Into::into),
+            libc::AF_UNIX => nameless(&bytes[UNIX_PATH..]).map(Into::into),
             _ => Err(Errno::AFNOSUPPORT),
         }
     }
 }
 
-fn unix(task: &Task, name: &[u8]) -> Result<SocketAddrUnix, Errno> {
+/// The address of a local socket without a path.
+fn nameless(name: &[u8]) -> Result<SocketAddrUnix, Errno> {
     match name.split_first() {
         None => Ok(SocketAddrUnix::new_unnamed()),
-        Some((0, name)) => SocketAddrUnix::new_abstract_name(name),
-        Some(_) => {
-            let path = name.split(|&byte| byte == 0).next().unwrap_or_default();
-            let path = if path.starts_with(b"/") {
-                path.to_vec()
-            } else {
-                let directory = task.directory.as_fd().as_raw_fd();
-                [format!("/proc/self/fd/{directory}/").as_bytes(), path].concat()
-            };
-            SocketAddrUnix::new(CString::new(path).map_err(|_| Errno::INVAL)?)
-        }
+        Some((_, name)) => SocketAddrUnix::new_abstract_name(name),
     }
 }
 

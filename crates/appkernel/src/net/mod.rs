@@ -54,25 +54,19 @@ pub(crate) fn socketpair(task: &mut Task, [family, socket_type, protocol, ends, 
     let cloexec = Cloexec::from_flags(int(socket_type));
     let (family, kind, flags, protocol) = kind(family, socket_type, protocol)?;
     let (one, other) = rustix::net::socketpair(family, kind, flags, protocol)?;
-    let one = task.files.insert(one, cloexec)?;
-    let other = task.files.insert(other, cloexec).inspect_err(|_| {
-        let _ = task.files.close(one);
-    });
-    let numbers = [one.to_ne_bytes(), other?.to_ne_bytes()].concat();
-    task.space.store(ends, &numbers)?;
-    Ok(0)
+    task.insert_pair(ends, one, other, cloexec)
 }
 
 /// connect(2)
 pub(crate) fn connect(task: &mut Task, [fd, addr, len, ..]: Args) -> Answer {
     let address = Address::fetch(task, addr, len)?;
-    rustix::net::connect(task.files.get(int(fd))?, &address.for_host(task)?).map(|()| 0)
+    rustix::net::connect(task.files.get(int(fd))?, &address.of_socket(task)?.address).map(|()| 0)
 }
 
 /// bind(2)
 pub(crate) fn bind(task: &mut Task, [fd, addr, len, ..]: Args) -> Answer {
     let address = Address::fetch(task, addr, len)?;
-    rustix::net::bind(task.files.get(int(fd))?, &address.for_host(task)?).map(|()| 0)
+    rustix::net::bind(task.files.get(int(fd))?, &address.to_be(task)?.address).map(|()| 0)
 }
 
 /// listen(2)
@@ -153,8 +147,8 @@ fn send(task: &mut Task, fd: i32, bytes: &[u8], flags: u32, addr: u64, addr_len:
     let answer = if addr == 0 {
         rustix::net::send(file, bytes, flags)
     } else {
-        let address = Address::fetch(task, addr, addr_len)?.for_host(task)?;
-        sendto(file, bytes, flags, &address)
+        let reached = Address::fetch(task, addr, addr_len)?.of_socket(task)?;
+        sendto(file, bytes, flags, &reached.address)
     }
     .map(|count| count as u64);
     if quiet { answer } else { raise_sigpipe(task, answer) }

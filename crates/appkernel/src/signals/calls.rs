@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use process_vm_exec::{Errno, WaitStatus};
+use process_vm_exec::Errno;
 use rustix::process::{Pid, Signal};
 
 use super::{Action, AlternateStack, bit, frame, index, valid};
 use crate::{
     abi::{Answer, Args, Record, from_int, int, u32_at, u64_at},
+    files::is_ours,
     guest::GuestMemory,
-    task::{Next, Task},
+    task::{GENERAL_PROTECTION, Task},
 };
 
 /// The size of the kernel's `sigset_t`.
@@ -75,7 +76,7 @@ pub(crate) fn rt_sigprocmask(task: &mut Task, [how, set, old, set_size, ..]: Arg
 /// rt_sigreturn(2)
 pub(crate) fn rt_sigreturn(task: &mut Task, _: Args) -> Answer {
     if frame::pop(task).is_err() {
-        task.next = Next::End(WaitStatus::Signaled(libc::SIGSEGV));
+        task.raise_fault(&GENERAL_PROTECTION);
     }
     Ok(0)
 }
@@ -175,7 +176,11 @@ fn send(task: &mut Task, pid: i32, signal: i32, code: i32) -> Answer {
         }
         return Ok(0);
     }
-    let other = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::PERM)?;
+    let other = Pid::from_raw(pid.max(0)).ok_or(Errno::PERM)?;
+    // The supervisor's processes and threads are not there for a guest.
+    if is_ours(task, pid) != Ok(false) {
+        return Err(Errno::SRCH);
+    }
     match Signal::from_named_raw(signal) {
         None if signal == 0 => rustix::process::test_kill_process(other)?,
         None => return Err(Errno::INVAL),

@@ -10,11 +10,14 @@ use syscalls::Sysno;
 
 use crate::{
     abi::{Answer, Record},
-    task::{Next, Task},
+    task::{GENERAL_PROTECTION, Next, Task},
 };
 
 /// How many signals there are.
 const SIGNALS: usize = 64;
+/// How many signals a task has pending, besides one of each: as many as its user may queue by default on a small
+/// machine (`RLIMIT_SIGPENDING`).
+const QUEUE_MAX: usize = 1024;
 /// `SIG_DFL` and `SIG_IGN` (sigaction(2)).
 const DEFAULT: u64 = 0;
 const IGNORE: u64 = 1;
@@ -115,8 +118,9 @@ impl Signals {
         if !valid(signal) || (self.is_ignored(signal) && !self.is_blocked(signal)) {
             return;
         }
-        let standard = signal < 32;
-        if standard && self.pending.iter().any(|pending| pending.info.signal() == signal) {
+        // Where the queue is full, one of a kind still gets through (Linux: kernel/signal.c, `__send_signal_locked`).
+        let once = signal < 32 || self.pending.len() >= QUEUE_MAX;
+        if once && self.pending.iter().any(|pending| pending.info.signal() == signal) {
             return;
         }
         self.pending.push_back(Pending { info, trap });
@@ -237,8 +241,12 @@ impl Task {
         let signal = pending.info.signal();
         let mask = self.signals.saved_mask.take().unwrap_or(self.signals.mask);
         if frame::push(self, pending, action, mask).is_err() {
-            // No room for the frame: Linux forces SIGSEGV, and without a stack nothing can handle that.
-            self.next = Next::End(WaitStatus::Signaled(libc::SIGSEGV));
+            // No room for the frame. A handler of SIGSEGV may have a stack of its own, but not a second time.
+            if signal == libc::SIGSEGV {
+                self.signals.actions[index(signal)] = Action::default();
+            }
+            self.signals.set_mask(mask);
+            self.raise_fault(&GENERAL_PROTECTION);
             return;
         }
         let own = if action.has(libc::SA_NODEFER) { 0 } else { bit(signal) };

@@ -78,6 +78,13 @@ int main(int argc, char **argv)
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0)
         return 1;
+    int lowest = dup(0), gone[2];
+    close(lowest);
+    CLAIM("a pipe needs a place for its numbers", pipe2((int *)nowhere, 0) == -1 && errno == EFAULT);
+    CLAIM("and a pair of sockets", socketpair(AF_UNIX, SOCK_STREAM, 0, (int *)nowhere) == -1 && errno == EFAULT);
+    CLAIM("which leave nothing open", pipe(gone) == 0 && gone[0] == lowest);
+    close(gone[0]);
+    close(gone[1]);
     struct pollfd polled = {.fd = ends[0], .events = POLLIN};
     CLAIM("an empty pipe is not ready", poll(&polled, 1, 5) == 0);
     if (write(ends[1], "abc", 3) != 3)

@@ -131,6 +131,14 @@ int main(void)
         ;
     printf("a timer interrupts a busy loop: %d\n", seen == SIGALRM);
 
+    struct itimerval huge = {{0x7fffffffffffffff, 999999}, {0, 1000}};
+    seen = 0;
+    setitimer(ITIMER_REAL, &huge, NULL);
+    while (!seen)
+        ;
+    getitimer(ITIMER_REAL, &huge);
+    printf("a timer with a huge interval rings once: %d %d\n", seen == SIGALRM, huge.it_value.tv_sec > 1000000000);
+
     int ends[2];
     char byte;
     struct sigaction plain = {.sa_handler = note};
