@@ -25,6 +25,9 @@ pub mod calls;
 mod dispatch;
 pub mod elf;
 mod files;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guest;
 mod limits;
 mod loader;
