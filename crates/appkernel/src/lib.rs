@@ -27,6 +27,9 @@ mod credentials;
 mod dispatch;
 pub mod elf;
 mod files;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guest;
 mod limits;
 mod loader;

@@ -11,6 +11,9 @@ mod engine;
 mod error;
 mod executor;
 mod exit;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod maps;
 mod memory;
 mod procfs;

@@ -16,6 +16,8 @@ pub(crate) mod descriptors;
 mod desert;
 mod errand;
 pub(crate) mod function;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod inject;
 mod janitor;
 mod place;

@@ -75,7 +75,7 @@ fn filters_of(tid: i32) -> std::result::Result<Vec<Vec<sock_filter>>, Errno> {
 
 /// Does the filter say yes? One that uses what filters hardly use, or looks at where the call is made, is not understood
 /// and does not.
-fn allows(filter: &[sock_filter], call: &Call) -> bool {
+pub(super) fn allows(filter: &[sock_filter], call: &Call) -> bool {
     const NEXT: usize = 1;
     // struct seccomp_data (linux/seccomp.h), in halves: number, architecture, where the call is made, arguments.
     let halves = |arg: u64| [arg & 0xffff_ffff, arg >> 32].map(|half| u32::try_from(half).expect("a half"));

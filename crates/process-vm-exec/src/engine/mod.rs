@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub(crate) mod native;
 pub(crate) mod ptrace;
 pub(crate) mod rewrite;

@@ -97,7 +97,7 @@ impl Seat for ExecutorSeat {
 
 impl ExecutorSeat {
     #[inline]
-    fn event(&self, report: Report) -> Event {
+    pub(super) fn event(&self, report: Report) -> Event {
         match report {
             Report::Call { rewritten: true } => Event::Call { arch: Arch::X86_64, how: Called::Rewritten },
             Report::Call { rewritten: false } => {

@@ -127,14 +127,16 @@ impl Executor {
     /// The extended state that the guest had at its exit.
     pub(crate) fn save_xstate(&self) -> Result<Vec<u8>> {
         match self.perform(op::SAVE_XSTATE) {
-            Report::Done => {
-                let mut area = vec![0; xstate::size()];
-                self.life.slot.read_bytes(self.mailbox() + layout::XSTATE, &mut area);
-                xstate::tidy(&mut area);
-                Ok(area)
-            }
+            Report::Done => Ok(self.read_xstate()),
             _ => Err(Error::Dead),
         }
+    }
+
+    fn read_xstate(&self) -> Vec<u8> {
+        let mut area = vec![0; xstate::size()];
+        self.life.slot.read_bytes(self.mailbox() + layout::XSTATE, &mut area);
+        xstate::tidy(&mut area);
+        area
     }
 
     /// Replaces the extended state. `area` has been validated.
@@ -263,6 +265,25 @@ fn seccomp_works() -> bool {
     let action = libc::SECCOMP_RET_TRAP;
     // SAFETY: asks whether the action, read from a valid address, is known (seccomp(2)).
     unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) == 0 }
+}
+
+#[cfg(fuzzing)]
+impl Executor {
+    /// One without a task, for reading what is in its mailbox.
+    pub(crate) fn without_task(life: Arc<Life>) -> Self {
+        let tid = rustix::thread::gettid();
+        Self { life, tid, host: Host::new(0), index: 0, last: AtomicU32::new(SEQUENCE) }
+    }
+
+    /// Puts `bytes` into the mailbox.
+    pub(crate) fn fill_mailbox(&self, bytes: &[u8]) {
+        self.life.slot.write_bytes(self.mailbox(), bytes);
+    }
+
+    /// What `word` says about the last command, for whose end the executor has left the extended state.
+    pub(crate) fn reported(&self, word: u32) -> (Report, Vec<u8>) {
+        (self.report(word), self.read_xstate())
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! text that the guest is about to change gets its old bytes back first, and no register ever shows an address
 //! in a stub.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod site;
 mod stub;
 

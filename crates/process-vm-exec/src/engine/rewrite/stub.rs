@@ -133,10 +133,11 @@ impl Assembler {
         let next = instruction.next_ip();
         let mut bytes = text.get(from..next)?.to_vec();
         if instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near() {
-            const JMP: &[u8] = &[0xe9];
-            let jcc = [0x0f, 0x80 | (instruction.condition_code() as u8 - 1)];
-            let is_jmp = instruction.flow_control() == FlowControl::UnconditionalBranch;
-            self.bytes(if is_jmp { JMP } else { &jcc });
+            if instruction.flow_control() == FlowControl::UnconditionalBranch {
+                self.bytes(&[0xe9]);
+            } else {
+                self.bytes(&[0x0f, 0x80 | (instruction.condition_code() as u8 - 1)]);
+            }
             self.bytes(&relative(self.here() + 4, instruction.near_branch_target())?);
             return Some(next);
         }
