@@ -124,6 +124,7 @@ impl Keeper {
         let template = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS));
         template.wait_for_start()?;
         setup::install_handlers(&template)?;
+        setup::register_barrier(&template)?;
 
         // No service task has a descriptor below the arena's.
         let files = Passage::new(ours, theirs, layout::FILES_FD as u64, 0);
