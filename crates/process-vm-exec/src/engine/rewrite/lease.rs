@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, accessat};
 use rustix::io::Errno;
@@ -20,8 +20,8 @@ use crate::maps::{FileId, Map};
 use crate::space::Inner;
 use crate::sync::lock;
 
-/// For how long whoever opens a file waits at most for a space to give it up; then that space dies.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For how long whoever opens a file waits at most for spaces to give it up. One that does not answer does so later.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Says that somebody is about to open a file for writing. Not one that queues: who gets it looks at all leases.
 const BREAK: libc::c_int = libc::SIGSTKFLT;
@@ -58,31 +58,53 @@ static LEASES: Mutex<Option<Leases>> = Mutex::new(None);
 /// The lease on the file that `map` of the process `pid` maps; none if somebody may be writing to it.
 pub(super) fn on(map: &Map, pid: Pid) -> Option<Arc<Lease>> {
     let id = map.file?;
-    let this = rustix::process::getpid();
-    let mut leases = lock(&LEASES);
-    let leases = match &mut *leases {
-        Some(leases) if leases.holder == this => leases,
-        // A fork of the supervisor begins with none.
-        other => other.insert(Leases { holder: this, listener: None, by_file: HashMap::new() }),
+    let listener = {
+        let mut leases = lock(&LEASES);
+        let leases = Leases::of_this_process(&mut leases);
+        if let Some(lease) = leases.by_file.get(&id).and_then(Weak::upgrade) {
+            return Some(lease);
+        }
+        leases.listener()?
     };
-    if let Some(lease) = leases.by_file.get(&id).and_then(Weak::upgrade) {
-        return Some(lease);
-    }
-    leases.by_file.retain(|_, lease| lease.strong_count() != 0);
+    // Not with the lock: a file system that does not answer keeps no other space.
     let file = open(map, pid, id)?;
-    if leases.listener.is_none() {
-        leases.listener = Some(listen()?);
-    }
-    let file = match take(&file, leases.listener?) {
+    let file = match take(&file, listener) {
         Ok(()) => Some(file),
         // Somebody else's, and we have no right to leases. If it is not ours to write either, only its owner can.
         Err(Errno::ACCESS) if !is_writable(&file) => None,
         // It is open for writing, or is in a file system that has no leases.
         Err(_) => return None,
     };
-    let lease = Arc::new(Lease { id, file, holder: this, users: Mutex::default() });
-    leases.by_file.insert(id, Arc::downgrade(&lease));
-    Some(lease)
+    let holder = rustix::process::getpid();
+    let lease = Arc::new(Lease { id, file, holder, users: Mutex::default() });
+    let mut leases = lock(&LEASES);
+    let leases = Leases::of_this_process(&mut leases);
+    leases.by_file.retain(|_, lease| lease.strong_count() != 0);
+    let lease = match leases.by_file.get(&id).and_then(Weak::upgrade) {
+        Some(other) => other,
+        None => {
+            leases.by_file.insert(id, Arc::downgrade(&lease));
+            lease
+        }
+    };
+    // Who has wanted it before it was among the leases will not be found there.
+    (!lease.is_wanted()).then_some(lease)
+}
+
+impl Leases {
+    fn of_this_process(leases: &mut Option<Self>) -> &mut Self {
+        let holder = rustix::process::getpid();
+        // A fork of the supervisor begins with none.
+        leases.take_if(|leases| leases.holder != holder);
+        leases.get_or_insert_with(|| Self { holder, listener: None, by_file: HashMap::new() })
+    }
+
+    fn listener(&mut self) -> Option<Pid> {
+        if self.listener.is_none() {
+            self.listener = listen();
+        }
+        self.listener
+    }
 }
 
 impl Lease {
@@ -117,28 +139,19 @@ impl Lease {
             }
             users.spaces.iter().filter_map(Weak::upgrade).collect()
         };
-        let deadline = Instant::now() + PATIENCE;
-        let waiting: Vec<_> = spaces
-            .into_iter()
-            .map(|space| {
-                let (done, is_done) = mpsc::channel();
-                let (id, its) = (self.id, Arc::clone(&space));
-                let restore = move || {
-                    its.give_up_text_of(id);
-                    let _ = done.send(());
-                };
-                // A thread for each: none waits because another's guest does not answer.
-                if thread::Builder::new().name("pvx-restore".into()).spawn(restore).is_err() {
-                    space.service().life.kill();
-                }
-                (space, is_done)
-            })
-            .collect();
-        for (space, is_done) in waiting {
-            if is_done.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_err() {
-                space.service().life.kill();
-            }
+        let (done, are_done) = mpsc::channel::<()>();
+        for space in spaces {
+            let (id, done) = (self.id, done.clone());
+            let restore = move || {
+                space.give_up_text_of(id);
+                drop(done);
+            };
+            // A thread for each: none waits because another's service task does not answer.
+            let _ = thread::Builder::new().name("pvx-restore".into()).spawn(restore);
         }
+        drop(done);
+        // The end of the last one.
+        let _ = are_done.recv_timeout(PATIENCE);
         self.release();
     }
 

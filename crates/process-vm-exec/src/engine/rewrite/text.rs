@@ -71,12 +71,15 @@ fn synchronise(service: &Service) -> Option<()> {
 
 /// Is the page of a file at `addr` still the file's, so that a write makes a copy of it?
 pub(super) fn is_of_file(service: &Service, addr: u64) -> Option<bool> {
-    // Documentation/admin-guide/mm/pagemap.rst: the page is a file's, or shared.
+    // Documentation/admin-guide/mm/pagemap.rst: the page is there, swapped out, a file's or shared.
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
     const FILE_OR_SHARED: u64 = 1 << 61;
     let pid = (*service.life.pid())?.as_raw_nonzero();
     let mut entry = [0; 8];
     File::open(format!("/proc/{pid}/pagemap")).ok()?.read_exact_at(&mut entry, addr / PAGE * 8).ok()?;
-    Some(u64::from_ne_bytes(entry) & FILE_OR_SHARED != 0)
+    let entry = u64::from_ne_bytes(entry);
+    Some(entry & FILE_OR_SHARED != 0 || entry & (PRESENT | SWAPPED) == 0)
 }
 
 /// Makes private copies of a file's pages go away: what the file has is there again.
