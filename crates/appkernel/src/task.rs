@@ -7,8 +7,7 @@ use std::{
 };
 
 use process_vm_exec::{
-    Access, AddressSpace, Arch, Context, Engine, Errno, Exit, Fault, Rewriting, SignalSet, Syscall,
-    WaitStatus,
+    AddressSpace, Arch, Context, Engine, Errno, Exit, Fault, Rewriting, SignalSet, Syscall, WaitStatus,
 };
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -29,7 +28,7 @@ use crate::{
 /// What a processor says to an address that is none (Intel SDM volume 3, 6.15, "General Protection"), and Linux makes of
 /// it.
 pub(crate) const GENERAL_PROTECTION: Fault =
-    Fault { signal: libc::SIGSEGV, code: libc::SI_KERNEL, addr: 0, access: Access::Read, trapno: 13 };
+    Fault { signal: libc::SIGSEGV, code: libc::SI_KERNEL, addr: 0, access: None, trapno: 13, error_code: 0 };
 
 /// The umask that this process had before tasks had it set to 0.
 static UMASK: Mutex<u32> = Mutex::new(0);

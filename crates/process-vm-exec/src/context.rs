@@ -101,8 +101,7 @@ impl Context {
     pub fn registers(&self) -> &Registers {
         self.registers.get_or_init(|| {
             let Seated { space, seat, .. } = self.seat.as_ref().expect("registers are here or in the seat");
-            let registers = seat.registers();
-            Registers { rax: self.rax, rip: space.original_rip(registers.rip), ..registers }
+            Registers { rax: self.rax, ..space.original_registers(seat.registers()) }
         })
     }
 

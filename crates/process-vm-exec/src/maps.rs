@@ -14,7 +14,16 @@ pub(crate) struct Map {
     pub(crate) range: Range<u64>,
     /// As shown: `r-xp`.
     permissions: [u8; 4],
+    /// The file that is mapped, if one is.
+    pub(crate) file: Option<FileId>,
     pub(crate) name: String,
+}
+
+/// Which file it is: its device's major and minor number, and its inode's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileId {
+    pub(crate) device: (u32, u32),
+    pub(crate) inode: u64,
 }
 
 impl Map {
@@ -49,14 +58,20 @@ pub(crate) fn of(pid: Pid) -> Result<Vec<Map>> {
     Ok(text.lines().filter_map(parse).collect())
 }
 
-fn parse(line: &str) -> Option<Map> {
+pub(crate) fn parse(line: &str) -> Option<Map> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;
     let number = |digits| u64::from_str_radix(digits, 16).ok();
+    let mut words = rest.splitn(5, ' ');
+    let permissions = words.next()?.as_bytes().try_into().ok()?;
+    let (major, minor) = words.nth(1)?.split_once(':')?;
+    let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let inode = words.next()?.parse().ok()?;
     Some(Map {
         range: number(start)?..number(end)?,
-        permissions: rest.get(..4)?.as_bytes().try_into().ok()?,
-        name: rest.splitn(5, ' ').nth(4).unwrap_or("").trim_start().to_owned(),
+        permissions,
+        file: (inode != 0).then_some(FileId { device, inode }),
+        name: words.next().unwrap_or("").trim_start().to_owned(),
     })
 }
 
@@ -65,15 +80,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_gives_range_permissions_and_name() {
+    fn a_line_gives_range_permissions_file_and_name() {
         let map =
             parse("7ffe5d1c2000-7ffe5d1c4000 r-xp 00000000 00:00 0                          [vdso]").unwrap();
         assert_eq!(map.range, 0x7ffe_5d1c_2000..0x7ffe_5d1c_4000);
         assert_eq!(map.name, "[vdso]");
         assert!(map.is_private_text());
+        assert_eq!(map.file, None);
         let anonymous = parse("10000-20000 rw-s 00000000 00:01 12 ").unwrap();
         assert_eq!(anonymous.name, "");
         assert!(!anonymous.is_private_text());
+        assert_eq!(anonymous.file, Some(FileId { device: (0, 1), inode: 12 }));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::builder::Builder;
 use crate::context::Context;
 use crate::engine::native::Native;
 use crate::engine::ptrace::Tracees;
-use crate::engine::rewrite::Rewriter;
+use crate::engine::rewrite::{Closed, Rewriter};
 use crate::engine::trap::ExecutorSeat;
 use crate::engine::{Called, Engine, Event, Seat};
 use crate::error::{Error, Result};
@@ -28,6 +28,7 @@ use crate::executor::passage::Passage;
 use crate::executor::service::{Entry, Service};
 use crate::executor::task::Executor;
 use crate::exit::{Exit, Fault, WaitStatus};
+use crate::maps::FileId;
 use crate::memory::{self, Mapping, Protection};
 use crate::scratch::Shelf;
 use crate::signal::SignalSet;
@@ -200,7 +201,7 @@ impl AddressSpace {
 
     /// That calls change nothing of ours.
     pub(crate) fn prepare(&self, calls: &[Call]) -> Result<()> {
-        calls.iter().try_for_each(|call| self.0.prepare(call))
+        calls.iter().try_for_each(|call| self.0.prepare(call).map(drop))
     }
 
     pub(crate) fn new(
@@ -325,7 +326,11 @@ impl AddressSpace {
             Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(Arc::new(copy))))?,
             None => (fork()?, None),
         };
-        Ok(Self::new(Origin::Created(Arc::clone(keeper)), service, *settings, rewriter))
+        let fork = Self::new(Origin::Created(Arc::clone(keeper)), service, *settings, rewriter);
+        if let Some(rewriter) = &fork.0.rewriter {
+            rewriter.adopt(&fork.0);
+        }
+        Ok(fork)
     }
 
     /// Executes a system call in the space: system call mode. Addresses in it are the space's; descriptors are those
@@ -394,13 +399,14 @@ impl AddressSpace {
                     ctx.left(rax);
                     return Ok(Exit::Interrupted);
                 }
-                Ok(Event::Fault { rax, fault }) => {
+                Ok(Event::Fault { rax, mut fault }) => {
                     ctx.left(rax);
-                    if let Some(rewriter) = &self.0.rewriter
-                        && let Some(site) = rewriter.caused(ctx.registers(), &fault)
-                    {
-                        ctx.try_again_at(site);
-                        continue;
+                    if let Some(rewriter) = &self.0.rewriter {
+                        if let Some(site) = rewriter.caused(&self.0, ctx.registers(), &fault) {
+                            ctx.try_again_at(site);
+                            continue;
+                        }
+                        rewriter.place(&mut fault);
                     }
                     self.0.before_step_is_seen(&fault);
                     if signals.contains(fault.signal) {
@@ -475,7 +481,7 @@ impl Inner {
 
     /// Executes one call. Allocates nothing if it has no descriptors.
     fn call(&self, call: Call) -> Result<std::result::Result<u64, Errno>> {
-        self.prepare(&call)?;
+        let _closed = self.prepare(&call)?;
         match &self.origin {
             Origin::Created(_) => self.service.request_one(call.entry()),
             Origin::Attached(target) => target.execute_one(&self.service, &call),
@@ -483,28 +489,30 @@ impl Inner {
     }
 
     fn calls(&self, calls: &[Call]) -> Result<Vec<std::result::Result<u64, Errno>>> {
-        calls.iter().try_for_each(|call| self.prepare(call))?;
+        let _closed = calls.iter().map(|call| self.prepare(call)).collect::<Result<Vec<_>>>()?;
         match &self.origin {
             Origin::Created(_) => self.service.request(&calls.iter().map(Call::entry).collect::<Vec<_>>()),
             Origin::Attached(target) => target.execute(&self.service, calls),
         }
     }
 
-    /// Sees that a call is one for this space, touches nothing that is ours, and finds no rewritten text.
-    fn prepare(&self, call: &Call) -> Result<()> {
+    /// Sees that a call is one for this space, touches nothing that is ours, and finds no rewritten text as long as the
+    /// value is there.
+    fn prepare(&self, call: &Call) -> Result<[Option<Closed<'_>>; 2]> {
         if let Origin::Created(_) = self.origin {
             self.settings.require_call(call.nr)?;
         }
-        for range in changed_ranges(call) {
+        let mut closed = [None, None];
+        for (range, closed) in changed_ranges(call).zip(&mut closed) {
             let len = range.end - range.start;
             if layout::overlaps_region(range.start, len) {
                 return Err(Error::Reserved { addr: range.start, len });
             }
             if let Some(rewriter) = &self.rewriter {
-                rewriter.before_change(self, range)?;
+                *closed = Some(rewriter.before_change(self, range)?);
             }
         }
-        Ok(())
+        Ok(closed)
     }
 
     /// Executes a call for which `file` is to be mapped; its descriptor is filled in.
@@ -514,9 +522,10 @@ impl Inner {
         file: BorrowedFd<'_>,
     ) -> Result<std::result::Result<u64, Errno>> {
         const DESCRIPTOR: usize = 4;
+        let mut closed = [None, None];
         let mut with_number = |number| {
             call.args[DESCRIPTOR] = number;
-            self.prepare(&call)?;
+            closed = self.prepare(&call)?;
             Ok(call.entry())
         };
         match &self.origin {
@@ -545,14 +554,16 @@ impl Inner {
         Passage::open(&self.service, pidfd, FIRST_FILE)
     }
 
-    /// Has only one context ever run here at a time?
-    pub(crate) fn has_one_executor(&self) -> bool {
-        self.executors.load(Ordering::SeqCst) <= 1
+    /// Somebody is about to write to a file, which waits until this is done.
+    pub(crate) fn give_up_text_of(&self, file: FileId) {
+        if let Some(rewriter) = &self.rewriter {
+            rewriter.give_up(self, file);
+        }
     }
 
-    /// Where a context is in the guest's own text when it is at `rip`.
-    pub(crate) fn original_rip(&self, rip: u64) -> u64 {
-        self.rewriter.as_ref().map_or(rip, |rewriter| rewriter.original(rip))
+    /// The registers of a context as they are in the guest's own text.
+    pub(crate) fn original_registers(&self, registers: Registers) -> Registers {
+        self.rewriter.as_ref().map_or(registers, |rewriter| rewriter.original_registers(registers))
     }
 
     /// The registers with which to go where `registers` say, now that sites are rewritten.

@@ -141,6 +141,7 @@ impl Keeper {
         let open = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS), key);
         open.wait_for_start()?;
         setup::install_handlers(&open)?;
+        setup::register_barrier(&open)?;
         Ok(Self {
             supervisor: rustix::process::getpid(),
             pid,

@@ -115,7 +115,13 @@ impl Executor {
 
     /// The registers that the guest had at its exit.
     pub(crate) fn registers(&self) -> Registers {
-        self.life.slot.read(self.mailbox() + layout::RECORD)
+        const BY_TRAMPOLINE: u32 = 0;
+        let registers: Registers = self.life.slot.read(self.mailbox() + layout::RECORD);
+        match self.life.slot.read::<u32>(self.mailbox() + layout::FLAVOUR) {
+            // The trampoline saves only one of the two.
+            BY_TRAMPOLINE => Registers { r11: registers.rflags, ..registers },
+            _ => registers,
+        }
     }
 
     /// `rax` and the six arguments that the guest had at its exit: one cache line.

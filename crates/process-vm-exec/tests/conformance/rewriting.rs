@@ -1,15 +1,29 @@
 //! Call-site rewriting is not to be noticed. Every engine has to pass, so that none is special.
 
 use std::{
-    sync::{Arc, Barrier},
+    env, fs,
+    fs::File,
+    os::{fd::AsFd, unix::fs::FileExt},
+    path::PathBuf,
+    process,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use iced_x86::{IcedError, code_asm::*};
-use process_vm_exec::{AddressSpace, Context, Engine, Exit, Mapping, Protection, Rewriting, SignalSet};
+use process_vm_exec::{
+    AddressSpace, Context, Engine, Exit, Interrupter, Mapping, Protection, Registers, Rewriting, SignalSet,
+};
+use rustix::fs::MemfdFlags;
 
-use crate::common::{CODE, DATA, Guest, NR, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, asm, claims, soak};
+use crate::common::{
+    CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, asm, claims, kill, soak,
+};
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; jmp top`
 fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -63,6 +77,188 @@ fn check_numbers(
             assert_eq!(guest.call().nr, nr, "round {round}");
             assert_eq!(guest.ctx.registers().rbx, round);
         }
+    }
+}
+
+/// A function in a file of its own that makes one call and jumps to its beginning.
+fn call_of(nr: u32) -> Vec<u8> {
+    asm(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.mov(eax, nr)?;
+        a.syscall()?;
+        a.jmp(top)
+    })
+}
+
+/// A file that is gone when this is.
+#[derive(Debug)]
+struct TextFile(PathBuf);
+
+impl TextFile {
+    fn new(text: &[u8]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("pvx-rewriting-{}-{number}", process::id()));
+        let mut page = text.to_vec();
+        page.resize(usize::try_from(2 * PAGE).expect("two pages"), 0xf4);
+        fs::write(&path, page).expect("a file");
+        Self(path)
+    }
+
+    fn to_read(&self) -> File {
+        File::open(&self.0).expect("the file")
+    }
+
+    fn to_write(&self) -> File {
+        File::options().read(true).write(true).open(&self.0).expect("the file")
+    }
+}
+
+/// A guest with two pages of text from a file, privately mapped.
+fn mapped(engine: Engine, file: &File) -> Guest {
+    let space = AddressSpace::builder().engine(engine).create().expect("an address space");
+    space.map(Mapping::file(file.as_fd(), 0, 2 * PAGE, READ_EXEC).at(CODE)).expect("text");
+    Guest { space: Arc::new(space), ctx: Context::new(CODE, 0) }
+}
+
+impl Drop for TextFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Interrupts a context when it is dropped.
+#[derive(Debug)]
+struct InterruptsAtTheEnd(Interrupter);
+
+impl Drop for InterruptsAtTheEnd {
+    fn drop(&mut self) {
+        self.0.interrupt();
+    }
+}
+
+/// Makes `rounds` calls from the start of the text, all of which must have this number.
+#[track_caller]
+fn check_calls(guest: &mut Guest, nr: u32, rounds: u32) {
+    guest.regs().rip = CODE;
+    for round in 0..rounds {
+        assert_eq!(guest.call().nr, u64::from(nr), "round {round}");
+    }
+}
+
+/// Where the random part of a random program begins.
+const RANDOM_CODE: u64 = CODE + 0x400;
+/// Where it finds its entries.
+const ENTRIES: u64 = DATA;
+
+/// A program of random instructions, calls among them, that is entered at a random instruction again and again.
+fn random_program(numbers: &mut Numbers) -> (Vec<u8>, Vec<u64>) {
+    let pick = |numbers: &mut Numbers, from: &[&[u8]]| {
+        let index = numbers.below(from.len() as u64);
+        from[usize::try_from(index).expect("small")].to_vec()
+    };
+    // Short ones, to have all divisions of the bytes behind a call; moves of numbers, and addresses, to stand before one.
+    let plain: [&[u8]; 18] = [
+        &[0x90],
+        &[0x66, 0x90],
+        &[0x0f, 0x1f, 0x00],
+        &[0x50],
+        &[0x58],
+        &[0x31, 0xc0],
+        &[0x85, 0xc0],
+        &[0x48, 0xff, 0xc3],
+        &[0x48, 0x01, 0xc3],
+        &[0x48, 0x8d, 0x5b, 0x07],
+        &[0x89, 0xd8],
+        &[0xb8, 39, 0, 0, 0],
+        &[0x48, 0xc7, 0xc0, 0xfe, 0xff, 0xff, 0xff],
+        &[0x48, 0x8d, 0x7c, 0x24, 0x08],
+        &[0x48, 0x8d, 0x35, 0x10, 0, 0, 0],
+        &[0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff],
+        &[0x41, 0x50],
+        &[0xcc],
+    ];
+    let branches: [&[u8]; 4] = [&[0x74], &[0x75], &[0x78], &[0xeb]];
+    let mut code = Vec::new();
+    let mut starts = Vec::new();
+    let mut jumps = Vec::new();
+    for _ in 0..90 {
+        starts.push(code.len());
+        match numbers.below(10) {
+            0..3 => code.extend([0x0f, 0x05]),
+            3 => {
+                code.extend(pick(numbers, &branches));
+                jumps.push((code.len(), starts.len() + usize::try_from(numbers.below(5)).expect("small")));
+                code.push(0);
+            }
+            _ => code.extend(pick(numbers, &plain)),
+        }
+    }
+    // Enough for the last branches, and the end.
+    for _ in 0..6 {
+        starts.push(code.len());
+        code.push(0x90);
+    }
+    for (at, target) in jumps {
+        code[at] = u8::try_from(starts[target] - at - 1).expect("a few instructions");
+    }
+    let dispatch = asm(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.mov(rcx, 6_364_136_223_846_793_005u64)?;
+        a.imul_2(r12, rcx)?;
+        a.add(r12, 1)?;
+        a.mov(rcx, r12)?;
+        a.shr(rcx, 56)?;
+        a.mov(rsp, r14)?;
+        a.jmp(qword_ptr(r13 + rcx * 8))
+    });
+    let mut program = dispatch;
+    program.resize(usize::try_from(RANDOM_CODE - CODE).expect("small"), 0x90);
+    program.extend(&code);
+    let end = i32::try_from(program.len()).expect("a short program") + 5;
+    program.push(0xe9);
+    program.extend((-end).to_le_bytes());
+    let entries = (0..256)
+        .map(|_| {
+            let index = usize::try_from(numbers.below(starts.len() as u64 - 6)).expect("small");
+            RANDOM_CODE + starts[index] as u64
+        })
+        .collect();
+    (program, entries)
+}
+
+/// What a random program does: at each exit, by which signal it came, if by one, and the registers.
+fn trace(guest: &mut Guest, seed: u64, exits: usize) -> Vec<(i32, Registers)> {
+    let stack_top = guest.ctx.registers().rsp;
+    let registers = guest.regs();
+    (registers.r12, registers.r13, registers.r14) = (seed, ENTRIES, stack_top - 512);
+    (0..exits)
+        .map(|exit| {
+            let signal = match guest.run() {
+                Exit::Syscall => 0,
+                Exit::Fault(fault) => fault.signal,
+                other => panic!("{other:?} at exit {exit}"),
+            };
+            let seen = *guest.ctx.registers();
+            guest.ctx.set_return(exit as u64 % 3);
+            (signal, seen)
+        })
+        .collect()
+}
+
+fn random_guest(engine: Engine, program: &[u8], entries: &[u64]) -> Guest {
+    let guest = Guest::with_code(engine, program);
+    let entries: Vec<u8> = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+    guest.space.write(ENTRIES, &entries).expect("the entries");
+    guest
+}
+
+#[track_caller]
+fn check_same(found: &[(i32, Registers)], expected: &[(i32, Registers)], seed: u64) {
+    for (exit, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found, expected, "program {seed}, exit {exit}");
     }
 }
 
@@ -590,5 +786,315 @@ claims! {
         let mut found = vec![0; code.len()];
         space.read(CODE, &mut found).expect("memory");
         assert_eq!(found, code);
+    }
+
+    fn code_that_comes_to_the_instruction_behind_a_call_from_anywhere_finds_it(engine) {
+        // Every other round jumps past the call by a register, from farther away than anybody looks.
+        let mut guest = Guest::new(engine, |a| {
+            let (mut top, mut behind, mut far) = (a.create_label(), a.create_label(), a.create_label());
+            a.set_label(&mut top)?;
+            a.push(0)?;
+            a.pop(rax)?;
+            a.syscall()?;
+            a.set_label(&mut behind)?;
+            a.cmp(rax, -4095)?;
+            a.jmp(far)?;
+            a.nops_with_size(4000)?;
+            a.set_label(&mut far)?;
+            a.add(rbx, 1)?;
+            a.lea(rcx, qword_ptr(behind))?;
+            a.lea(rdx, qword_ptr(top))?;
+            a.test(rbx, 1)?;
+            a.cmovne(rcx, rdx)?;
+            a.jmp(rcx)
+        });
+        for round in 0..30 {
+            assert_eq!(guest.call().nr, 0);
+            assert_eq!(guest.ctx.registers().rbx, [0, 1][usize::from(round > 0)] + 2 * u64::saturating_sub(round, 1));
+        }
+        assert_eq!(guest.space.rewritten_sites(), usize::from(engine == Engine::Rewrite));
+    }
+
+    fn a_call_that_others_jump_past_all_the_time_is_left_alone(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let (mut top, mut behind) = (a.create_label(), a.create_label());
+            a.set_label(&mut top)?;
+            a.push(0)?;
+            a.pop(rax)?;
+            a.push(20)?;
+            a.pop(r12)?;
+            a.syscall()?;
+            a.set_label(&mut behind)?;
+            a.cmp(rax, -4095)?;
+            a.add(rbx, 1)?;
+            a.sub(r12, 1)?;
+            a.jne(behind)?;
+            a.jmp(top)
+        });
+        for round in 0..30 {
+            assert_eq!(guest.call().nr, 0);
+            assert_eq!(guest.ctx.registers().rbx, 20 * round);
+        }
+        assert_eq!(guest.space.rewritten_sites(), 0);
+    }
+
+    fn a_loop_that_jumps_past_the_move_of_its_number_is_rewritten_all_the_same(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let mut again = a.create_label();
+            a.mov(eax, NR)?;
+            a.set_label(&mut again)?;
+            a.xor(edi, edi)?;
+            a.syscall()?;
+            a.cmp(rax, -4095)?;
+            a.jb(again)
+        });
+        for _ in 0..200 {
+            assert_eq!(guest.call().nr, u64::from(NR));
+            guest.ctx.set_return(u64::from(NR));
+        }
+        assert_eq!(guest.ctx.calls().rewritten > 150, engine == Engine::Rewrite, "{:?}", guest.ctx.calls());
+    }
+
+    fn a_breakpoint_of_the_guests_own_behind_a_call_is_its_own(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.push(0)?;
+            a.pop(rax)?;
+            a.syscall()?;
+            a.int3()?;
+            a.add(rbx, 1)?;
+            a.jmp(top)
+        });
+        for round in 0..30 {
+            assert_eq!(guest.call().nr, 0);
+            let behind = guest.ctx.registers().rip;
+            assert_eq!((guest.fault().signal, guest.ctx.registers().rip), (libc::SIGTRAP, behind + 1));
+            // Once more, by a jump.
+            guest.regs().rip = behind;
+            assert_eq!((guest.fault().signal, guest.ctx.registers().rip), (libc::SIGTRAP, behind + 1));
+            assert_eq!(guest.ctx.registers().rbx, round);
+        }
+        // It was not taken for one of ours again and again, until the site was given up.
+        assert_eq!(guest.space.rewritten_sites(), usize::from(engine == Engine::Rewrite));
+    }
+
+    fn a_division_between_number_and_call_faults_where_it_is(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.lea(rsi, qword_ptr(rsp + 8))?;
+            a.div(ecx)?;
+            a.syscall()?;
+            a.jmp(top)
+        });
+        for round in 0..30 {
+            let registers = guest.regs();
+            (registers.rip, registers.rax, registers.rdx, registers.rcx) = (CODE, 60, 0, 2);
+            assert_eq!(guest.call().nr, 30, "round {round}");
+            let registers = guest.regs();
+            (registers.rip, registers.rcx) = (CODE, 0);
+            let fault = guest.fault();
+            assert_eq!((fault.signal, fault.addr, guest.ctx.registers().rip), (libc::SIGFPE, CODE + 5, CODE + 5));
+        }
+    }
+
+    fn random_programs_that_are_entered_anywhere_do_the_same_as_under_trap(engine) {
+        let mut rewritten = 0;
+        for seed in 0..60 {
+            let (program, entries) = random_program(&mut Numbers::new(seed));
+            let expected = trace(&mut random_guest(Engine::Trap, &program, &entries), seed, 300);
+            let mut guest = random_guest(engine, &program, &entries);
+            check_same(&trace(&mut guest, seed, 300), &expected, seed);
+            rewritten += guest.ctx.calls().rewritten;
+        }
+        assert_eq!(rewritten > 2000, engine == Engine::Rewrite, "{rewritten} calls from rewritten sites");
+    }
+
+    /// Two contexts run the same text, while its protection is set again and again.
+    fn random_programs_of_two_threads_do_the_same_while_their_protection_changes(engine) {
+        for seed in 100..120 {
+            let (program, entries) = random_program(&mut Numbers::new(seed));
+            let run = |engine, is_changed: bool| {
+                let first = random_guest(engine, &program, &entries);
+                let space = Arc::clone(&first.space);
+                let guests = [first.another(0), first.another(8)];
+                let running = AtomicU32::new(2);
+                thread::scope(|scope| {
+                    let threads = guests.map(|mut guest| {
+                        let running = &running;
+                        scope.spawn(move || {
+                            let found = trace(&mut guest, seed, 400);
+                            running.fetch_sub(1, Ordering::SeqCst);
+                            found
+                        })
+                    });
+                    while is_changed && running.load(Ordering::SeqCst) != 0 {
+                        space.protect(CODE, CODE_LEN, READ_EXEC | Protection::WRITE).expect("writable text");
+                        space.protect(CODE, CODE_LEN, READ_EXEC).expect("text");
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                    threads.map(|thread| thread.join().expect("a thread"))
+                })
+            };
+            let expected = run(Engine::Trap, false);
+            let found = run(engine, true);
+            for (found, expected) in found.iter().zip(&expected) {
+                check_same(found, expected, seed);
+            }
+        }
+    }
+
+    /// As a debugger writes it, past all that we know of.
+    fn what_somebody_has_written_over_a_rewritten_site_stays(engine) {
+        let mut guest = Guest::new(engine, counted_calls);
+        for _ in 0..20 {
+            guest.call();
+        }
+        let memory = format!("/proc/{}/mem", guest.space.pid());
+        let memory = File::options().write(true).open(memory).expect("the guest's memory");
+        memory.write_all_at(&call_of(NR + 1), CODE).expect("text");
+        guest.space.protect(CODE, PAGE, READ_EXEC).expect("text");
+        check_calls(&mut guest, NR + 1, 20);
+    }
+
+    /// As a compiler does that stops a thread, replaces its code and lets it go on.
+    fn code_that_is_replaced_while_its_thread_is_stopped_runs_and_stays(engine) {
+        let mut guest = Guest::with_code(engine, &call_of(NR));
+        // Another context, so that the space has had several.
+        guest.another(1).call();
+        let space = Arc::clone(&guest.space);
+        let interrupter = guest.ctx.interrupter();
+        let (seen, calls) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (is_stopped, stopped) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let (seen, calls) = (&seen, &calls);
+            // However this ends, the thread does too: it is interrupted, and finds nobody who says that it goes on.
+            let go_on = go_on;
+            let interrupts = InterruptsAtTheEnd(interrupter);
+            let runner = scope.spawn(move || {
+                loop {
+                    match guest.run() {
+                        Exit::Syscall => {
+                            seen.store(guest.ctx.syscall().nr, Ordering::SeqCst);
+                            calls.fetch_add(1, Ordering::SeqCst);
+                            guest.ctx.set_return(0);
+                        }
+                        Exit::Interrupted => {
+                            is_stopped.send(()).expect("the claim waits");
+                            if goes_on.recv().is_err() {
+                                return;
+                            }
+                        }
+                        other => panic!("{other:?} at {:#x}", guest.ctx.registers().rip),
+                    }
+                }
+            });
+            let make_calls = |count| {
+                let before = calls.load(Ordering::SeqCst);
+                while calls.load(Ordering::SeqCst) < before + count {
+                    assert!(!runner.is_finished(), "the thread makes its calls");
+                    std::hint::spin_loop();
+                }
+            };
+            let end = Instant::now() + soak();
+            let mut nr = NR;
+            while Instant::now() < end {
+                make_calls(5);
+                space.protect(CODE, PAGE, READ_EXEC | Protection::WRITE).expect("writable text");
+                let mut text = [0; 5];
+                space.read(CODE, &mut text).expect("text");
+                assert_eq!(text, call_of(nr)[..5], "writable text is as the guest has written it");
+                interrupts.0.interrupt();
+                stopped.recv().expect("the thread runs");
+                nr += 1;
+                space.write(CODE, &call_of(nr)).expect("new text");
+                space.protect(CODE, PAGE, READ_EXEC).expect("text");
+                space.read(CODE, &mut text).expect("text");
+                assert_eq!(text, call_of(nr)[..5], "nobody has undone the guest's change");
+                go_on.send(()).expect("the thread runs");
+                // The first may be of the old code, behind whose `mov` the thread was stopped.
+                make_calls(3);
+                assert_eq!(seen.load(Ordering::SeqCst), u64::from(nr));
+            }
+        });
+    }
+
+    fn what_is_written_to_a_file_that_is_open_for_writing_is_seen_in_its_text(engine) {
+        let file = TextFile::new(&call_of(NR));
+        let writer = file.to_write();
+        let mut guest = mapped(engine, &writer);
+        check_calls(&mut guest, NR, 20);
+        writer.write_all_at(&call_of(NR + 1), 0).expect("the file");
+        check_calls(&mut guest, NR + 1, 20);
+    }
+
+    fn what_is_written_to_a_memory_file_is_seen_in_its_text(engine) {
+        let file = File::from(rustix::fs::memfd_create("text", MemfdFlags::CLOEXEC).expect("a memory file"));
+        file.write_all_at(&call_of(NR), 0).expect("the file");
+        file.set_len(2 * PAGE).expect("the file");
+        let mut guest = mapped(engine, &file);
+        check_calls(&mut guest, NR, 20);
+        file.write_all_at(&call_of(NR + 1), 0).expect("the file");
+        check_calls(&mut guest, NR + 1, 20);
+    }
+
+    fn what_is_written_to_a_file_that_is_opened_later_is_seen_in_its_text_and_in_forks(engine) {
+        let file = TextFile::new(&call_of(NR));
+        let mut guest = mapped(engine, &file.to_read());
+        check_calls(&mut guest, NR, 20);
+        assert_eq!(guest.ctx.calls().rewritten > 0, engine == Engine::Rewrite);
+        let fork = guest.space.fork().expect("a fork");
+        let mut child = Guest { space: Arc::new(fork), ctx: Context::new(CODE, 0) };
+        let mut other = mapped(engine, &file.to_read());
+        check_calls(&mut other, NR, 20);
+        let writer = file.to_write();
+        writer.write_all_at(&call_of(NR + 1), 0).expect("the file");
+        for guest in [&mut guest, &mut child, &mut other] {
+            check_calls(guest, NR + 1, 20);
+        }
+        // And from then on.
+        writer.write_all_at(&call_of(NR + 2), 0).expect("the file");
+        check_calls(&mut guest, NR + 2, 20);
+    }
+
+    fn what_the_guest_has_changed_in_its_private_text_stays_when_the_file_is_written_to(engine) {
+        let file = TextFile::new(&call_of(NR));
+        let mut guest = mapped(engine, &file.to_read());
+        guest.space.protect(CODE, PAGE, READ_WRITE).expect("writable text");
+        guest.space.write(CODE, &call_of(NR + 5)).expect("text");
+        guest.space.protect(CODE, PAGE, READ_EXEC).expect("text");
+        check_calls(&mut guest, NR + 5, 20);
+        file.to_write().write_all_at(&call_of(NR + 1), 0).expect("the file");
+        check_calls(&mut guest, NR + 5, 20);
+    }
+
+    fn a_page_that_was_rewritten_and_restored_is_the_files_again(engine) {
+        let file = TextFile::new(&call_of(NR));
+        let mut guest = mapped(engine, &file.to_read());
+        check_calls(&mut guest, NR, 20);
+        guest.space.protect(CODE, PAGE, READ_EXEC).expect("text");
+        file.to_write().write_all_at(&call_of(NR + 1), 0).expect("the file");
+        check_calls(&mut guest, NR + 1, 20);
+    }
+
+    fn a_space_that_is_stopped_keeps_nobody_from_writing_and_sees_it_when_it_goes_on(engine) {
+        let file = TextFile::new(&call_of(NR));
+        let mut guest = mapped(engine, &file.to_read());
+        check_calls(&mut guest, NR, 20);
+        kill(guest.space.pid(), libc::SIGSTOP);
+        file.to_write().write_all_at(&call_of(NR + 1), 0).expect("the file");
+        kill(guest.space.pid(), libc::SIGCONT);
+        let mut nr = u64::from(NR);
+        while nr == u64::from(NR) {
+            guest.regs().rip = CODE;
+            match guest.run() {
+                Exit::Syscall => nr = guest.ctx.syscall().nr,
+                Exit::Signal(info) => assert_eq!(info.signal(), libc::SIGCONT),
+                other => panic!("{other:?}"),
+            }
+        }
+        check_calls(&mut guest, NR + 1, 20);
     }
 }

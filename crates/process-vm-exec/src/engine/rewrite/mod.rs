@@ -1,32 +1,48 @@
 //! Call-site rewriting: what the `rewrite` engine adds to `trap`.
 //!
 //! A site that has trapped is replaced by a jump to a stub, which goes to the executor's trampoline; later calls
-//! from there raise no signal. [`site`] says which sites can be, [`stub`] writes the stubs. Here is the bookkeeping:
-//! text that the guest is about to change gets its old bytes back first, and no register ever shows an address
-//! in a stub.
+//! from there raise no signal. [`site`] says which sites can be, [`stub`] writes the stubs, [`text`] changes text that may
+//! be running, and [`lease`] keeps files from changing meanwhile. Here is the bookkeeping: text that the guest is about to
+//! change gets its old bytes back first, and no register ever shows an address in a stub.
 
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+mod lease;
 mod site;
 mod stub;
+mod text;
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use self::lease::Lease;
 use self::site::{Form, SYSCALL, Text, WINDOW};
-use self::stub::{PAGE_LEN, Page};
+use self::stub::{Jump, PAGE_LEN, Page, Stub};
+use self::text::Memory;
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::error::{Error, Result};
-use crate::executor::service::{Entry, Service};
+use crate::executor::layout;
+use crate::executor::service::Service;
 use crate::exit::{Arch, Fault};
-use crate::maps::{self, Map};
+use crate::maps::{self, FileId, Map};
 use crate::space::Inner;
+
+/// The breakpoint instruction.
+const INT3: u8 = 0xcc;
+/// Its vector.
+const BREAKPOINT: u32 = 3;
+/// The vector of page faults.
+const PAGE_FAULT: u32 = 14;
 
 /// A site is rewritten when it traps for the second time: most calls of a program's start never come again.
 const TRAPS_BEFORE_REWRITING: u32 = 2;
+/// A rewritten site that has trapped so often is passed by: its calls come from elsewhere, and need another form.
+const TRAPS_BEFORE_REWRITING_AGAIN: u32 = 32;
+/// A site whose breakpoints have been met so often costs more than it saves.
+const MOST_BREAKPOINTS_MET: u32 = 64;
+/// Stubs are never given back, so text that changes all the time would take ever more of them.
+const MOST_PAGES: usize = 128;
 
 /// What the processor must have for the trampoline.
 pub(crate) fn lacks() -> Option<String> {
@@ -46,28 +62,60 @@ struct Sites {
     /// What has been overwritten, by address.
     patches: BTreeMap<u64, Patch>,
     pages: Vec<Page>,
-    /// Addresses in stubs and padding, and what they stand for in the original text.
+    /// Addresses in stubs, and what they stand for in the original text.
     original: BTreeMap<u64, u64>,
     /// Addresses of overwritten instructions, and where they are now.
     moved: BTreeMap<u64, u64>,
-    /// `/proc/PID/mem`, which also writes where the guest must not.
-    memory: Option<File>,
+    /// Ranges whose mapping is being changed: no site there is rewritten.
+    closed: Vec<Range<u64>>,
+    /// Pages that were a file's until a site in them was rewritten.
+    copies: BTreeSet<u64>,
+    leases: HashMap<FileId, Arc<Lease>>,
+    memory: Option<Memory>,
     maps: Option<Vec<Map>>,
-    can_synchronise: bool,
 }
 
 /// One overwritten stretch of text.
 #[derive(Clone, Debug)]
 struct Patch {
     original: Vec<u8>,
-    /// What it moved: forgotten with it.
+    /// What is there instead.
+    jump: Vec<u8>,
+    /// Where the overwritten instructions begin.
+    breakpoints: Vec<u64>,
+    /// Which of them have moved: forgotten with the patch.
     moved: Vec<u64>,
     site: u64,
+    file: Option<FileId>,
+    breakpoints_met: u32,
+}
+
+impl Patch {
+    fn meets(&self, at: u64, range: &Range<u64>) -> bool {
+        at < range.end && range.start < at + self.original.len() as u64
+    }
+}
+
+/// A range that is closed to rewriting, while its mapping is changed.
+#[derive(Debug)]
+pub(crate) struct Closed<'a> {
+    rewriter: &'a Rewriter,
+    range: Range<u64>,
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        let mut sites = self.rewriter.write();
+        sites.maps = None;
+        if let Some(index) = sites.closed.iter().position(|range| *range == self.range) {
+            sites.closed.swap_remove(index);
+        }
+    }
 }
 
 impl Rewriter {
     /// A call has trapped; its site may be worth rewriting. Says whether the instruction at RIP has moved.
-    pub(crate) fn after_trap(&self, space: &Inner, registers: &Registers, arch: Arch) -> bool {
+    pub(crate) fn after_trap(&self, space: &Arc<Inner>, registers: &Registers, arch: Arch) -> bool {
         let mut sites = self.write();
         if sites.off || arch != Arch::X86_64 {
             return false;
@@ -76,20 +124,49 @@ impl Rewriter {
             sites.turn_off(space);
             return false;
         }
-        let traps = sites.traps.entry(registers.rip).or_default();
-        *traps = traps.saturating_add(1);
-        if *traps == TRAPS_BEFORE_REWRITING && registers.rflags & RFLAGS_TF == 0 {
+        if sites.may_be_text(registers.rip) && registers.rflags & RFLAGS_TF == 0 {
+            let traps = sites.traps.entry(registers.rip).or_default();
+            *traps = traps.saturating_add(1);
             // A site that cannot be rewritten goes on trapping.
-            let _ = sites.rewrite(space, registers);
+            let _ = match *traps {
+                TRAPS_BEFORE_REWRITING => sites.rewrite(space, registers, |_| true),
+                TRAPS_BEFORE_REWRITING_AGAIN => {
+                    sites.rewrite(space, registers, |form| matches!(form, Form::Behind { .. }))
+                }
+                _ => None,
+            };
         }
         sites.moved.contains_key(&registers.rip)
     }
 
-    /// A fault that a site under change caused in another thread: that one tries again.
-    pub(crate) fn caused(&self, registers: &Registers, fault: &Fault) -> Option<u64> {
-        const BREAKPOINT: u32 = 3;
-        let at = registers.rip.wrapping_sub(1);
-        (fault.trapno == BREAKPOINT && self.read().patches.contains_key(&at)).then_some(at)
+    /// Where a context is that met a breakpoint of ours: it goes on there. The site may have got its own bytes back since.
+    pub(crate) fn caused(&self, space: &Inner, registers: &Registers, fault: &Fault) -> Option<u64> {
+        let at = registers.rip.checked_sub(1).filter(|_| fault.trapno == BREAKPOINT)?;
+        let mut sites = self.write();
+        let patch = sites.patches.range_mut(..=at).next_back();
+        if let Some((&start, patch)) = patch.filter(|(_, patch)| patch.breakpoints.contains(&at)) {
+            let is_own = usize::try_from(at - start).is_ok_and(|index| patch.original[index] == INT3);
+            if is_own {
+                return None;
+            }
+            if patch.moved.contains(&at) {
+                patch.breakpoints_met += 1;
+                if patch.breakpoints_met == MOST_BREAKPOINTS_MET {
+                    let site = patch.site;
+                    sites.restore(space, |_, patch| patch.site == site);
+                    sites.traps.insert(site, u32::MAX);
+                }
+            }
+            return Some(at);
+        }
+        sites.has_no_breakpoint(space, at).then_some(at)
+    }
+
+    /// What a fault in a stub tells is about the instruction that has moved there.
+    pub(crate) fn place(&self, fault: &mut Fault) {
+        if fault.trapno != PAGE_FAULT {
+            fault.addr = self.read().original.get(&fault.addr).copied().unwrap_or(fault.addr);
+        }
     }
 
     /// The guest is to find its own text from now on: somebody steps through it one instruction at a time, or it
@@ -100,9 +177,13 @@ impl Rewriter {
         }
     }
 
-    /// Where the guest is in its own text when it is at `rip`.
-    pub(crate) fn original(&self, rip: u64) -> u64 {
-        self.read().original.get(&rip).copied().unwrap_or(rip)
+    /// What the guest's registers would be in its own text. A `syscall` leaves RIP in `rcx`.
+    pub(crate) fn original_registers(&self, registers: Registers) -> Registers {
+        match self.read().original.get(&registers.rip) {
+            Some(&rip) if registers.rcx == registers.rip => Registers { rip, rcx: rip, ..registers },
+            Some(&rip) => Registers { rip, ..registers },
+            None => registers,
+        }
     }
 
     /// Where the instruction at `rip` of the guest's text is now.
@@ -110,16 +191,23 @@ impl Rewriter {
         self.read().moved.get(&rip).copied().unwrap_or(rip)
     }
 
-    /// The guest is about to change the mapping of `range`: it is to find its own text there.
-    pub(crate) fn before_change(&self, space: &Inner, range: Range<u64>) -> Result<()> {
+    /// The mapping of `range` is about to change: the guest is to find its own text there, until the change is done and
+    /// the value is dropped.
+    pub(crate) fn before_change(&self, space: &Inner, range: Range<u64>) -> Result<Closed<'_>> {
         let mut sites = self.write();
-        sites.maps = None;
         if sites.pages.iter().any(|page| page.start < range.end && range.start < page.end()) {
             return Err(Error::Reserved { addr: range.start, len: range.end - range.start });
         }
+        sites.maps = None;
         sites.traps.retain(|site, _| !range.contains(site));
-        sites.restore(space, range);
-        Ok(())
+        sites.restore(space, |at, patch| patch.meets(at, &range));
+        sites.closed.push(range.clone());
+        Ok(Closed { rewriter: self, range })
+    }
+
+    /// Somebody is about to write to a file: its text is to be the file's.
+    pub(crate) fn give_up(&self, space: &Inner, file: FileId) {
+        self.write().restore(space, |_, patch| patch.file == Some(file));
     }
 
     /// Forks a process with `fork` while no site changes; the copy has what this one has.
@@ -133,9 +221,20 @@ impl Rewriter {
             pages: sites.pages.clone(),
             original: sites.original.clone(),
             moved: sites.moved.clone(),
+            copies: sites.copies.clone(),
+            leases: sites.leases.clone(),
             ..Sites::default()
         };
         Ok((service, Self(RwLock::new(copy))))
+    }
+
+    /// A fork is `space` from now on. What has been written to its files since it was made, it did not give up in time; but
+    /// nothing has run in it.
+    pub(crate) fn adopt(&self, space: &Arc<Inner>) {
+        let mut sites = self.write();
+        let late: Vec<_> =
+            sites.leases.iter().filter(|(_, lease)| !lease.join(space)).map(|(&file, _)| file).collect();
+        sites.restore(space, |_, patch| patch.file.is_some_and(|file| late.contains(&file)));
     }
 
     /// Rewriting has stopped for good.
@@ -158,160 +257,234 @@ impl Rewriter {
 }
 
 impl Sites {
-    /// Rewrites the site that has just trapped with `registers`, if it can be; `None` if not.
-    fn rewrite(&mut self, space: &Inner, registers: &Registers) -> Option<()> {
-        let rip = registers.rip;
-        let text_range = self.text_around(space, rip)?;
-        let mut bytes = vec![0; usize::try_from(text_range.end - text_range.start).ok()?];
-        self.memory(space)?.read_exact_at(&mut bytes, text_range.start).ok()?;
-        self.undo_patches_in(&mut bytes, text_range.start);
-        let text = Text { start: text_range.start, bytes: &bytes };
-        let form = site::recognise(text, registers, space.has_one_executor())?;
-        if self.meets_other_patch(&form, rip) {
-            return None;
-        }
-        let page = self.page_for(space, rip)?;
-        let stub = self.pages[page].stub(text, rip, &form)?;
-        self.memory(space)?.write_all_at(&stub.bytes, stub.start).ok()?;
-        self.original.extend(&stub.original);
-        for (at, bytes) in stub.patches {
-            let original = text.get(at..at + bytes.len() as u64)?.to_vec();
-            let moved = stub.moved.keys().copied().collect();
-            // Before the text changes: a thread that meets the change asks for it.
-            self.patches.insert(at, Patch { original, moved, site: rip });
-            if self.overwrite(space, at, &bytes).is_none() {
-                self.patches.remove(&at);
-                return None;
-            }
-        }
-        self.moved.extend(stub.moved);
-        Some(())
+    /// Can text that we may change end at `rip`? A hostile guest can say that it called from anywhere.
+    fn may_be_text(&self, rip: u64) -> bool {
+        let Some(start) = rip.checked_sub(WINDOW) else { return false };
+        let range = start..rip.saturating_add(WINDOW);
+        let meets = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+        !layout::overlaps_region(range.start, range.end - range.start)
+            && !self.pages.iter().any(|page| meets(&(page.start..page.end())))
+            && !self.closed.iter().any(meets)
     }
 
-    /// The part of a program's text around `addr` that is worth looking at.
-    fn text_around(&mut self, space: &Inner, addr: u64) -> Option<Range<u64>> {
-        let is_text = |map: &&Map| map.range.contains(&(addr - SYSCALL)) && map.is_private_text();
-        let mut found =
-            self.maps.as_deref().unwrap_or_default().iter().find(is_text).map(|map| map.range.clone());
-        if found.is_none() {
+    /// Rewrites the site that has just trapped with `registers` in one of the forms that are `wanted`, if it can be;
+    /// `None` if not.
+    fn rewrite(
+        &mut self,
+        space: &Arc<Inner>,
+        registers: &Registers,
+        wanted: impl Fn(&Form) -> bool,
+    ) -> Option<()> {
+        let rip = registers.rip;
+        let map = self.map_of(space, rip.checked_sub(SYSCALL)?)?;
+        let range =
+            map.range.start.max(rip.saturating_sub(WINDOW))..map.range.end.min(rip.saturating_add(WINDOW));
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+        self.memory(space)?.read(range.start, &mut bytes)?;
+        self.undo_patches_in(&mut bytes, range.start);
+        let text = Text { start: range.start, bytes: &bytes };
+        let forms = site::recognise(text, registers);
+        forms.iter().filter(|form| wanted(form)).find_map(|form| {
+            let (jump, stub) = self.stub(space, text, rip, form)?;
+            self.install(space, text, rip, &jump, stub)
+        })
+    }
+
+    /// The text of a program at `addr`.
+    fn map_of(&mut self, space: &Inner, addr: u64) -> Option<&Map> {
+        let is_text = |map: &Map| map.range.contains(&addr) && map.is_private_text();
+        if !self.maps.iter().flatten().any(is_text) {
             self.maps = Some(maps::of((*space.service().life.pid())?).ok()?);
-            found = self.maps.as_deref()?.iter().find(is_text).map(|map| map.range.clone());
         }
-        let text = found?;
-        Some(text.start.max(addr.saturating_sub(WINDOW))..text.end.min(addr + WINDOW))
+        self.maps.iter().flatten().find(|map| is_text(map))
     }
 
     /// Makes `bytes`, read at `start`, the guest's own again: jumps to stubs would put the decoder out of step.
     fn undo_patches_in(&self, bytes: &mut [u8], start: u64) {
-        for (&at, patch) in self.patches.range(start..) {
-            let own = usize::try_from(at - start)
-                .ok()
-                .and_then(|from| bytes.get_mut(from..from + patch.original.len()));
-            match own {
-                Some(own) => own.copy_from_slice(&patch.original),
-                None => break,
+        let range = start..start + bytes.len() as u64;
+        for (&at, patch) in self.patches.iter().filter(|(at, patch)| patch.meets(**at, &range)) {
+            for (addr, &byte) in (at..).zip(&patch.original).filter(|(addr, _)| range.contains(addr)) {
+                bytes[usize::try_from(addr - start).expect("an address in the bytes")] = byte;
             }
         }
     }
 
-    /// Would `form` overwrite or move bytes that another site has changed?
-    fn meets_other_patch(&self, form: &Form, rip: u64) -> bool {
-        let range = match form {
-            Form::Before { moved, .. } => moved.start..rip,
-            Form::Padding { padding } => *padding..padding + site::JUMP,
-            Form::After { moved } => rip - SYSCALL..moved.last().map_or(rip, |last| last.end),
+    /// A stub for the site, and the jump to it.
+    fn stub(&mut self, space: &Inner, text: Text<'_>, rip: u64, form: &Form) -> Option<(Jump, Stub)> {
+        let meets_another = |jump: &Jump| {
+            let range = jump.range();
+            self.patches.iter().any(|(&at, patch)| patch.site != rip && patch.meets(at, &range))
         };
-        self.patches
-            .iter()
-            .any(|(&at, patch)| at < range.end && range.start < at + patch.original.len() as u64)
+        let jumps: Vec<_> =
+            Jump::all(form, text, rip).into_iter().filter(|jump| !meets_another(jump)).collect();
+        let mut pages = self.pages.iter_mut();
+        let found = pages.find_map(|page| {
+            jumps.iter().enumerate().find_map(|(index, jump)| Some((index, page.stub(text, rip, jump)?)))
+        });
+        let (index, stub) = match found {
+            Some(found) => found,
+            None => jumps.iter().enumerate().find_map(|(index, jump)| {
+                Some((index, self.new_page(space, jump)?.stub(text, rip, jump)?))
+            })?,
+        };
+        jumps.into_iter().nth(index).map(|jump| (jump, stub))
     }
 
-    /// The index of a page of stubs within reach of `addr`.
-    fn page_for(&mut self, space: &Inner, addr: u64) -> Option<usize> {
-        if let Some(index) = self.pages.iter().position(|page| page.serves(addr)) {
-            return Some(index);
+    /// A new page of stubs, to one of which `jump` can lead.
+    fn new_page(&mut self, space: &Inner, jump: &Jump) -> Option<&mut Page> {
+        if self.pages.len() == MOST_PAGES {
+            return None;
         }
         let maps = maps::of((*space.service().life.pid())?).ok()?;
-        let start = stub::place_for_page(&maps, addr)?;
-        self.maps = Some(maps);
+        let start = stub::place_for_page(&maps, jump)?;
         let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let mapped = space.service().call(libc::SYS_mmap, [start, PAGE_LEN, protection, flags, u64::MAX, 0]);
         if !matches!(mapped, Ok(Ok(addr)) if addr == start) {
             return None;
         }
-        self.memory(space)?.write_all_at(&Page::header(), start).ok()?;
+        self.memory(space)?.write(start, &Page::header())?;
         self.pages.push(Page::new(start));
-        Some(self.pages.len() - 1)
+        self.pages.last_mut()
     }
 
-    /// Replaces text that other threads may be executing (Intel SDM, volume 3, 9.1.3): a breakpoint first, then the
-    /// rest, then the first byte, and every processor is told in between. One that meets the breakpoint faults, and
-    /// [`Rewriter::caused`] sends it back.
-    fn overwrite(&mut self, space: &Inner, at: u64, bytes: &[u8]) -> Option<()> {
-        const INT3: u8 = 0xcc;
-        if space.has_one_executor() {
-            return self.memory(space)?.write_all_at(bytes, at).ok();
+    /// Puts `jump` in place of the site, or of what it is now.
+    fn install(
+        &mut self,
+        space: &Arc<Inner>,
+        text: Text<'_>,
+        rip: u64,
+        jump: &Jump,
+        stub: Stub,
+    ) -> Option<()> {
+        self.restore(space, |_, patch| patch.site == rip);
+        let file = self.prepare_pages(space, jump.at, stub.jump.len())?;
+        let original = text.get(jump.at..jump.at + stub.jump.len() as u64)?.to_vec();
+        self.memory(space)?.write(stub.start, &stub.bytes)?;
+        let patch = Patch {
+            original,
+            jump: stub.jump,
+            breakpoints: jump.breakpoints.clone(),
+            moved: stub.moved.keys().copied().collect(),
+            site: rip,
+            file,
+            breakpoints_met: 0,
+        };
+        let memory = self.memory(space)?;
+        if memory.overwrite(space.service(), jump.at, &patch.jump, &patch.breakpoints).is_none() {
+            // The processors cannot be told: there are breakpoints, and nothing else is changed yet.
+            return memory.write(jump.at, &patch.original).and(None);
         }
-        self.memory(space)?.write_all_at(&[INT3], at).ok()?;
-        self.synchronise(space)?;
-        self.memory(space)?.write_all_at(&bytes[1..], at + 1).ok()?;
-        self.synchronise(space)?;
-        self.memory(space)?.write_all_at(&bytes[..1], at).ok()?;
-        self.synchronise(space)
+        self.original.extend(stub.original);
+        self.moved.extend(stub.moved);
+        self.patches.insert(jump.at, patch);
+        Some(())
     }
 
-    /// Makes every processor that runs the guest fetch its instructions anew (membarrier(2)).
-    fn synchronise(&mut self, space: &Inner) -> Option<()> {
-        const REGISTER_SYNC_CORE: u64 = 1 << 6;
-        const SYNC_CORE: u64 = 1 << 5;
-        let barrier = |command| Entry::new(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]);
-        let entries = [barrier(REGISTER_SYNC_CORE), barrier(SYNC_CORE)];
-        let entries = if self.can_synchronise { &entries[1..] } else { &entries[..] };
-        let results = space.service().request(entries).ok()?;
-        self.can_synchronise = results.iter().all(std::result::Result::is_ok);
-        self.can_synchronise.then_some(())
+    /// Sees that writing `len` bytes at `at` will not hide what somebody writes to a file. Says which file it is.
+    fn prepare_pages(&mut self, space: &Arc<Inner>, at: u64, len: usize) -> Option<Option<FileId>> {
+        let service = space.service();
+        let pid = (*service.life.pid())?;
+        let map = self.maps.iter().flatten().find(|map| map.range.contains(&at))?;
+        let Some(file) = map.file else { return Some(None) };
+        let is_kept = match self.leases.entry(file) {
+            hash_map::Entry::Occupied(lease) => !lease.get().is_broken(),
+            hash_map::Entry::Vacant(place) => place.insert(lease::on(map, pid)?).join(space),
+        };
+        if !is_kept {
+            return None;
+        }
+        for page in text::pages(at, len) {
+            if !self.copies.contains(&page) && text::is_of_file(service, page)? {
+                self.copies.insert(page);
+            }
+        }
+        Some(Some(file))
     }
 
-    /// Puts the old bytes back wherever something in `range` has been overwritten.
-    fn restore(&mut self, space: &Inner, range: Range<u64>) {
-        let touched: Vec<u64> = self
-            .patches
-            .iter()
-            .filter(|&(&at, patch)| at < range.end && range.start < at + patch.original.len() as u64)
-            .map(|(_, patch)| patch.site)
-            .collect();
-        let patches: Vec<(u64, Patch)> = self
-            .patches
-            .iter()
-            .filter(|(_, patch)| touched.contains(&patch.site))
-            .map(|(&at, patch)| (at, patch.clone()))
-            .collect();
-        // Last the padding, to which the site's own bytes lead.
-        for (at, patch) in patches.into_iter().rev() {
-            // Memory that is gone needs no restoring.
-            let _ = self.overwrite(space, at, &patch.original);
-            self.patches.remove(&at);
-            // Padding is text again. What stands for a stub stays: a context may still be there.
-            self.original.remove(&at);
+    /// Puts the old bytes back wherever `which` says so, if what is there is ours.
+    fn restore(&mut self, space: &Inner, which: impl Fn(u64, &Patch) -> bool) {
+        let at: Vec<u64> =
+            self.patches.iter().filter(|(at, patch)| which(**at, patch)).map(|(&at, _)| at).collect();
+        for &at in &at {
+            let patch = self.patches.remove(&at).expect("it was found");
+            let mut present = vec![0; patch.jump.len()];
+            if let Some(memory) = self.memory(space)
+                && memory.read(at, &mut present).is_some()
+                && present == patch.jump
+            {
+                // Memory that is gone needs no restoring.
+                let _ = memory.overwrite(space.service(), at, &patch.original, &patch.breakpoints);
+            }
+            // What stands for a stub stays: a context may still be there.
             for moved in &patch.moved {
                 self.moved.remove(moved);
             }
             self.traps.remove(&patch.site);
         }
+        self.drop_copies(space);
+    }
+
+    /// Gives back the pages of files in which nothing is rewritten any more.
+    fn drop_copies(&mut self, space: &Inner) {
+        let used: BTreeSet<u64> =
+            self.patches.iter().flat_map(|(&at, patch)| text::pages(at, patch.jump.len())).collect();
+        let unused: BTreeSet<u64> = self.copies.difference(&used).copied().collect();
+        if !unused.is_empty() {
+            text::drop_copies(space.service(), &unused);
+            self.copies.retain(|page| !unused.contains(page));
+        }
     }
 
     fn turn_off(&mut self, space: &Inner) {
         self.off = true;
-        self.restore(space, 0..u64::MAX);
+        self.restore(space, |_, _| true);
     }
 
-    fn memory(&mut self, space: &Inner) -> Option<&File> {
+    /// Is there, as far as can be seen, no breakpoint instruction that ends behind `at`?
+    fn has_no_breakpoint(&mut self, space: &Inner, at: u64) -> bool {
+        /// `int $3`, the longer form.
+        const INT_3: [u8; 2] = [0xcd, 3];
+        let Some(memory) = self.memory(space) else { return false };
+        match memory.byte(at) {
+            Some(INT3) => false,
+            Some(last) => {
+                at.checked_sub(1).and_then(|before| memory.byte(before)) != Some(INT_3[0]) || last != INT_3[1]
+            }
+            // It is gone, and what comes there now finds so.
+            None => true,
+        }
+    }
+
+    fn memory(&mut self, space: &Inner) -> Option<&Memory> {
         if self.memory.is_none() {
-            let pid = (*space.service().life.pid())?.as_raw_nonzero();
-            let open = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
-            self.memory = Some(open.ok()?);
+            self.memory = Memory::open(space.service());
         }
         self.memory.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_from_our_own_pages_or_from_nowhere_are_no_sites() {
+        let mut sites = Sites { pages: vec![Page::new(0x10_0000)], ..Sites::default() };
+        sites.closed.push(0x20_0000..0x20_1000);
+        let ours = [
+            0,
+            1,
+            layout::BASE,
+            layout::CODE + 0x300,
+            layout::BASE + layout::SIZE,
+            0x10_0000,
+            0x10_ffff,
+            0x20_1000,
+        ];
+        for rip in ours {
+            assert!(!sites.may_be_text(rip), "{rip:#x}");
+        }
+        assert!(sites.may_be_text(0x40_0000));
     }
 }

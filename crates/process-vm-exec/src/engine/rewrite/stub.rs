@@ -1,24 +1,29 @@
 //! Stubs: the code, near a rewritten site, that stands for it and goes to the trampoline.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
+use super::INT3;
 use super::site::{Form, JUMP, SYSCALL, Text};
 use crate::executor::{code, layout};
 use crate::maps::Map;
 
-/// Length of a page of stubs: room for some 1,500 sites.
+/// Length of a page of stubs: room for some 1,500 sites. A jump whose second byte is given finds its stub in any page.
 pub(super) const PAGE_LEN: u64 = 64 << 10;
 
 /// How far a `jmp rel32` may be from a stub: less than 2 GiB, with room for the page and the text itself.
 const REACH: u64 = (1 << 31) - (64 << 20);
 
-/// Memory for stubs. It begins with the trampoline's address.
+/// Memory for stubs. It begins with the trampoline's address. What has been a stub stays one: a context may be there.
 #[derive(Clone, Debug)]
 pub(super) struct Page {
     pub(super) start: u64,
+    /// Where the next stub goes that may be anywhere.
     next: u64,
+    /// The stubs: their ends by their starts.
+    taken: BTreeMap<u64, u64>,
 }
 
 /// A stub that is to be written, and how its addresses and the site's correspond.
@@ -26,17 +31,115 @@ pub(super) struct Page {
 pub(super) struct Stub {
     pub(super) start: u64,
     pub(super) bytes: Vec<u8>,
-    /// What to put at the site, and in between.
-    pub(super) patches: Vec<(u64, Vec<u8>)>,
+    /// What to put at the site.
+    pub(super) jump: Vec<u8>,
     /// Addresses in the stub, and where in the original text a context at that point is.
     pub(super) original: BTreeMap<u64, u64>,
     /// Addresses in the original text that have been overwritten, and where their instructions are now.
     pub(super) moved: BTreeMap<u64, u64>,
 }
 
+/// A jump that can take the place of a site.
+#[derive(Debug)]
+pub(super) struct Jump {
+    pub(super) at: u64,
+    /// The instructions that move to the stub: with those of [`Form::Behind`] a `syscall` before them.
+    moved: Vec<Range<u64>>,
+    /// Where overwritten instructions begin, the first of them at `at`.
+    pub(super) breakpoints: Vec<u64>,
+    /// Has it a prefix that does nothing? Then its distance is one byte farther behind.
+    has_prefix: bool,
+    is_behind: bool,
+}
+
+impl Jump {
+    /// The jumps that a site of this form can become, the most easily placed first.
+    pub(super) fn all(form: &Form, text: Text<'_>, rip: u64) -> Vec<Self> {
+        match form {
+            Form::Before { at, moved } => {
+                let moved = text
+                    .decode(*at)
+                    .map(|instruction| instruction.ip()..instruction.next_ip())
+                    .take_while(|instruction| instruction.end <= moved.end)
+                    .collect();
+                let breakpoints = vec![*at];
+                vec![Self { at: *at, moved, breakpoints, has_prefix: false, is_behind: false }]
+            }
+            Form::Behind { moved } => {
+                let at = rip - SYSCALL;
+                let jump = |has_prefix| {
+                    let end = at + JUMP + u64::from(has_prefix);
+                    let moved: Vec<_> = moved.iter().filter(|moved| moved.start < end).cloned().collect();
+                    let breakpoints =
+                        std::iter::once(at).chain(moved.iter().map(|moved| moved.start)).collect();
+                    let is_whole = moved.last().is_some_and(|last| last.end >= end);
+                    is_whole.then_some(Self { at, moved, breakpoints, has_prefix, is_behind: true })
+                };
+                [jump(false), jump(true)].into_iter().flatten().collect()
+            }
+        }
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.at + JUMP + u64::from(self.has_prefix)
+    }
+
+    /// All that is overwritten or moved.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.at..self.moved.last().map_or(self.end(), |last| last.end.max(self.end()))
+    }
+
+    /// Which bytes of its distance have to be a breakpoint.
+    fn given(&self) -> [bool; 4] {
+        let distance = self.end() - 4;
+        [0, 1, 2, 3].map(|byte| self.breakpoints.contains(&(distance + byte)))
+    }
+
+    /// The distances whose upper half is this, each as the address that it leads to.
+    fn targets(&self, upper: [u8; 2]) -> impl Iterator<Item = u64> + use<> {
+        let [lowest, second, _, _] = self.given();
+        let end = self.end();
+        values(second).flat_map(move |second| {
+            values(lowest).map(move |lowest| {
+                let distance = i32::from_le_bytes([lowest, second, upper[0], upper[1]]);
+                end.wrapping_add_signed(i64::from(distance))
+            })
+        })
+    }
+
+    /// The addresses in `range` that it can lead to.
+    fn targets_in(&self, range: Range<u64>) -> impl Iterator<Item = u64> + use<> {
+        let [.., third, highest] = self.given();
+        let upper = |addr: u64| {
+            let distance = i32::try_from(addr.wrapping_sub(self.end()).cast_signed()).ok()?;
+            let [_, _, upper @ ..] = distance.to_le_bytes();
+            let fits = |given: bool, byte| !given || byte == INT3;
+            (fits(third, upper[0]) && fits(highest, upper[1])).then_some(upper)
+        };
+        // A page meets two upper halves.
+        let (first, last) = (upper(range.start), upper(range.end - 1));
+        let last = last.filter(|_| last != first);
+        let targets: Vec<_> = first.into_iter().chain(last).map(|upper| self.targets(upper)).collect();
+        targets.into_iter().flatten().filter(move |target| range.contains(target))
+    }
+
+    fn bytes(&self, to: u64) -> Option<Vec<u8>> {
+        // Of an operand's size, which a jump has only one of.
+        const REX_W: u8 = 0x48;
+        let prefix = self.has_prefix.then_some(REX_W);
+        let distance = relative(self.end(), to)?;
+        Some(prefix.into_iter().chain([0xe9]).chain(distance).collect())
+    }
+}
+
+/// What a byte can be, that is given or not.
+fn values(is_given: bool) -> std::ops::RangeInclusive<u8> {
+    if is_given { INT3..=INT3 } else { 0..=u8::MAX }
+}
+
 impl Page {
     pub(super) fn new(start: u64) -> Self {
-        Self { start, next: start + 8 }
+        Self { start, next: start + 8, taken: BTreeMap::new() }
     }
 
     /// What the page begins with.
@@ -48,51 +151,67 @@ impl Page {
         self.start + PAGE_LEN
     }
 
-    /// Can a site at `addr` use it?
-    pub(super) fn serves(&self, addr: u64) -> bool {
-        const LONGEST: u64 = 64;
-        self.end() - self.next >= LONGEST && self.start.abs_diff(addr) < REACH
+    /// The stub for the site whose `syscall` ends at `rip`, if there is room for it where `jump` can lead.
+    pub(super) fn stub(&mut self, text: Text<'_>, rip: u64, jump: &Jump) -> Option<Stub> {
+        if self.start.abs_diff(rip) >= REACH {
+            return None;
+        }
+        // Its length is the same wherever it is.
+        let len = self.assemble(self.start, text, rip, jump)?.bytes.len() as u64;
+        let is_anywhere = jump.given() == [false; 4];
+        let start = if is_anywhere {
+            self.next_free(len)
+        } else {
+            let mut targets = jump.targets_in(self.start + 8..self.end());
+            targets.find(|&start| start + len <= self.end() && self.taken_in(start..start + len).is_none())
+        }?;
+        if is_anywhere {
+            self.next = start + len;
+        }
+        self.taken.insert(start, start + len);
+        self.assemble(start, text, rip, jump)
     }
 
-    /// The stub for the site whose `syscall` ends at `rip`; it takes the next free bytes.
-    pub(super) fn stub(&mut self, text: Text<'_>, rip: u64, form: &Form) -> Option<Stub> {
-        let syscall = rip - SYSCALL;
-        let mut stub = Assembler::at(self.next);
-        let mut patches = Vec::new();
-        match form {
-            Form::Before { at, moved } => {
-                let mut next = *at;
-                while next < moved.end {
-                    next = stub.instruction(text, next)?;
-                }
-                stub.call(self.start, rip, syscall)?;
-                patches.push((*at, jump(*at, self.next)?));
-            }
-            Form::Padding { padding } => {
-                stub.call(self.start, rip, syscall)?;
-                stub.original.insert(*padding, syscall);
-                let distance = i8::try_from(padding.wrapping_sub(rip).cast_signed()).ok()?;
-                patches.push((*padding, jump(*padding, self.next)?));
-                patches.push((syscall, vec![0xeb, distance.cast_unsigned()]));
-            }
-            Form::After { moved } => {
-                let continuation = self.next + CALL;
-                stub.call(self.start, continuation, syscall)?;
-                let mut addresses = BTreeMap::new();
-                for instruction in moved {
-                    addresses.insert(instruction.start, stub.here());
-                    stub.instruction(text, instruction.start)?;
-                }
-                let end = moved.last()?.end;
-                stub.stands_for(end);
-                stub.bytes(&jump(stub.here(), end)?);
-                patches.push((syscall, jump(syscall, self.next)?));
-                stub.moved = addresses;
-            }
+    /// The next place that is free.
+    fn next_free(&self, len: u64) -> Option<u64> {
+        let mut start = self.next.next_multiple_of(8);
+        while let Some(end) = self.taken_in(start..start + len) {
+            start = end.next_multiple_of(8);
         }
-        let start = self.next;
-        self.next += (stub.code.len() as u64).next_multiple_of(8);
-        Some(Stub { start, bytes: stub.code, patches, original: stub.original, moved: stub.moved })
+        (start + len <= self.end()).then_some(start)
+    }
+
+    /// The end of a stub in `range`.
+    fn taken_in(&self, range: Range<u64>) -> Option<u64> {
+        self.taken.range(..range.end).next_back().map(|(_, &end)| end).filter(|&end| end > range.start)
+    }
+
+    fn assemble(&self, start: u64, text: Text<'_>, rip: u64, jump: &Jump) -> Option<Stub> {
+        let mut stub = Assembler::at(start);
+        let mut moved = BTreeMap::new();
+        let syscall = rip - SYSCALL;
+        if jump.is_behind {
+            stub.call(self.start, start + CALL, syscall)?;
+            // A `syscall` leaves the address of what is behind it in rcx; the trampoline leaves this one.
+            stub.stands_for(rip);
+            stub.bytes(&[0x48, 0x8d, 0x0d]);
+            stub.bytes(&relative(stub.here() + 4, rip)?);
+            for instruction in &jump.moved {
+                moved.insert(instruction.start, stub.here());
+                stub.instruction(text, instruction.start)?;
+            }
+            let end = jump.moved.last()?.end;
+            stub.stands_for(end);
+            stub.bytes(&[0xe9]);
+            stub.bytes(&relative(stub.here() + 4, end)?);
+        } else {
+            for instruction in &jump.moved {
+                stub.instruction(text, instruction.start)?;
+            }
+            stub.call(self.start, rip, syscall)?;
+        }
+        let jump = jump.bytes(start)?;
+        Some(Stub { start, bytes: stub.code, jump, original: stub.original, moved })
     }
 }
 
@@ -103,12 +222,11 @@ struct Assembler {
     start: u64,
     code: Vec<u8>,
     original: BTreeMap<u64, u64>,
-    moved: BTreeMap<u64, u64>,
 }
 
 impl Assembler {
     fn at(start: u64) -> Self {
-        Self { start, code: Vec::new(), original: BTreeMap::new(), moved: BTreeMap::new() }
+        Self { start, code: Vec::new(), original: BTreeMap::new() }
     }
 
     fn here(&self) -> u64 {
@@ -124,8 +242,8 @@ impl Assembler {
         self.original.insert(self.here(), addr);
     }
 
-    /// The instruction at `from` in the guest's text, doing here what it does there. Says what comes behind it there.
-    fn instruction(&mut self, text: Text<'_>, from: u64) -> Option<u64> {
+    /// The instruction at `from` in the guest's text, doing here what it does there.
+    fn instruction(&mut self, text: Text<'_>, from: u64) -> Option<()> {
         self.stands_for(from);
         let mut decoder = Decoder::with_ip(64, text.get(from..text.end())?, from, DecoderOptions::NONE);
         let instruction = decoder.decode();
@@ -139,7 +257,7 @@ impl Assembler {
                 self.bytes(&[0x0f, 0x80 | (instruction.condition_code() as u8 - 1)]);
             }
             self.bytes(&relative(self.here() + 4, instruction.near_branch_target())?);
-            return Some(next);
+            return Some(());
         }
         if instruction.is_ip_rel_memory_operand() {
             let end = self.here() + bytes.len() as u64;
@@ -148,7 +266,7 @@ impl Assembler {
             bytes.get_mut(at..at + distance.len())?.copy_from_slice(&distance);
         }
         self.bytes(&bytes);
-        Some(next)
+        Some(())
     }
 
     /// `lea return_to(%rip), %r11; jmp *trampoline(%rip)`
@@ -163,37 +281,42 @@ impl Assembler {
     }
 }
 
-/// `jmp rel32` at `from` to `to`.
-fn jump(from: u64, to: u64) -> Option<Vec<u8>> {
-    let mut bytes = vec![0xe9];
-    bytes.extend(relative(from + JUMP, to)?);
-    Some(bytes)
-}
-
 /// The distance from the end of an instruction to `to`.
 fn relative(end: u64, to: u64) -> Option<[u8; 4]> {
     i32::try_from(to.wrapping_sub(end).cast_signed()).ok().map(i32::to_le_bytes)
 }
 
-/// Where a page of stubs for a site at `addr` can be: free, within reach, and away from what else grows (`brk`
-/// upwards behind a program, other mappings downwards).
-pub(super) fn place_for_page(maps: &[Map], addr: u64) -> Option<u64> {
+/// Where a page of stubs for `jump` can be: free, within reach, and away from what else grows (`brk` upwards behind a
+/// program, other mappings downwards).
+pub(super) fn place_for_page(maps: &[Map], jump: &Jump) -> Option<u64> {
     const MARGIN: u64 = 1 << 20;
     const LOWEST: u64 = 64 << 10;
-    let text = maps.iter().find(|map| map.range.contains(&addr))?.range.start & !(MARGIN - 1);
-    let below = [16u64, 64, 256, 1024].map(|mib| text.checked_sub(mib << 20));
-    let above = [1536u64, 1024, 512].map(|mib| text.checked_add(mib << 20));
-    // A program at 4 MiB has little below; it is closer to its own text than anything that grows.
-    let low = [Some(LOWEST)];
-    below.into_iter().chain(above).chain(low).flatten().find(|&start| {
+    let is_free = |&start: &u64| {
         let margin = if start == LOWEST { 0 } else { MARGIN };
-        let wanted = start.saturating_sub(margin)..start + PAGE_LEN + margin;
+        let wanted = start.saturating_sub(margin)..start.saturating_add(PAGE_LEN + margin);
         start >= LOWEST
-            && start.abs_diff(addr) < REACH
+            && start.abs_diff(jump.at) < REACH
             && !layout::overlaps_region(wanted.start, wanted.end - wanted.start)
             && wanted.end < crate::arch::x86_64::USER_END
             && maps.iter().all(|map| map.range.end <= wanted.start || map.range.start >= wanted.end)
-    })
+    };
+    let [.., third, highest] = jump.given();
+    if !third && !highest {
+        let text = maps.iter().find(|map| map.range.contains(&jump.at))?.range.start & !(MARGIN - 1);
+        let below = [16u64, 64, 256, 1024].map(|mib| text.checked_sub(mib << 20));
+        let above = [1536u64, 1024, 512].map(|mib| text.checked_add(mib << 20));
+        // A program at 4 MiB has little below; it is closer to its own text than anything that grows.
+        let low = [Some(LOWEST)];
+        return below.into_iter().chain(above).chain(low).flatten().find(is_free);
+    }
+    // Each upper half of the distance has its place. Those below first, then from far above.
+    values(highest)
+        .flat_map(|highest| values(third).map(move |third| [0, 0, third, highest]))
+        .map(|distance| i64::from(i32::from_le_bytes(distance)))
+        .rev()
+        .filter_map(|distance| jump.end().checked_add_signed(distance))
+        .map(|target| target & !0xfff)
+        .find(is_free)
 }
 
 #[cfg(test)]
@@ -203,13 +326,18 @@ mod tests {
     use super::*;
 
     const SITE: u64 = 0x40_1000;
-    const PAGE: u64 = 0x1_0000;
+    const PAGE: u64 = 0x1000_0000;
 
-    /// The stub's instructions for a site in `code`, whose `syscall` ends `rip` bytes behind its start.
+    fn decode(stub: &Stub) -> Vec<Instruction> {
+        Text { start: stub.start, bytes: &stub.bytes }.decode(stub.start).collect()
+    }
+
+    /// The instructions of the first stub for a site in `code`, whose `syscall` ends `rip` bytes behind its start.
     fn stub_of(code: &[u8], rip: u64, form: &Form) -> (Stub, Vec<Instruction>) {
         let text = Text { start: SITE, bytes: code };
-        let stub = Page::new(PAGE).stub(text, SITE + rip, form).expect("room for a stub");
-        let decoded = Text { start: stub.start, bytes: &stub.bytes }.decode(stub.start).collect();
+        let jump = Jump::all(form, text, SITE + rip).into_iter().next().expect("a jump");
+        let stub = Page::new(PAGE).stub(text, SITE + rip, &jump).expect("room for a stub");
+        let decoded = decode(&stub);
         (stub, decoded)
     }
 
@@ -224,30 +352,104 @@ mod tests {
         // The call goes on behind the `syscall`.
         assert_eq!(decoded[2].ip_rel_memory_address(), SITE + 14);
         assert_eq!(stub.original[&decoded[2].ip()], SITE + 12);
-        assert_eq!(stub.patches.len(), 1);
-        assert_eq!((stub.patches[0].0, stub.patches[0].1.len()), (SITE, 5));
+        assert_eq!(stub.jump.len(), 5);
     }
 
     #[test]
     fn branches_keep_their_conditions_and_their_targets() {
         for condition in 0..16 {
-            // syscall; jcc +0x10; nop
-            let code = [0x0f, 0x05, 0x70 | condition, 0x10, 0x90];
-            let (stub, decoded) =
-                stub_of(&code, 2, &Form::After { moved: vec![SITE + 2..SITE + 4, SITE + 4..SITE + 5] });
-            let original = Text { start: SITE, bytes: &code }.decode(SITE + 2).next().unwrap();
-            assert_eq!(decoded[2].condition_code(), original.condition_code());
-            assert_eq!(decoded[2].near_branch_target(), SITE + 4 + 0x10);
-            assert_eq!(stub.moved[&(SITE + 2)], decoded[2].ip());
+            // syscall; jcc +0x10; mov $1,%ebx
+            let code = [0x0f, 0x05, 0x70 | condition, 0x10, 0xbb, 1, 0, 0, 0];
+            let moved = vec![SITE + 2..SITE + 4, SITE + 4..SITE + 9];
+            let text = Text { start: SITE, bytes: &code };
+            let form = Form::Behind { moved };
+            let jump = &Jump::all(&form, text, SITE + 2)[1];
+            let start = place_for_page(&[map_of_a_program()], jump).expect("a place");
+            let stub = Page::new(start).stub(text, SITE + 2, jump).expect("room for a stub");
+            let decoded = decode(&stub);
+            let original = text.decode(SITE + 2).next().unwrap();
+            assert_eq!(decoded[3].condition_code(), original.condition_code());
+            assert_eq!(decoded[3].near_branch_target(), SITE + 4 + 0x10);
+            assert_eq!(stub.moved[&(SITE + 2)], decoded[3].ip());
             // Behind it what was behind it, and the way back.
-            assert_eq!(decoded[3].code(), Code::Nopd);
-            assert_eq!(decoded[4].near_branch_target(), SITE + 5);
+            assert_eq!(decoded[4].code(), Code::Mov_r32_imm32);
+            assert_eq!(decoded[5].near_branch_target(), SITE + 9);
         }
         // syscall; jmp -0x20 (rel32)
         let code = [0x0f, 0x05, 0xe9, 0xe0, 0xff, 0xff, 0xff];
-        let (_, decoded) =
-            stub_of(&code, 2, &Form::After { moved: std::iter::once(SITE + 2..SITE + 7).collect() });
-        assert_eq!(decoded[2].code(), Code::Jmp_rel32_64);
-        assert_eq!(decoded[2].near_branch_target(), SITE + 7 - 0x20);
+        let form = Form::Behind { moved: std::iter::once(SITE + 2..SITE + 7).collect() };
+        let (_, decoded) = stub_of(&code, 2, &form);
+        // rcx is as the `syscall` leaves it.
+        assert_eq!((decoded[2].code(), decoded[2].ip_rel_memory_address()), (Code::Lea_r64_m, SITE + 2));
+        assert_eq!(decoded[3].code(), Code::Jmp_rel32_64);
+        assert_eq!(decoded[3].near_branch_target(), SITE + 7 - 0x20);
+    }
+
+    /// All ways of dividing the bytes behind a `syscall` into instructions.
+    fn divisions(len: usize) -> Vec<Vec<usize>> {
+        if len == 0 {
+            return vec![Vec::new()];
+        }
+        let first =
+            |first: usize| divisions(len - first).into_iter().map(move |rest| [vec![first], rest].concat());
+        (1..=len).flat_map(first).collect()
+    }
+
+    #[test]
+    fn a_jump_is_a_breakpoint_wherever_an_instruction_began() {
+        let maps = [map_of_a_program()];
+        for lengths in divisions(4) {
+            // push %rax with prefixes that do nothing
+            let behind = lengths.iter().flat_map(|&len| [vec![0x2e; len - 1], vec![0x50]].concat());
+            let code: Vec<u8> = [0x0f, 0x05].into_iter().chain(behind).collect();
+            let text = Text { start: SITE, bytes: &code };
+            let moved = text.decode(SITE + 2).map(|moved| moved.ip()..moved.next_ip()).collect();
+            for jump in Jump::all(&Form::Behind { moved }, text, SITE + 2) {
+                let start = place_for_page(&maps, &jump).unwrap_or(SITE.wrapping_sub(0x3333_4000));
+                let Some(stub) = Page::new(start).stub(text, SITE + 2, &jump) else {
+                    // Where each byte is given, the place is a matter of luck.
+                    assert!(jump.given()[2..] == [true, true] || jump.given()[3], "{jump:?}");
+                    continue;
+                };
+                let patch = Text { start: SITE, bytes: &stub.jump };
+                assert_eq!(
+                    patch.decode(SITE).next().unwrap().near_branch_target(),
+                    stub.start,
+                    "{lengths:?}"
+                );
+                let mut at = SITE + 2;
+                for len in &lengths {
+                    if let Some(&[byte]) = patch.get(at..at + 1) {
+                        assert_eq!(byte, INT3, "{lengths:?}");
+                        assert!(stub.moved.contains_key(&at));
+                    }
+                    at += *len as u64;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stubs_of_many_sites_do_not_overlap() {
+        let mut page = Page::new(PAGE);
+        let mut ends = BTreeMap::new();
+        for site in 0..2000u64 {
+            // syscall; cmp $-4095,%rax
+            let code = [0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff];
+            let start = SITE + 8 * site;
+            let text = Text { start, bytes: &code };
+            let form = Form::Behind { moved: std::iter::once(start + 2..start + 8).collect() };
+            let jump = Jump::all(&form, text, start + 2).into_iter().next().expect("a jump");
+            if let Some(stub) = page.stub(text, start + 2, &jump) {
+                ends.insert(stub.start, stub.start + stub.bytes.len() as u64);
+            }
+        }
+        assert!(ends.len() > 500, "{} stubs", ends.len());
+        assert!(ends.iter().zip(ends.iter().skip(1)).all(|((_, end), (next, _))| end <= next));
+        assert!(ends.iter().all(|(&start, &end)| start >= PAGE + 8 && end <= PAGE + PAGE_LEN));
+    }
+
+    fn map_of_a_program() -> Map {
+        crate::maps::parse("401000-402000 r-xp 00000000 00:00 0").expect("a line of the file")
     }
 }

@@ -1,0 +1,252 @@
+//! Leases on files whose text is rewritten: nobody writes to such a file before the text is as it was.
+//!
+//! Rewriting makes private copies of a file's pages, and what somebody writes to the file later would not be seen there.
+//! A read lease (fcntl(2), `F_SETLEASE`) can be had if nobody has the file open for writing, and holds whoever opens
+//! it until it is given up: a thread of ours then restores the file's sites in all spaces and gives their copies back.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{Access, AtFlags, accessat};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::maps::{FileId, Map};
+use crate::space::Inner;
+use crate::sync::lock;
+
+/// For how long whoever opens a file waits at most for spaces to give it up. One that does not answer does so later.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Says that somebody is about to open a file for writing. Not one that queues: who gets it looks at all leases.
+const BREAK: libc::c_int = libc::SIGSTKFLT;
+
+/// That a file is not written to while its text is rewritten. Shared by all spaces; given up with the last one.
+#[derive(Debug)]
+pub(super) struct Lease {
+    id: FileId,
+    /// What the lease is on. None if the file can be written neither by us nor, with our leave, by anybody.
+    file: Option<OwnedFd>,
+    /// Who took the lease: a fork of the supervisor has a copy of this, and nothing to give up.
+    holder: Pid,
+    users: Mutex<Users>,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    /// Somebody wants to write to the file.
+    is_broken: bool,
+    spaces: Vec<Weak<Inner>>,
+}
+
+/// The leases of this process.
+#[derive(Debug)]
+struct Leases {
+    holder: Pid,
+    /// The thread that waits for their ends.
+    listener: Option<Pid>,
+    by_file: HashMap<FileId, Weak<Lease>>,
+}
+
+static LEASES: Mutex<Option<Leases>> = Mutex::new(None);
+
+/// The lease on the file that `map` of the process `pid` maps; none if somebody may be writing to it.
+pub(super) fn on(map: &Map, pid: Pid) -> Option<Arc<Lease>> {
+    let id = map.file?;
+    let listener = {
+        let mut leases = lock(&LEASES);
+        let leases = Leases::of_this_process(&mut leases);
+        if let Some(lease) = leases.by_file.get(&id).and_then(Weak::upgrade) {
+            return Some(lease);
+        }
+        leases.listener()?
+    };
+    // Not with the lock: a file system that does not answer keeps no other space.
+    let file = open(map, pid, id)?;
+    let file = match take(&file, listener) {
+        Ok(()) => Some(file),
+        // Somebody else's, and we have no right to leases. If it is not ours to write either, only its owner can.
+        Err(Errno::ACCESS) if !is_writable(&file) => None,
+        // It is open for writing, or is in a file system that has no leases.
+        Err(_) => return None,
+    };
+    let holder = rustix::process::getpid();
+    let lease = Arc::new(Lease { id, file, holder, users: Mutex::default() });
+    let mut leases = lock(&LEASES);
+    let leases = Leases::of_this_process(&mut leases);
+    leases.by_file.retain(|_, lease| lease.strong_count() != 0);
+    let lease = match leases.by_file.get(&id).and_then(Weak::upgrade) {
+        Some(other) => other,
+        None => {
+            leases.by_file.insert(id, Arc::downgrade(&lease));
+            lease
+        }
+    };
+    // Who has wanted it before it was among the leases will not be found there.
+    (!lease.is_wanted()).then_some(lease)
+}
+
+impl Leases {
+    fn of_this_process(leases: &mut Option<Self>) -> &mut Self {
+        let holder = rustix::process::getpid();
+        // A fork of the supervisor begins with none.
+        leases.take_if(|leases| leases.holder != holder);
+        leases.get_or_insert_with(|| Self { holder, listener: None, by_file: HashMap::new() })
+    }
+
+    fn listener(&mut self) -> Option<Pid> {
+        if self.listener.is_none() {
+            self.listener = listen();
+        }
+        self.listener
+    }
+}
+
+impl Lease {
+    /// From now on `space` is told before the file is written to; not if that is about to happen already.
+    pub(super) fn join(&self, space: &Arc<Inner>) -> bool {
+        let mut users = lock(&self.users);
+        users.spaces.retain(|space| space.strong_count() != 0);
+        users.spaces.push(Arc::downgrade(space));
+        !users.is_broken
+    }
+
+    /// Has it been given up?
+    pub(super) fn is_broken(&self) -> bool {
+        lock(&self.users).is_broken
+    }
+
+    /// Does somebody want to open the file for writing?
+    fn is_wanted(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| {
+            // SAFETY: asks for a number; no memory is touched.
+            let kind = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) };
+            kind != libc::F_RDLCK
+        })
+    }
+
+    /// Has all spaces give the file up, and lets go on who waits for that.
+    fn give_up(&self) {
+        let spaces: Vec<_> = {
+            let mut users = lock(&self.users);
+            if std::mem::replace(&mut users.is_broken, true) {
+                return;
+            }
+            users.spaces.iter().filter_map(Weak::upgrade).collect()
+        };
+        let (done, are_done) = mpsc::channel::<()>();
+        for space in spaces {
+            let (id, done) = (self.id, done.clone());
+            let restore = move || {
+                space.give_up_text_of(id);
+                drop(done);
+            };
+            // A thread for each: none waits because another's service task does not answer.
+            let _ = thread::Builder::new().name("pvx-restore".into()).spawn(restore);
+        }
+        drop(done);
+        // The end of the last one.
+        let _ = are_done.recv_timeout(PATIENCE);
+        self.release();
+    }
+
+    fn release(&self) {
+        if let Some(file) = &self.file
+            && self.holder == rustix::process::getpid()
+        {
+            // SAFETY: takes two integers; no memory is touched.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Opens the file `id` that `map` of the process `pid` maps.
+fn open(map: &Map, pid: Pid, id: FileId) -> Option<OwnedFd> {
+    let open = |path: &str| File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok();
+    let is_it = |file: &File| {
+        file.metadata().is_ok_and(|metadata| {
+            let device = metadata.dev();
+            id == FileId { device: (libc::major(device), libc::minor(device)), inode: metadata.ino() }
+        })
+    };
+    // The first way leads to the very file, but takes rights; the second one is by its name.
+    let Map { range, name, .. } = map;
+    let exact = open(&format!("/proc/{}/map_files/{:x}-{:x}", pid.as_raw_nonzero(), range.start, range.end));
+    let file = exact.or_else(|| open(name).filter(is_it))?;
+    // Memory files have no name, and are not known to be open for writing although they are.
+    file.metadata().is_ok_and(|metadata| metadata.nlink() != 0).then(|| OwnedFd::from(file))
+}
+
+/// Takes a lease of which `listener` is told when somebody wants to write.
+fn take(file: &OwnedFd, listener: Pid) -> Result<(), Errno> {
+    /// `struct f_owner_ex` (fcntl(2)).
+    #[repr(C)]
+    struct Owner {
+        kind: libc::c_int,
+        number: libc::c_int,
+    }
+    const F_SETSIG: libc::c_int = 10;
+    const F_SETOWN_EX: libc::c_int = 15;
+    const F_OWNER_TID: libc::c_int = 0;
+    let owner = Owner { kind: F_OWNER_TID, number: listener.as_raw_nonzero().get() };
+    let fd = file.as_raw_fd();
+    let check = |result| if result == -1 { Err(crate::ptrace::last_errno()) } else { Ok(()) };
+    // SAFETY: the second call reads `owner`, which is as the kernel has it; the others take integers.
+    unsafe {
+        check(libc::fcntl(fd, F_SETSIG, BREAK))?;
+        check(libc::fcntl(fd, F_SETOWN_EX, &raw const owner))?;
+        check(libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK))
+    }
+}
+
+fn is_writable(file: &OwnedFd) -> bool {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    accessat(rustix::fs::CWD, path, Access::WRITE_OK, AtFlags::EACCESS) != Err(Errno::ACCESS)
+}
+
+/// Starts the thread that waits for whoever wants to write to a leased file.
+fn listen() -> Option<Pid> {
+    let (started, start) = mpsc::channel();
+    let listener = move || {
+        // SAFETY: the sets are initialised by the calls that fill them, and outlive those that read them; only this
+        // thread's mask changes.
+        let signals = unsafe {
+            let (mut all, mut signals) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+            libc::sigemptyset(&raw mut signals);
+            libc::sigaddset(&raw mut signals, BREAK);
+            signals
+        };
+        let _ = started.send(rustix::thread::gettid());
+        loop {
+            // SAFETY: the set is initialised; nothing is asked to be written.
+            unsafe { libc::sigwaitinfo(&raw const signals, std::ptr::null_mut()) };
+            let wanted: Vec<_> = {
+                let leases = lock(&LEASES);
+                let all = leases.iter().flat_map(|leases| leases.by_file.values());
+                all.filter_map(Weak::upgrade).filter(|lease| lease.is_wanted()).collect()
+            };
+            for lease in wanted {
+                let its = Arc::clone(&lease);
+                // Not here: the next file is not to wait for this one.
+                if thread::Builder::new().name("pvx-lease".into()).spawn(move || its.give_up()).is_err() {
+                    lease.give_up();
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("pvx-leases".into()).spawn(listener).ok()?;
+    start.recv().ok()
+}
