@@ -9,7 +9,6 @@ use process_vm_exec::{Registers, fuzzing};
 struct Input<'a> {
     offset: u8,
     registers: [u64; 8],
-    alone: bool,
     text: &'a [u8],
 }
 
@@ -22,5 +21,5 @@ fuzz_target!(|input: Input<'_>| {
     if let Some(syscall) = end.checked_sub(2).and_then(|start| text.get_mut(start..end)) {
         syscall.copy_from_slice(&[0x0f, 0x05]);
     }
-    fuzzing::rewrite_site(&text, u16::from(input.offset), &registers, input.alone);
+    fuzzing::rewrite_site(&text, u16::from(input.offset), &registers);
 });

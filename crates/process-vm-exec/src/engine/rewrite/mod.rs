@@ -19,7 +19,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use self::lease::Lease;
 use self::site::{Form, SYSCALL, Text, WINDOW};
 use self::stub::{Jump, PAGE_LEN, Page, Stub};
-use self::text::Memory;
+use self::text::{Change, Memory};
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::error::{Error, Result};
 use crate::executor::layout;
@@ -371,7 +371,8 @@ impl Sites {
             breakpoints_met: 0,
         };
         let memory = self.memory(space)?;
-        if memory.overwrite(space.service(), jump.at, &patch.jump, &patch.breakpoints).is_none() {
+        let change = Change { at: jump.at, bytes: &patch.jump, breakpoints: &patch.breakpoints };
+        if memory.overwrite(space.service(), &[change]).is_none() {
             // The processors cannot be told: there are breakpoints, and nothing else is changed yet.
             return memory.write(jump.at, &patch.original).and(None);
         }
@@ -404,18 +405,26 @@ impl Sites {
 
     /// Puts the old bytes back wherever `which` says so, if what is there is ours.
     fn restore(&mut self, space: &Inner, which: impl Fn(u64, &Patch) -> bool) {
-        let at: Vec<u64> =
-            self.patches.iter().filter(|(at, patch)| which(**at, patch)).map(|(&at, _)| at).collect();
-        for &at in &at {
-            let patch = self.patches.remove(&at).expect("it was found");
-            let mut present = vec![0; patch.jump.len()];
-            if let Some(memory) = self.memory(space)
-                && memory.read(at, &mut present).is_some()
-                && present == patch.jump
-            {
-                // Memory that is gone needs no restoring.
-                let _ = memory.overwrite(space.service(), at, &patch.original, &patch.breakpoints);
-            }
+        if !self.patches.iter().any(|(&at, patch)| which(at, patch)) {
+            return;
+        }
+        let (taken, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.patches).into_iter().partition(|(at, patch)| which(*at, patch));
+        self.patches = kept;
+        if let Some(memory) = self.memory(space) {
+            let is_ours = |&(&at, patch): &(&u64, &Patch)| {
+                let mut present = vec![0; patch.jump.len()];
+                memory.read(at, &mut present).is_some() && present == patch.jump
+            };
+            let changes: Vec<_> = taken
+                .iter()
+                .filter(is_ours)
+                .map(|(&at, patch)| Change { at, bytes: &patch.original, breakpoints: &patch.breakpoints })
+                .collect();
+            // Memory that is gone needs no restoring.
+            let _ = memory.overwrite(space.service(), &changes);
+        }
+        for patch in taken.values() {
             // What stands for a stub stays: a context may still be there.
             for moved in &patch.moved {
                 self.moved.remove(moved);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use iced_x86::{Decoder, DecoderOptions};
 
 use super::INT3;
 use super::site::{Form, JUMP, SYSCALL, Text};
@@ -251,10 +251,10 @@ impl Assembler {
         let next = instruction.next_ip();
         let mut bytes = text.get(from..next)?.to_vec();
         if instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near() {
-            if instruction.flow_control() == FlowControl::UnconditionalBranch {
-                self.bytes(&[0xe9]);
-            } else {
-                self.bytes(&[0x0f, 0x80 | (instruction.condition_code() as u8 - 1)]);
+            match instruction.condition_code() as u8 {
+                // A condition's number is one less than iced's; none is 0.
+                0 => self.bytes(&[0xe9]),
+                condition => self.bytes(&[0x0f, 0x80 | (condition - 1)]),
             }
             self.bytes(&relative(self.here() + 4, instruction.near_branch_target())?);
             return Some(());

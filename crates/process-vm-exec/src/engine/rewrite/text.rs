@@ -39,26 +39,34 @@ impl Memory {
     /// Replaces text that contexts may be executing (Intel SDM, volume 3, 9.1.3): breakpoints where its instructions begin,
     /// old ones as well as new ones, then the rest, then what stands there in the end; every processor is told in between.
     /// A context that meets a breakpoint faults, and [`super::Rewriter::caused`] sends it on.
-    pub(super) fn overwrite(
-        &self,
-        service: &Service,
-        at: u64,
-        bytes: &[u8],
-        breakpoints: &[u64],
-    ) -> Option<()> {
-        let mut stopped = bytes.to_vec();
-        for &breakpoint in breakpoints {
-            let byte = usize::try_from(breakpoint - at).ok().and_then(|index| stopped.get_mut(index));
-            *byte.expect("a breakpoint in the bytes") = INT3;
-        }
-        for &breakpoint in breakpoints {
+    pub(super) fn overwrite(&self, service: &Service, changes: &[Change<'_>]) -> Option<()> {
+        for &breakpoint in changes.iter().flat_map(|change| change.breakpoints) {
             self.write(breakpoint, &[INT3])?;
         }
         synchronise(service)?;
-        self.write(at, &stopped)?;
+        for change in changes {
+            self.write(change.at, &change.with_breakpoints())?;
+        }
         synchronise(service)?;
-        self.write(at, bytes)?;
+        for change in changes {
+            self.write(change.at, change.bytes)?;
+        }
         synchronise(service)
+    }
+}
+
+/// What is to be where, and where the instructions begin that are there or are to be there.
+#[derive(Debug)]
+pub(super) struct Change<'a> {
+    pub(super) at: u64,
+    pub(super) bytes: &'a [u8],
+    pub(super) breakpoints: &'a [u64],
+}
+
+impl Change<'_> {
+    fn with_breakpoints(&self) -> Vec<u8> {
+        let byte = |(at, &byte)| if self.breakpoints.contains(&at) { INT3 } else { byte };
+        (self.at..).zip(self.bytes).map(byte).collect()
     }
 }
 
