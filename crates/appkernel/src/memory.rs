@@ -63,9 +63,12 @@ pub(crate) fn mmap(task: &mut Task, [addr, len, protection, flags, fd, offset]: 
         _ => return Err(Errno::INVAL),
     };
     let fixed = libc::MAP_FIXED.cast_unsigned();
+    let no_replace = libc::MAP_FIXED_NOREPLACE.cast_unsigned();
     let mapping = match addr {
         addr if flags & fixed != 0 => mapping.at(addr),
         0 => mapping,
+        // A hint at what is taken means nothing.
+        addr if flags & no_replace == 0 && keep_off_executor(addr, len).is_err() => mapping,
         addr => mapping.near(addr),
     };
     let mapping = mapping.flags(flags & !SHARING & !fixed);

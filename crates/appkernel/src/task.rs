@@ -4,6 +4,7 @@ use std::{
     ffi::CString,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use process_vm_exec::{
@@ -86,7 +87,9 @@ impl Default for Config {
 
 impl Config {
     fn create_space(&self) -> process_vm_exec::Result<AddressSpace> {
-        let builder = AddressSpace::builder().rewriting(self.rewriting);
+        /// Whatever a program has mapped, nothing done to it takes so long: it keeps the answer back.
+        const TIME_LIMIT: Duration = Duration::from_secs(60);
+        let builder = AddressSpace::builder().rewriting(self.rewriting).time_limit(TIME_LIMIT);
         match self.engine {
             Some(engine) => builder.engine(engine),
             None => builder,

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <linux/openat2.h>
@@ -66,6 +67,10 @@ int main(void)
         "coredump_filter", "timerslack_ns", "uid_map", "gid_map", "setgroups", "loginuid", "sched", "timens_offsets",
         "make-it-fail", "autogroup", "environ"};
     setvbuf(stdout, NULL, _IONBF, 0);
+    char *region = (char *)0x700000000000, *there = mmap(region, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CLAIM("a hint at the library's pages is not heeded", there != MAP_FAILED && there != region);
+    CLAIM("nothing is mapped over them",
+          mmap(region, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED);
     make_spellings();
     for (int index = 0; index < spellings_count; index++) {
         const char *self = spellings[index];
