@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
+use super::region::mark_of;
 use super::stop::Stopped;
 use super::{errand, inject};
 use crate::executor::{code, layout};
@@ -119,9 +120,7 @@ impl Added {
 
     /// Does a task have the memory with this attachment's pages?
     pub(super) fn has_region(&self, task: i32) -> Result<bool, Errno> {
-        let mut mark = [0; 8];
-        memory::read(task, layout::BASE, &mut mark)?;
-        Ok(u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed))
+        mark_of(task).map(|mark| mark == self.mark.load(Ordering::Relaxed))
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use super::birth::Born;
 use super::place::Place;
+use super::region::{self, Region, mark_of};
 use super::removal::Added;
 use super::{Tracing, bootstrap, inject};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers};
 /// Makes the executors' pages, and sends them into the resident code.
 pub(super) fn settle(
     born: &Born,
-    place: &Place,
+    (place, region): (&Place, Region),
     added: &Added,
     params: Params,
     tracing: Tracing,
@@ -31,7 +32,7 @@ pub(super) fn settle(
     // The helper and the parent are gone: what was the thread's data is free for a name.
     let name = place.addr + bootstrap::code().len() as u64;
     place
-        .write_at(name, b"pvx-executor\0\0\0\0")
+        .write_at(name, format!("{}\0", region::NAME).as_bytes())
         .map_err(|error| host("writing to /proc/PID/mem")(errno_of(&error)))?;
 
     let leave = place.addr + bootstrap::site_exit();
@@ -45,6 +46,11 @@ pub(super) fn settle(
         // compete with the whole of this one (sched(7), "The autogroup feature"), and a yield would not reach the
         // other side of the hand-off.
         let _ = inject::call(task, leave, libc::SYS_setpgid, [0; 6]);
+        // Waiting reads the time-stamp counter, which is a fault where the target's thread has asked for that or is under
+        // strict seccomp.
+        let tsc = [libc::PR_SET_TSC, libc::PR_TSC_ENABLE].map(|number| u64::from(number.unsigned_abs()));
+        inject::call(task, leave, libc::SYS_prctl, [tsc[0], tsc[1], 0, 0, 0, 0])
+            .map_err(space("prctl(PR_SET_TSC)"))?;
         let _ = inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
         let _ = inject::call(task, leave, libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
     }
@@ -62,6 +68,12 @@ pub(super) fn settle(
     added.executor.store(executor, Ordering::Release);
     // From here on the janitor, or whoever sees us fail, takes out what we put in.
     let put_in = || -> Result<()> {
+        if let Region::LeftOver { mark } = region
+            && mark_of(executor) == Ok(mark)
+        {
+            inject::call(executor, site, libc::SYS_munmap, [layout::BASE, layout::SIZE, 0, 0, 0, 0])
+                .map_err(space("munmap of what an executor has left"))?;
+        }
         for (offset, len, protection) in [
             (0, layout::CONTROL, libc::PROT_READ | libc::PROT_EXEC),
             (layout::CONTROL, layout::CONTROL_LEN, libc::PROT_READ),

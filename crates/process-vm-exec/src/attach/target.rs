@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdGetfdFlags};
 use syscalls::Sysno;
 
 use super::descriptors::{self, Descriptors, Returned};
+use super::stat::living_thread;
 use super::visit::Visits;
 use super::{Attachment, Owner, Tracing, differ_in_memory};
 use crate::builder::Owners;
@@ -144,7 +145,7 @@ impl Target {
     }
 
     pub(crate) fn vdso(&self) -> Option<Range<u64>> {
-        let maps = maps::of(self.pid).ok()?;
+        let maps = maps::of_task(living_thread(self.pid())?).ok()?;
         maps.into_iter().find(|map| map.name == "[vdso]").map(|map| map.range)
     }
 

@@ -12,6 +12,7 @@ use super::errand;
 use super::inject::result_of;
 use super::removal::Added;
 use super::rights::Status;
+use super::stat::Stat;
 use super::stop::{Patience, Stopped, go_on_with, rseq_configuration};
 use super::thread::{Rseq, ThreadState};
 use super::verdict::require_allowed;
@@ -106,6 +107,13 @@ impl Visits {
         let status = Status::of(tid).map_err(|_| no_thread())?;
         if !status.is_thread_of(pid) {
             return Err(no_thread());
+        }
+        if Stat::of(tid).is_none_or(Stat::is_kernels) {
+            return Err(refusal(
+                tid,
+                Errno::OPNOTSUPP,
+                "it is a thread of the kernel's in the process, as io_uring(7) has them, and makes no calls",
+            ));
         }
         if !self.added.recall() {
             return Err(refusal(

@@ -14,6 +14,7 @@ mod calls;
 mod checks;
 mod errands;
 mod killer;
+mod kinds;
 mod life;
 mod programs;
 mod refusals;

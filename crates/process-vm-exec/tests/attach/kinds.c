@@ -1,0 +1,91 @@
+// Processes of kinds that need care: argv[1] says which. Each says "ready" when it is one, and from then on waits.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void ready(void)
+{
+    if (write(STDOUT_FILENO, "ready\n", 6) != 6)
+        _exit(1);
+}
+
+// In read(2), which strict seccomp allows, until the other end is closed. Returns the status to end with.
+static int wait_for_the_end(void)
+{
+    char byte;
+
+    ready();
+    return read(STDIN_FILENO, &byte, 1) == 0 ? 0 : 1;
+}
+
+static void *outlive(void *main_thread)
+{
+    pthread_join(*(pthread_t *)main_thread, NULL);
+    exit(wait_for_the_end());
+}
+
+static void without_main_thread(void)
+{
+    static pthread_t self;
+    pthread_t other;
+
+    self = pthread_self();
+    if (pthread_create(&other, NULL, outlive, &self) != 0)
+        exit(1);
+    pthread_exit(NULL);
+}
+
+// With a thread of the kernel's, which polls.
+static void with_io_uring(void)
+{
+    struct io_uring_params params;
+
+    memset(&params, 0, sizeof(params));
+    params.flags = IORING_SETUP_SQPOLL;
+    params.sq_thread_idle = 100000;
+    if (syscall(SYS_io_uring_setup, 8, &params) < 0) {
+        perror("io_uring_setup");
+        exit(77);
+    }
+}
+
+// As sanitizers do with their shadow.
+static void with_the_region(void)
+{
+    void *wanted = (void *)0x700000000000;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE;
+
+    if (mmap(wanted, 1ul << 40, PROT_NONE, flags, -1, 0) != wanted)
+        exit(1);
+}
+
+int main(int argc, char **argv)
+{
+    const char *kind = argc > 1 ? argv[1] : "";
+
+    if (strcmp(kind, "strict") == 0) {
+        if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0)
+            return 77;
+        // exit_group(2) is not allowed there.
+        syscall(SYS_exit, wait_for_the_end());
+    } else if (strcmp(kind, "tsc") == 0) {
+        if (prctl(PR_SET_TSC, PR_TSC_SIGSEGV) != 0)
+            return 1;
+    } else if (strcmp(kind, "leaderless") == 0) {
+        without_main_thread();
+    } else if (strcmp(kind, "io_uring") == 0) {
+        with_io_uring();
+    } else if (strcmp(kind, "region") == 0) {
+        with_the_region();
+    }
+    return wait_for_the_end();
+}
