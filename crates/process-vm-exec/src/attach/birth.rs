@@ -230,7 +230,7 @@ fn receive(tid: i32, place: &Place, executors: [i32; 2]) -> Result<usize, Errno>
     let which = which.ok_or(Errno::AGAIN)?;
     if executors[which] & libc::CLONE_FILES == 0 {
         let all = [0, u64::from(u32::MAX), 0, 0, 0, 0];
-        inject::call(tid, place.addr + bootstrap::site_exit(), libc::SYS_close_range, all)?;
+        inject::call_soon(tid, place.addr + bootstrap::site_exit(), libc::SYS_close_range, all)?;
     }
     Ok(which)
 }

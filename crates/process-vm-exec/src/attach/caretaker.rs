@@ -1,9 +1,9 @@
 //! The thread that attaches to one live process, stays as long as that lasts, and removes everything afterwards.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ use crate::executor::service::Service;
 use crate::executor::setup::Params;
 use crate::maps;
 use crate::ptrace::request;
+use crate::signal::with_signals_blocked;
+use crate::sync::lock;
 
 /// What to attach to, and how.
 #[derive(Debug)]
@@ -43,18 +45,32 @@ pub(super) struct Order {
     pub(super) spin_budget_ns: u64,
 }
 
+/// Executors that are traced and not let go yet.
+type Newborns = Arc<Mutex<Vec<i32>>>;
+
 /// Attaches in a thread of its own: it traces, and the kernel ends that with the thread, whatever went wrong.
 pub(super) fn attach(order: Order) -> Result<Attachment> {
+    /// Longer than all that has a limit of its own.
+    const PATIENCE: Duration = Duration::from_secs(20);
     let janitor = Janitor::get()?;
     let (sender, receiver) = sync_channel(1);
-    let caretaker = thread::Builder::new()
-        .name("pvx-attached".into())
-        .spawn(move || care(&order, &janitor, &sender))
+    let newborns = Newborns::default();
+    let work = {
+        let newborns = Arc::clone(&newborns);
+        move || care(&order, &janitor, &newborns, &sender)
+    };
+    // A signal for this process is never the caretaker's.
+    let caretaker = with_signals_blocked(|| thread::Builder::new().name("pvx-attached".into()).spawn(work))
         .map_err(|error| Error::Host {
-            call: "starting the thread of an attached process",
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-        })?;
-    let result = receiver.recv().unwrap_or(Err(Error::Dead));
+        call: "starting the thread of an attached process",
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+    })?;
+    let result = receiver.recv_timeout(PATIENCE).or_else(|_| {
+        // The target keeps them from beginning.
+        lock(&newborns).drain(..).for_each(kill);
+        receiver.recv()
+    });
+    let result = result.unwrap_or(Err(Error::Dead));
     if result.is_err() {
         // It traces no more then.
         let _ = caretaker.join();
@@ -62,12 +78,12 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     result
 }
 
-fn care(order: &Order, janitor: &Arc<Janitor>, reply: &SyncSender<Result<Attachment>>) {
+fn care(order: &Order, janitor: &Arc<Janitor>, newborns: &Newborns, reply: &SyncSender<Result<Attachment>>) {
     let line = match janitor.line() {
         Ok(line) => line,
         Err(error) => return drop(reply.send(Err(error))),
     };
-    match Ward::admit(order, line) {
+    match Ward::admit(order, newborns, line) {
         Ok((ward, attachment)) => {
             // Nobody may want it any more; then its life ends with the attachment.
             drop(reply.send(Ok(attachment)));
@@ -90,7 +106,7 @@ struct Ward<'a> {
 }
 
 impl<'a> Ward<'a> {
-    fn admit(order: &'a Order, line: Line) -> Result<(Self, Attachment)> {
+    fn admit(order: &'a Order, newborns: &Newborns, line: Line) -> Result<(Self, Attachment)> {
         let pid = order.pid.as_raw_nonzero().get();
         let thread = thread_to_stop(pid).unwrap_or(pid);
         let status = Status::of_thread(pid, thread)?;
@@ -113,7 +129,11 @@ impl<'a> Ward<'a> {
         let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {
             let parent = 0;
             let params = Params { engine: order.engine, spin_budget_ns: order.spin_budget_ns, parent };
-            settle(&born, (&place, region), line.added(), params, tracing).map(|slot| (born, slot))
+            lock(newborns).extend(std::iter::once(born.executor).chain(born.sharer));
+            let settled =
+                settle(&born, (&place, region), line.added(), params, tracing).map(|slot| (born, slot));
+            lock(newborns).clear();
+            settled
         });
         // After an error somebody may still be there.
         let (born, slot) = settled?;
@@ -191,6 +211,11 @@ fn find_place(pid: i32, thread: i32, status: &Status) -> Result<Place> {
             }
         }
     }
+}
+
+fn kill(pid: i32) {
+    // SAFETY: kill only sends a signal. Our thread traces the process, so the number is still its own.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
 fn open(pid: Pid) -> Result<OwnedFd> {

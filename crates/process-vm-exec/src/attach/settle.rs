@@ -12,6 +12,7 @@ use super::birth::Born;
 use super::place::Place;
 use super::region::{self, Region, mark_of};
 use super::removal::Added;
+use super::rights::CAP_SYS_PTRACE;
 use super::{Tracing, bootstrap, inject};
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
@@ -37,9 +38,12 @@ pub(super) fn settle(
 
     let leave = place.addr + bootstrap::site_exit();
     // MFD_EXEC is known since Linux 6.3, and wanted where vm.memfd_noexec is 1.
-    let memfd = |flags| inject::call(executor, leave, libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0]);
+    let memfd = |flags: MemfdFlags| {
+        let flags = u64::from((flags | MemfdFlags::ALLOW_SEALING).bits());
+        inject::call(executor, leave, libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0])
+    };
     let file =
-        memfd(u64::from(MemfdFlags::EXEC.bits())).or_else(|_| memfd(0)).map_err(space("memfd_create"))?;
+        memfd(MemfdFlags::EXEC).or_else(|_| memfd(MemfdFlags::empty())).map_err(space("memfd_create"))?;
     for task in [Some(executor), sharer].into_iter().flatten() {
         run_where_we_do(task);
         // Signals of the terminal are not for it. It stays in the session: in another one the scheduler would have it
@@ -51,7 +55,10 @@ pub(super) fn settle(
         let tsc = [libc::PR_SET_TSC, libc::PR_TSC_ENABLE].map(|number| u64::from(number.unsigned_abs()));
         inject::call(task, leave, libc::SYS_prctl, [tsc[0], tsc[1], 0, 0, 0, 0])
             .map_err(space("prctl(PR_SET_TSC)"))?;
-        let _ = inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
+        if !CAP_SYS_PTRACE.is_ours() {
+            let _ =
+                inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
+        }
         let _ = inject::call(task, leave, libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
     }
     let slot = Slot::of_file(fetch(executor, i32::try_from(file).map_err(|_| Error::Dead)?)?)?;
@@ -138,7 +145,8 @@ fn fetch(pid: i32, fd: i32) -> Result<OwnedFd> {
 }
 
 /// Linux's values for Yama (linux/prctl.h): any process that may otherwise may trace this one. The supervisor is no
-/// ancestor of an executor, nor is the janitor.
+/// ancestor of an executor, nor is the janitor, and Yama knows one exception for each: nobody narrower could be named. Whoever
+/// has CAP_SYS_PTRACE needs none, and does not open its executors to others.
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 const PR_SET_PTRACER_ANY: u64 = !0;
 

@@ -68,6 +68,37 @@ static void with_the_region(void)
         exit(1);
 }
 
+// Makes of each call in the last page of the vDSO after which a jump goes back, as those do that are put there, a jump to
+// itself.
+static void *rewrite(void *page)
+{
+    const unsigned char call[] = { 0x0f, 0x05, 0xeb };
+    unsigned char *bytes = page, *found;
+
+    for (;;)
+        while ((found = memmem(bytes, 4096, call, sizeof(call))) != NULL)
+            memcpy(found, "\xeb\xfe", 2);
+    return NULL;
+}
+
+static void with_a_rewriter(void)
+{
+    unsigned long start, end = 0;
+    char line[512];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    pthread_t thread;
+
+    while (maps && fgets(line, sizeof(line), maps))
+        if (strstr(line, "[vdso]"))
+            sscanf(line, "%lx-%lx", &start, &end);
+    if (end == 0)
+        exit(77);
+    if (mprotect((void *)(end - 4096), 4096, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
+        exit(77);
+    if (pthread_create(&thread, NULL, rewrite, (void *)(end - 4096)) != 0)
+        exit(1);
+}
+
 int main(int argc, char **argv)
 {
     const char *kind = argc > 1 ? argv[1] : "";
@@ -84,6 +115,8 @@ int main(int argc, char **argv)
         without_main_thread();
     } else if (strcmp(kind, "io_uring") == 0) {
         with_io_uring();
+    } else if (strcmp(kind, "rewriter") == 0) {
+        with_a_rewriter();
     } else if (strcmp(kind, "region") == 0) {
         with_the_region();
     }

@@ -214,3 +214,17 @@ fn whose_executor_was_killed() {
     assert_no_trace(pid);
     assert_unharmed(process);
 }
+
+/// A target may write what the executor executes. That is its own loss: whoever attaches is not kept.
+#[test]
+fn that_overwrites_the_executors_instructions() {
+    let _turn = turn();
+    let Some(process) = process("rewriter") else { return };
+    for _ in 0..2 {
+        let result = AddressSpace::attach_pid(process.pid());
+        assert!(
+            matches!(result, Err(Error::Attach { .. } | Error::Space { .. } | Error::Host { .. })),
+            "{result:?}"
+        );
+    }
+}
