@@ -7,7 +7,6 @@ use process_vm_exec::Errno;
 
 use crate::fork;
 use crate::host;
-use crate::signals;
 use crate::target::{Identity, Target};
 use crate::watch::{Watch, lock};
 
@@ -50,7 +49,7 @@ impl Process {
         if let Some(target) = targets.iter().find(|target| target.identity == identity) {
             return Ok(Arc::clone(target));
         }
-        let target = Arc::new(signals::with_all_blocked(|| Target::attach(identity, pidfd))?);
+        let target = Arc::new(Target::attach(identity, pidfd)?);
         targets.push(Arc::clone(&target));
         drop(targets);
         self.watch.wake();

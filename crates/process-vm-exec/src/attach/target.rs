@@ -21,7 +21,7 @@ use crate::executor::passage::Passage;
 use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::{layout, machine, setup};
 use crate::ptrace::last_errno;
-use crate::space::Call;
+use crate::space::{AddressSpace, Call, Origin};
 use crate::sync::lock;
 use crate::{maps, memory, procfs};
 
@@ -287,10 +287,12 @@ impl Target {
     /// Has the target executed another program? Then the executor is in memory that nobody else uses, and goes.
     pub(super) fn require_same_memory(&self, service: &Service) -> Result<()> {
         const OFTEN_NS: u64 = 10_000_000;
+        let elapsed = machine::tsc().wrapping_sub(self.seen.load(Ordering::Relaxed));
+        if elapsed < machine::ticks(OFTEN_NS) { Ok(()) } else { self.look_at_memory(service) }
+    }
+
+    fn look_at_memory(&self, service: &Service) -> Result<()> {
         let now = machine::tsc();
-        if now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < machine::ticks(OFTEN_NS) {
-            return Ok(());
-        }
         let Some(executor) = *service.life.pid() else { return Err(Error::Dead) };
         if differ_in_memory(self.pid(), executor.as_raw_nonzero().get()) {
             service.life.kill();
@@ -298,6 +300,17 @@ impl Target {
         }
         self.seen.store(now, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl AddressSpace {
+    /// Is this still the memory of its process? A live process leaves it by execve(2), or by its end. Calls find that out
+    /// themselves, some 10 ms late at most; this looks now. A space that was created is current as long as its process lives.
+    pub fn is_current(&self) -> bool {
+        match self.origin() {
+            Origin::Created(_) => self.pid() != 0,
+            Origin::Attached(target) => target.look_at_memory(self.service()).is_ok(),
+        }
     }
 }
 
