@@ -3,8 +3,8 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::attach::Owner;
 use crate::attach::target::Target;
+use crate::attach::{Exposure, Owner};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::executor::keeper::Keeper;
@@ -26,11 +26,13 @@ pub(crate) struct Owners {
     pub(crate) files: Owner,
     pub(crate) directory: Owner,
     pub(crate) handlers: Owner,
+    pub(crate) exposure: Exposure,
 }
 
 impl Default for Owners {
     fn default() -> Self {
-        Self { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Caller }
+        let callers = Owner::Caller;
+        Self { files: callers, directory: callers, handlers: callers, exposure: Exposure::Refused }
     }
 }
 
@@ -61,7 +63,8 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Uses this engine instead of the best that works. In a live process it is `trap`, always.
+    /// Uses this engine instead of the best that works. [`attach`](Self::attach) takes no notice of it: in a live process it is
+    /// `trap`, always.
     #[must_use]
     pub fn engine(mut self, engine: Engine) -> Self {
         self.engine = Some(engine);
@@ -93,6 +96,9 @@ impl Builder {
 
     /// Whose working directory and umask calls in a live process mean: the caller's, as they are when it attaches,
     /// unless told otherwise.
+    ///
+    /// A target that shares them may execute a set-user-ID program meanwhile: the kernel gives such a program none of its
+    /// rights while somebody else has the same directory (execve(2)). It runs as if the bit were not set.
     #[must_use]
     pub fn directory(mut self, directory: Owner) -> Self {
         self.owners.directory = directory;
@@ -104,6 +110,18 @@ impl Builder {
     #[must_use]
     pub fn handlers(mut self, handlers: Owner) -> Self {
         self.owners.handlers = handlers;
+        self
+    }
+
+    /// Whether descriptors and the working directory of the caller may be passed to a live process with fewer rights than the
+    /// caller's: not unless told otherwise, [`Error::Exposed`](crate::Error::Exposed) says so instead.
+    ///
+    /// They are in a task there that has the target's credentials, for as long as the call lasts. Whoever has those
+    /// may take them from it (pidfd_getfd(2), ptrace(2)): the target's user, unless that could take them from the
+    /// caller as well. It may be allowed for what that user may have.
+    #[must_use]
+    pub fn exposure(mut self, exposure: Exposure) -> Self {
+        self.owners.exposure = exposure;
         self
     }
 

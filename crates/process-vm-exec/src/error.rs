@@ -59,6 +59,20 @@ pub enum Error {
         /// What a system call would say.
         errno: Errno,
     },
+    /// What the caller has was not passed to a live process that has fewer rights: see
+    /// [`Builder::exposure`](crate::Builder::exposure).
+    #[error(
+        "the caller's {what} is not passed to process {pid}, whose user (uid {uid}) could take it there; use the \
+         process's own, or allow it (Builder::exposure)"
+    )]
+    Exposed {
+        /// What: a descriptor, or the working directory.
+        what: &'static str,
+        /// The process.
+        pid: i32,
+        /// Its user.
+        uid: u32,
+    },
     /// A thread of a live process cannot be asked.
     #[error("cannot ask thread {tid}: {why}")]
     Thread {
@@ -100,6 +114,7 @@ impl Error {
             Self::Function { .. } => Errno::FAULT,
             Self::Reserved { .. } | Self::Context(_) | Self::UnknownEngine(_) => Errno::INVAL,
             Self::Engine { .. } => Errno::NOSYS,
+            Self::Exposed { .. } => Errno::ACCESS,
             Self::Dead => Errno::SRCH,
             Self::TooMany(_) => Errno::AGAIN,
         }

@@ -124,6 +124,16 @@ pub enum Owner {
     Target,
 }
 
+/// Whether what the caller has open may come where others can take it: see
+/// [`Builder::exposure`](crate::Builder::exposure).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// It is not passed to a process that has fewer rights.
+    Refused,
+    /// It is passed to any.
+    Allowed,
+}
+
 /// Which thread-local storage a called function finds: see [`AddressSpace::call`](crate::AddressSpace::call).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {

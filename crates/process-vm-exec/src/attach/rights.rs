@@ -80,6 +80,28 @@ impl Status {
         self.number("Seccomp") != 0
     }
 
+    /// The user of a process whose credentials would not do to trace us (ptrace(2)). Whoever has them can take from that
+    /// process what is passed to it, but not from us.
+    pub(super) fn weaker_user(&self) -> Option<u32> {
+        let Some(ours) = Self::ours() else { return Some(self.user()) };
+        let ids = |status: &Self, name| -> Vec<u64> {
+            let ids = status.field(name).unwrap_or("").split_ascii_whitespace().take(3);
+            ids.filter_map(|id| id.parse().ok()).collect()
+        };
+        let has_ids_of_ours = ["Uid", "Gid"].iter().all(|name| ids(self, name) == ids(&ours, name));
+        let has = |capability: Capability| self.capabilities("CapEff") >> capability.0 & 1 != 0;
+        let lacks_none_of_ours = ours.capabilities("CapPrm") & !self.capabilities("CapPrm") == 0;
+        let space = |process: i32| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
+        let is_in_our_user_namespace = space(self.pid).is_some_and(|theirs| Some(theirs) == space(ours.pid));
+        let is_as_strong =
+            is_in_our_user_namespace && (has(CAP_SYS_PTRACE) || has_ids_of_ours && lacks_none_of_ours);
+        (!is_as_strong).then(|| self.user())
+    }
+
+    fn user(&self) -> u32 {
+        u32::try_from(self.number("Uid")).unwrap_or(u32::MAX)
+    }
+
     /// Refuses what no right would help with.
     pub(super) fn require_possible(&self) -> Result<(), Error> {
         let refuse = |errno, why: &str| Err(refusal(self.pid, errno, why));

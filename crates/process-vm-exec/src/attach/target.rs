@@ -11,9 +11,10 @@ use rustix::process::{Pid, PidfdGetfdFlags};
 use syscalls::Sysno;
 
 use super::descriptors::{self, Descriptors, Returned};
+use super::rights::Status;
 use super::stat::living_thread;
 use super::visit::Visits;
-use super::{Attachment, Owner, Tracing, differ_in_memory};
+use super::{Attachment, Exposure, Owner, Tracing, differ_in_memory};
 use crate::builder::Owners;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub(crate) struct Target {
     executor: OwnedFd,
     /// Another that shares things with the target.
     sharer: Option<(Service, OwnedFd)>,
+    /// Whose user would be given what is passed there, if that is not allowed.
+    exposed_to: Option<u32>,
     fs_base: Option<u64>,
     tracing: Tracing,
     visits: Arc<Visits>,
@@ -62,8 +65,14 @@ impl Target {
     ) -> Result<(Service, Self)> {
         let Attachment { pid, service, executor, sharer, fs_base, tracing, visits } =
             super::attach(pidfd, owners, engine, spin_budget_ns)?;
+        let executing = service.life.pid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        let exposed_to = match owners.exposure {
+            Exposure::Allowed => None,
+            Exposure::Refused => Status::of(executing).map_or(Some(u32::MAX), |status| status.weaker_user()),
+        };
         let target = Self {
             pid,
+            exposed_to,
             owners,
             executor,
             sharer,
@@ -114,14 +123,16 @@ impl Target {
             let _ = worker.call(libc::SYS_umask, [umask, 0, 0, 0, 0, 0])?;
         }
         let there = |errno| Error::Space { call: "chdir to the caller's directory", errno };
-        if self.owners.files == Owner::Target {
-            // Nothing is put into the target's table: only the name is left.
+        if self.owners.files == Owner::Target || self.exposed_to.is_some() {
+            // Nothing is put into a table where the target has it: only the name is left.
             let name = rustix::process::getcwd(Vec::new()).map_err(Error::host("getcwd"))?;
             let mut words = name.as_bytes_with_nul().to_vec();
             words.resize(words.len().next_multiple_of(8), 0);
             worker.life.slot.write_bytes(layout::ARGUMENTS, &words);
             let name = layout::BASE + layout::ARGUMENTS;
-            return worker.call(libc::SYS_chdir, [name, 0, 0, 0, 0, 0])?.map(drop).map_err(there);
+            let outcome = worker.call(libc::SYS_chdir, [name, 0, 0, 0, 0, 0])?.map(drop);
+            return outcome
+                .map_err(|errno| self.exposed("working directory").unwrap_or_else(|| there(errno)));
         }
         let directory =
             rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -169,6 +180,9 @@ impl Target {
         file: BorrowedFd<'_>,
         with_number: impl FnOnce(u64) -> Result<Entry>,
     ) -> Result<Outcome> {
+        if let Some(error) = self.exposed("descriptor") {
+            return Err(error);
+        }
         let _turn = lock(&self.descriptors);
         let passage = self.passage(service)?;
         let call = with_number(passage.number(0))?;
@@ -241,8 +255,24 @@ impl Target {
         }
     }
 
-    /// That no call would be the executor's end, and that the target still has the executor's memory.
+    /// The refusal to pass something to the target, if its user could take it.
+    fn exposed(&self, what: &'static str) -> Option<Error> {
+        self.exposed_to.map(|uid| Error::Exposed { what, pid: self.pid(), uid })
+    }
+
+    /// Has the call a descriptor of the caller's among its arguments?
+    fn takes_descriptors(&self, call: &Call) -> bool {
+        let Descriptors::Some { arguments, .. } = self.descriptors_of(call) else { return false };
+        (0..call.args.len()).any(|n| arguments >> n & 1 != 0 && descriptors::number(call.args[n]).is_some())
+    }
+
+    /// That no call would be the executor's end, or expose what is ours, and that the target still has the executor's memory.
     fn require_possible(&self, service: &Service, calls: &[Call]) -> Result<()> {
+        if let Some(error) = self.exposed("descriptor")
+            && calls.iter().any(|call| self.takes_descriptors(call))
+        {
+            return Err(error);
+        }
         match calls.iter().find(|call| is_the_executors_end(call.nr)) {
             Some(call) => Err(Error::Space { call: call.nr.name(), errno: Errno::OPNOTSUPP }),
             None => self.require_same_memory(service),

@@ -1,5 +1,6 @@
 // Processes of kinds that need care: argv[1] says which. Each says "ready" when it is one, and from then on waits.
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -68,6 +70,52 @@ static void with_the_region(void)
         exit(1);
 }
 
+// Takes a pipe of the process, if that is an executor and has one.
+static int steals_a_pipe(int pid)
+{
+    char path[64], name[32] = "";
+    struct stat file;
+    int fd, pidfd, taken;
+    FILE *comm;
+
+    snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+    comm = fopen(path, "r");
+    if (comm == NULL)
+        return 0;
+    if (fgets(name, sizeof(name), comm) == NULL)
+        name[0] = 0;
+    fclose(comm);
+    if (strcmp(name, "pvx-executor\n") != 0 || (pidfd = (int)syscall(SYS_pidfd_open, pid, 0)) < 0)
+        return 0;
+    for (fd = 0; fd < 8; fd++) {
+        taken = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+        if (taken >= 0 && fstat(taken, &file) == 0 && S_ISFIFO(file.st_mode))
+            return 1;
+        close(taken);
+    }
+    close(pidfd);
+    return 0;
+}
+
+static void be_a_thief(void)
+{
+    struct dirent *entry;
+    DIR *proc = opendir("/proc");
+
+    if (proc == NULL)
+        exit(77);
+    ready();
+    for (;;) {
+        rewinddir(proc);
+        while ((entry = readdir(proc)) != NULL)
+            if (atoi(entry->d_name) > 0 && steals_a_pipe(atoi(entry->d_name))) {
+                puts("stolen");
+                fflush(stdout);
+                pause();
+            }
+    }
+}
+
 // Makes of each call in the last page of the vDSO after which a jump goes back, as those do that are put there, a jump to
 // itself.
 static void *rewrite(void *page)
@@ -115,6 +163,8 @@ int main(int argc, char **argv)
         without_main_thread();
     } else if (strcmp(kind, "io_uring") == 0) {
         with_io_uring();
+    } else if (strcmp(kind, "thief") == 0) {
+        be_a_thief();
     } else if (strcmp(kind, "rewriter") == 0) {
         with_a_rewriter();
     } else if (strcmp(kind, "region") == 0) {

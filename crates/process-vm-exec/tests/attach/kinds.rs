@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{ChildStdout, Command, Stdio},
     sync::OnceLock,
 };
 
@@ -28,22 +28,27 @@ fn program() -> Option<PathBuf> {
     PROGRAM.get_or_init(build).clone()
 }
 
-/// A process of this kind, as soon as it is one. It ends well when its value is dropped before.
+/// A process of this kind, as soon as it is one.
 fn process(kind: &str) -> Option<Killed> {
-    let mut child = Command::new(program()?)
-        .arg(kind)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the program");
+    start(kind, |command| command).map(|(process, _)| process)
+}
+
+/// The same, started as `how` says, and what it says besides.
+pub(crate) fn start(
+    kind: &str,
+    how: impl FnOnce(&mut Command) -> &mut Command,
+) -> Option<(Killed, BufReader<ChildStdout>)> {
+    let mut command = Command::new(program()?);
+    command.arg(kind).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = how(&mut command).spawn().expect("the program");
     let mut line = String::new();
-    let output = child.stdout.take().expect("its output");
-    BufReader::new(output).read_line(&mut line).expect("its output");
+    let mut output = BufReader::new(child.stdout.take().expect("its output"));
+    output.read_line(&mut line).expect("its output");
     if line != "ready\n" {
         skip(&format!("no process can be of the kind `{kind}` here: {}", child.wait().expect("its status")));
         return None;
     }
-    Some(Killed(child))
+    Some((Killed(child), output))
 }
 
 /// It goes on with what it waits for, and ends well.

@@ -13,6 +13,7 @@ mod trace;
 mod calls;
 mod checks;
 mod errands;
+mod exposure;
 mod killer;
 mod kinds;
 mod life;
