@@ -102,7 +102,7 @@ struct Ward<'a> {
     leave: Arc<OwnedFd>,
     visits: Arc<Visits>,
     /// Given back when all is removed.
-    _line: Line,
+    line: Line,
 }
 
 impl<'a> Ward<'a> {
@@ -172,7 +172,7 @@ impl<'a> Ward<'a> {
             sharer: sharer.as_ref().map(|(_, pidfd)| clone(pidfd)).transpose()?,
             leave,
             visits: Arc::clone(&visits),
-            _line: line,
+            line,
         };
         let attachment = Attachment { pid: order.pid, service, executor, sharer, fs_base, tracing, visits };
         Ok((ward, attachment))
@@ -185,7 +185,7 @@ impl<'a> Ward<'a> {
         while poll(&mut waits, None) == Err(Errno::INTR) {}
         // The removal needs a descriptor, and there may be no other.
         drop(self.executor);
-        self.visits.end(&self.life);
+        self.visits.end(&self.life, self.line);
     }
 }
 

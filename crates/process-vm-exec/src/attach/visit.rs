@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::asleep::Asleep;
 use super::errand;
 use super::inject::result_of;
+use super::janitor::Line;
 use super::removal::Added;
 use super::rights::Status;
 use super::stat::Stat;
@@ -42,11 +43,13 @@ impl Visits {
     }
 
     /// Removes the attachment, and says so before anybody could visit again.
-    pub(super) fn end(&self, life: &Life) {
+    pub(super) fn end(&self, life: &Life, line: Line) {
         let _turn = lock(&self.turn);
         if let Err(errno) = self.added.remove() {
             let _ = self.left.set(errno);
         }
+        // Whoever waits for the end may exit then, and looks whether the janitor is still needed.
+        drop(line);
         life.die(WaitStatus::Signaled(libc::SIGKILL));
     }
 
