@@ -262,7 +262,12 @@ fn why_not_born(errno: Errno) -> &'static str {
 pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Result<Pid> {
     use std::os::fd::AsRawFd;
     let info =
-        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|error| {
+            Error::Host {
+                call: "reading /proc/self/fdinfo (is /proc mounted?)",
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+            }
+        })?;
     let field = info.lines().find_map(|line| line.strip_prefix("Pid:"));
     let Some(number) = field.and_then(|number| number.trim().parse::<i32>().ok()) else {
         return Err(Error::Host { call: "attaching to a descriptor that is no pidfd", errno: Errno::BADF });
