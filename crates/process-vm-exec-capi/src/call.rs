@@ -59,7 +59,7 @@ fn name<'a>(pid: i32, flags: Flags) -> Result<Name<'a>, Errno> {
 
 fn syscall(thread: &mut thread::Thread, name: Name<'_>, uctx: *mut SigContext) -> Result<(), Errno> {
     let mut context = thread.places.uctx.read(uctx, Access::Write)?;
-    let (seated, places, process) = thread.seat(name)?;
+    let (seated, places, process) = thread.seat(name, |_| false)?;
     // No signal ends it, so there is nothing to look for; what is known of the target is known until the next tick.
     seated.slot.enter(SignalSet::empty(), &process.watch);
     let result = run::syscall_in(&seated.target.space, &mut context);
@@ -82,9 +82,9 @@ fn run(
     let signals = signals::set(thread.places.sigmask.read(sigmask, Access::Read)?);
     thread.places.siginfo.check(siginfo.cast(), size_of::<SigInfo>(), Access::Write)?;
     // Before a process is attached to for nothing.
-    frame.context.registers(frame.bases)?;
+    let registers = frame.context.registers(frame.bases)?;
 
-    let (seated, places, process) = thread.seat(name)?;
+    let (seated, places, process) = thread.seat(name, |guest| guest.is_answered_by(&registers))?;
     let place = (&*seated.slot, &process.watch);
     let result = run::run_in(&seated.target.space, &mut seated.guest, &mut frame, signals, place);
     match result {

@@ -21,13 +21,6 @@ pub(crate) fn process_vm_exec(arguments: &Arguments) -> Option<c_int> {
     Some(if result < 0 { -1 } else { 0 })
 }
 
-/// Do these processes have the same memory? Where kcmp(2) does not tell, they are taken to.
-pub(crate) fn have_one_memory(one: i32, other: i32) -> bool {
-    const KCMP_VM: i32 = 1;
-    // SAFETY: the call only compares.
-    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) <= 0 }
-}
-
 /// Has `function` called when the process exits (atexit(3)).
 pub(crate) fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function is there until the process ends: the library is never unmapped (`-z nodelete`).

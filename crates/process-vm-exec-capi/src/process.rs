@@ -1,13 +1,12 @@
 //! What the calling process has: its targets, and the watcher. A forked child has its own.
 
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use process_vm_exec::Errno;
 
 use crate::fork;
 use crate::host;
-use crate::signals;
 use crate::target::{Identity, Target};
 use crate::watch::{Watch, lock};
 
@@ -34,7 +33,6 @@ impl Process {
     fn start() -> Result<&'static Self, Errno> {
         let process = fork::set(Box::new(Self { targets: Mutex::default(), watch: Watch::new()? }))?;
         process.watch.start(process)?;
-        at_exit();
         Ok(process)
     }
 
@@ -50,7 +48,8 @@ impl Process {
         if let Some(target) = targets.iter().find(|target| target.identity == identity) {
             return Ok(Arc::clone(target));
         }
-        let target = Arc::new(signals::with_all_blocked(|| Target::attach(identity, pidfd))?);
+        let target = Arc::new(Target::attach(identity, pidfd)?);
+        at_exit();
         targets.push(Arc::clone(&target));
         drop(targets);
         self.watch.wake();
@@ -64,8 +63,10 @@ impl Process {
     }
 }
 
-/// Has targets detached when the process exits. They would be when it is gone; but so it has happened before.
+/// Has targets detached when the process exits: before it is gone, so that whoever has waited for it finds that done. And
+/// before what the library itself does then, with what has been attached.
 fn at_exit() {
+    static ONCE: Once = Once::new();
     extern "C" fn detach_all() {
         let Some(process) = fork::current() else { return };
         // A thread that attaches a target right now must not keep the process from exiting.
@@ -74,5 +75,5 @@ fn at_exit() {
         // Those that other threads run in stay until the process ends.
         targets.into_iter().filter_map(Arc::into_inner).for_each(Target::detach);
     }
-    host::at_exit(detach_all);
+    ONCE.call_once(|| host::at_exit(detach_all));
 }

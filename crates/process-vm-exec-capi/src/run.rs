@@ -33,6 +33,11 @@ impl Guest {
         Slot::new(self.context.interrupter())
     }
 
+    /// Do these registers only answer a system call, in `rax`? Mostly they do, and that is cheaper.
+    pub(crate) fn is_answered_by(&self, registers: &Registers) -> bool {
+        self.loaded.is_some_and(|loaded| Registers { rax: registers.rax, ..loaded } == *registers)
+    }
+
     /// Makes the frame what is run next.
     fn load(&mut self, frame: &Frame) -> Result<(), Errno> {
         let registers = frame.context.registers(frame.bases)?;
@@ -40,12 +45,10 @@ impl Guest {
             let initial = Context::new(0, 0).xstate().map_err(|error| error.errno())?.to_vec();
             self.context.set_xstate(&fpstate.to_area(&initial)).map_err(|error| error.errno())?;
         }
-        // A caller that answers a system call changes rax, and mostly nothing else. That is cheaper.
-        match &self.loaded {
-            Some(loaded) if (Registers { rax: registers.rax, ..*loaded }) == registers => {
-                self.context.set_return(registers.rax);
-            }
-            _ => *self.context.registers_mut() = registers,
+        if self.is_answered_by(&registers) {
+            self.context.set_return(registers.rax);
+        } else {
+            *self.context.registers_mut() = registers;
         }
         self.loaded = None;
         Ok(())

@@ -7,8 +7,6 @@ use process_vm_exec::{AddressSpace, Errno};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::host;
-
 /// Which process it is, whoever gets its number later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -102,12 +100,14 @@ impl Target {
         self.is_gone.store(true, Ordering::Release);
     }
 
-    /// Is the executor still in the memory of the target? Not if that has ended or called execve(2).
+    /// Has the process ended?
+    pub(crate) fn has_ended(&self) -> bool {
+        has_ended(self.pidfd.as_fd())
+    }
+
+    /// Is the executor still in the memory of the target? Not if that has called execve(2).
     pub(crate) fn is_current(&self) -> bool {
-        !self.is_gone()
-            && self.space.pid() != 0
-            && !has_ended(self.pidfd.as_fd())
-            && host::have_one_memory(self.identity.pid, self.space.executor())
+        !self.is_gone() && self.space.is_current()
     }
 
     /// Takes the executor out.

@@ -62,16 +62,21 @@ pub(crate) fn with<T>(work: impl FnOnce(&mut Thread) -> Result<T, Errno>) -> Res
 
 impl Thread {
     /// This thread's context in the target with that name, and the pointers of its caller.
+    ///
+    /// The target is looked for at each call: its caller may know its end already, when the watcher has not run yet. But
+    /// where a run only `goes_on`, and in search of an execve(2), once per tick: a look costs a system call.
     pub(crate) fn seat(
         &mut self,
         name: Name<'_>,
+        goes_on: impl Fn(&Guest) -> bool,
     ) -> Result<(&mut Seated, &mut Places, &'static Process), Errno> {
         let process = self.process()?;
         if let Some(known) = self.guests.iter().position(|seated| seated.is(name)) {
-            // Once per tick. The watcher sees the end of a target too, but not its execve(2).
-            if self.guests[known].slot.is_due(&process.watch) && !self.guests[known].target.is_current() {
-                let target = Arc::clone(&self.guests[known].target);
-                process.forget(&target);
+            let Seated { guest, target, slot } = &self.guests[known];
+            let is_due = slot.is_due(&process.watch);
+            let has_ended = (is_due || !goes_on(guest)) && target.has_ended();
+            if has_ended || is_due && !target.is_current() {
+                process.forget(target);
             }
             if !self.guests[known].target.is_gone() {
                 return Ok((&mut self.guests[known], &mut self.places, process));

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use syscalls::Sysno;
 
-use crate::attach::Owner;
 use crate::attach::target::Target;
+use crate::attach::{Exposure, Owner};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::filter;
@@ -32,11 +32,13 @@ pub(crate) struct Owners {
     pub(crate) files: Owner,
     pub(crate) directory: Owner,
     pub(crate) handlers: Owner,
+    pub(crate) exposure: Exposure,
 }
 
 impl Default for Owners {
     fn default() -> Self {
-        Self { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Caller }
+        let callers = Owner::Caller;
+        Self { files: callers, directory: callers, handlers: callers, exposure: Exposure::Refused }
     }
 }
 
@@ -84,7 +86,8 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Uses this engine instead of the best that works. In a live process it is `trap`, always.
+    /// Uses this engine instead of the best that works. [`attach`](Self::attach) takes no notice of it: in a live process it is
+    /// `trap`, always.
     #[must_use]
     pub fn engine(mut self, engine: Engine) -> Self {
         self.engine = Some(engine);
@@ -137,6 +140,9 @@ impl Builder {
 
     /// Whose working directory and umask calls in a live process mean: the caller's, as they are when it attaches,
     /// unless told otherwise.
+    ///
+    /// A target that shares them may execute a set-user-ID program meanwhile: the kernel gives such a program none of its
+    /// rights while somebody else has the same directory (execve(2)). It runs as if the bit were not set.
     #[must_use]
     pub fn directory(mut self, directory: Owner) -> Self {
         self.owners.directory = directory;
@@ -148,6 +154,18 @@ impl Builder {
     #[must_use]
     pub fn handlers(mut self, handlers: Owner) -> Self {
         self.owners.handlers = handlers;
+        self
+    }
+
+    /// Whether descriptors and the working directory of the caller may be passed to a live process with fewer rights than the
+    /// caller's: not unless told otherwise, [`Error::Exposed`](crate::Error::Exposed) says so instead.
+    ///
+    /// They are in a task there that has the target's credentials, for as long as the call lasts. Whoever has those
+    /// may take them from it (pidfd_getfd(2), ptrace(2)): the target's user, unless that could take them from the
+    /// caller as well. It may be allowed for what that user may have.
+    #[must_use]
+    pub fn exposure(mut self, exposure: Exposure) -> Self {
+        self.owners.exposure = exposure;
         self
     }
 

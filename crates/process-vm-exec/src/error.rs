@@ -61,6 +61,20 @@ pub enum Error {
         /// What a system call would say.
         errno: Errno,
     },
+    /// What the caller has was not passed to a live process that has fewer rights: see
+    /// [`Builder::exposure`](crate::Builder::exposure).
+    #[error(
+        "the caller's {what} is not passed to process {pid}, whose user (uid {uid}) could take it there; use the \
+         process's own, or allow it (Builder::exposure)"
+    )]
+    Exposed {
+        /// What: a descriptor, or the working directory.
+        what: &'static str,
+        /// The process.
+        pid: i32,
+        /// Its user.
+        uid: u32,
+    },
     /// A thread of a live process cannot be asked.
     #[error("cannot ask thread {tid}: {why}")]
     Thread {
@@ -119,6 +133,7 @@ impl Error {
             Self::Engine { .. } => Errno::NOSYS,
             Self::TimedOut { .. } => Errno::TIMEDOUT,
             Self::Confined { .. } => Errno::PERM,
+            Self::Exposed { .. } => Errno::ACCESS,
             Self::Dead => Errno::SRCH,
             Self::TooMany(_) => Errno::AGAIN,
         }

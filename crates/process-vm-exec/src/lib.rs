@@ -26,7 +26,7 @@ mod sync;
 pub use crate::arch::x86_64::Registers;
 pub use crate::arch::x86_64::xstate::size as xstate_size;
 pub use crate::attach::thread::{Rseq, ThreadState};
-pub use crate::attach::{Owner, Tls};
+pub use crate::attach::{Exposure, Owner, Tls};
 pub use crate::builder::{Builder, Rewriting, ServiceCalls};
 pub use crate::context::{Calls, Context, Interrupter};
 pub use crate::engine::{Detection, Engine};

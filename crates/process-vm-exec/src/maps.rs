@@ -51,7 +51,12 @@ impl Map {
 
 /// What `pid` has mapped, by address.
 pub(crate) fn of(pid: Pid) -> Result<Vec<Map>> {
-    let text = procfs::read(format!("/proc/{}/maps", pid.as_raw_nonzero())).map_err(|error| Error::Host {
+    of_task(pid.as_raw_nonzero().get())
+}
+
+/// The same, by any thread.
+pub(crate) fn of_task(tid: i32) -> Result<Vec<Map>> {
+    let text = procfs::read(format!("/proc/{tid}/maps")).map_err(|error| Error::Host {
         call: "reading /proc/PID/maps",
         errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
     })?;

@@ -180,21 +180,30 @@ const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
     use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
 
     /// As the kernel lets a thread go whose tracer dies.
     #[test]
     fn a_signal_that_has_been_seen_arrives_though_its_tracer_ends_there() {
-        const SIGNALLED: &str = "trap 'exit 7' USR1; while :; do sleep 0.01; done";
+        const SIGNALLED: &str = "trap 'exit 7' USR1; echo ready; read line; exit 8";
         for _ in 0..5 {
-            let mut child = Command::new("sh").args(["-c", SIGNALLED]).spawn().expect("a shell");
+            let mut child = Command::new("sh")
+                .args(["-c", SIGNALLED])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a shell");
             let pid = libc::pid_t::try_from(child.id()).expect("a pid");
-            thread::sleep(Duration::from_millis(50));
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().expect("its output"))
+                .read_line(&mut line)
+                .expect("its output");
+            assert_eq!(line, "ready\n", "it has set its trap");
             let tracer = thread::spawn(move || {
                 seize(pid).expect("PTRACE_SEIZE of a child");
                 // SAFETY: kill only sends a signal.
@@ -212,10 +221,10 @@ mod tests {
                 }
             });
             tracer.join().expect("the tracer");
-            thread::sleep(Duration::from_millis(300));
-            let status = child.try_wait().expect("its status");
-            let _ = child.kill();
-            assert_eq!(status.map(|status| (status.code(), status.signal())), Some((Some(7), None)));
+            // A shell that has got the signal executes the trap, whatever it reads.
+            drop(child.stdin.take());
+            let status = child.wait().expect("its status");
+            assert_eq!((status.code(), status.signal()), (Some(7), None));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Signals: sets of them, and what one carries.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 
 /// A set of signals, 1 to 64, as the kernel's 64-bit `sigset_t`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -115,4 +116,27 @@ impl fmt::Debug for SigInfo {
             .field("errno", &self.errno())
             .finish_non_exhaustive()
     }
+}
+
+/// Runs `work` while this thread blocks all signals, so that threads that it starts block them for good. Nothing in it may
+/// last: this thread would not be interrupted.
+pub(crate) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
+    let set = |new: &libc::sigset_t| {
+        let mut old = MaybeUninit::zeroed();
+        // SAFETY: both sets are valid for the call, which fills in the old one.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, new, old.as_mut_ptr());
+            old.assume_init()
+        }
+    };
+    let mut all = MaybeUninit::zeroed();
+    // SAFETY: the call fills in the set. Not with what C libraries need themselves, to change all threads' user (nptl(7)).
+    let all = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        all.assume_init()
+    };
+    let old = set(&all);
+    let result = work();
+    set(&old);
+    result
 }

@@ -191,6 +191,14 @@ impl AddressSpace {
         }
     }
 
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.0.origin
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        &self.0.service
+    }
+
     pub(crate) fn shelf(&self) -> &Shelf {
         &self.0.shelf
     }

@@ -3,7 +3,7 @@
 
 use std::{fmt, os::fd::AsFd};
 
-use process_vm_exec::{AddressSpace, Errno, Error, Mapping, Owner, Protection};
+use process_vm_exec::{AddressSpace, Errno, Error, Exposure, Mapping, Owner, Protection};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Whose things the calls in the process mean.
@@ -12,6 +12,22 @@ pub(crate) struct Owners {
     pub(crate) files: Owner,
     pub(crate) directory: Owner,
     pub(crate) handlers: Owner,
+    pub(crate) exposure: Exposure,
+}
+
+/// A process as it is named on a command line.
+pub(crate) fn pid(word: &str) -> Result<i32, String> {
+    word.parse().map_err(|_| "a process is named by its number, as `ps` lists it".to_owned())
+}
+
+/// What is needed to look at any process.
+///
+/// # Errors
+/// If it is not there.
+pub(crate) fn require_proc() -> anyhow::Result<()> {
+    let is_there = std::path::Path::new("/proc/self/status").exists();
+    anyhow::ensure!(is_there, "/proc is needed and is not there; mount it: mount -t proc proc /proc");
+    Ok(())
 }
 
 /// Why a process cannot be attached to, and what to do about it, in one line.
@@ -26,6 +42,7 @@ impl fmt::Display for Refusal {
 
 /// Puts an executor into the process `pid`; [`leave`] takes it out again.
 pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> {
+    require_proc().map_err(|error| Refusal(error.to_string()))?;
     let number = Pid::from_raw(pid).filter(|_| pid > 0);
     let number =
         number.ok_or_else(|| Refusal(format!("{pid} is no process; a process has a number from 1 on")))?;
@@ -41,11 +58,26 @@ pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> 
         .files(owners.files)
         .directory(owners.directory)
         .handlers(owners.handlers)
+        .exposure(owners.exposure)
         .attach(target.as_fd())
         .map_err(|error| match error {
             error @ Error::Attach { .. } => Refusal(error.to_string()),
+            error @ Error::Exposed { .. } => {
+                Refusal(format!("cannot attach to process {pid}: {}", explain(&error)))
+            }
             error => Refusal(format!("cannot attach to process {pid}: {error}")),
         })
+}
+
+/// An error of the library's, with what to do about it here.
+pub(crate) fn explain(error: &Error) -> String {
+    match error {
+        Error::Exposed { what, pid, uid } => format!(
+            "pvx's {what} is not passed to process {pid}, whose user (uid {uid}) could take it there; use the process's \
+             own (--files target, --directory target), or allow it (--expose)"
+        ),
+        error => error.to_string(),
+    }
 }
 
 /// Takes the executor out again, and waits for that: whoever looks at the process once pvx has ended, or attaches to it
@@ -81,8 +113,17 @@ mod tests {
     use super::*;
 
     fn refusal(pid: i32) -> String {
-        let owners = Owners { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Caller };
+        let callers = Owner::Caller;
+        let exposure = Exposure::Refused;
+        let owners = Owners { files: callers, directory: callers, handlers: callers, exposure };
         attach(pid, owners).expect_err("it cannot be attached to").to_string()
+    }
+
+    #[test]
+    fn a_process_is_named_by_a_number() {
+        assert_eq!(pid("12"), Ok(12));
+        assert!(pid("abc").is_err_and(|why| why.contains("number")));
+        assert!(refusal(std::process::id().cast_signed()).contains("itself"));
     }
 
     #[test]

@@ -41,6 +41,7 @@ fn a_wrong_command_line_is_refused_before_the_process_is_looked_at() {
         (&["getpid", "1"], "getpid takes no arguments, but 1 are given"),
         (&["dup2", "1", "2", "3"], "dup2 takes 2 arguments at most, but 3 are given"),
         (&["madvise", "0", "1", "MADV_DONTNED"], "did you mean MADV_DONTNEED?"),
+        (&["--files", "target", "close"], "argument 1 is missing"),
         (&["close", "1x"], "argument 1 of close: `1x` is no number"),
         (&["close", "99999999999"], "does not fit into 32 bits"),
         (&["write", "1", "@hex:0"], "two digits"),
@@ -67,6 +68,14 @@ fn a_process_that_is_not_there_cannot_be_attached_to() {
     assert!(refusal(&[NOBODY, "getpid"], 126).contains("there is no process"));
     assert!(refusal(&["0", "getpid"], 126).contains("0 is no process"));
     assert!(refusal(&["--", "-1", "getpid"], 126).contains("-1 is no process"));
+}
+
+#[test]
+fn what_is_no_number_names_no_process() {
+    let output = call(&["abc", "getpid"]);
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("a process is named by its number") && !stderr.contains("digit"), "{stderr}");
 }
 
 #[test]

@@ -48,6 +48,14 @@ fn what_is_no_number_is_a_wrong_command_line() {
 }
 
 #[test]
+fn what_a_library_says_of_a_wrong_number_is_not_shown() {
+    for words in [&["sleep"][..], &["0"], &["--no-attach", NOBODY]] {
+        let stderr = String::from_utf8(inspect(words).stderr).expect("UTF-8");
+        assert!(!stderr.contains("Internal error") && !stderr.contains("digit"), "{stderr}");
+    }
+}
+
+#[test]
 fn without_attaching_the_report_has_all_that_proc_tells() {
     let target = Target::start();
     let report = json(&["--no-attach", &target.pid()]);

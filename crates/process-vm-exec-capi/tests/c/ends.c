@@ -1,5 +1,6 @@
 /* Targets that end or execute another program, and callers that fork. */
 #include "support.h"
+#include <sys/time.h>
 
 extern const char spin[];
 __asm__(".pushsection .text\nspin: jmp spin\n.popsection");
@@ -24,6 +25,93 @@ static void a_target_that_dies_in_the_middle(void)
 	CHECK(pthread_join(thread, NULL) == 0);
 	CHECK(waitpid(child, NULL, 0) == child);
 	FAILS(run_in(child, &uctx, &info, SIGSEGV), ESRCH);
+}
+
+/* Who has reaped it knows, whatever the library's own threads have seen. */
+static void a_target_that_has_been_reaped(void)
+{
+	struct sigcontext uctx;
+	siginfo_t info;
+	pid_t child;
+	int round;
+
+	for (round = 0; round < 200; round++) {
+		child = start_target();
+		CHECK(is_executor(syscall_in(child, SYS_getpid, 0, 0, 0), child));
+		end_target(child);
+		uctx = context_at(spin);
+		if (round % 2) {
+			FAILS(run_in(child, &uctx, &info, SIGSEGV), ESRCH);
+		} else {
+			uctx.rax = SYS_getpid;
+			FAILS(call_in(child, 0, &uctx), ESRCH);
+		}
+	}
+}
+
+static volatile sig_atomic_t interruptions;
+
+/* The first child of a process; 0 if it has none. */
+static pid_t child_of(pid_t pid)
+{
+	char path[64];
+	pid_t child = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", pid, pid);
+	file = fopen(path, "r");
+	if (file != NULL) {
+		if (fscanf(file, "%d", &child) != 1)
+			child = 0;
+		fclose(file);
+	}
+	return child;
+}
+
+static void count(int signal)
+{
+	(void)signal;
+	interruptions++;
+}
+
+/* While it is attached to, whatever comes of that, the caller blocks no signals: its handlers run. */
+static void a_target_that_takes_its_time(void)
+{
+	struct sigaction action;
+	struct itimerval often = { { 0, 1000 }, { 0, 1000 } }, never = { { 0, 0 }, { 0, 0 } };
+	struct sigcontext uctx;
+	sigset_t mask;
+	pid_t child = fork(), vforked;
+
+	CHECK(child != -1);
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		/* In an uninterruptible sleep, as long as the other lives. */
+		vforked = vfork();
+		if (vforked == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			for (;;)
+				pause();
+		}
+		_exit(EXIT_FAILURE);
+	}
+	memset(&action, 0, sizeof(action));
+	action.sa_handler = count;
+	action.sa_flags = SA_RESTART;
+	CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+	CHECK(setitimer(ITIMER_REAL, &often, NULL) == 0);
+	while ((vforked = child_of(child)) == 0)
+		usleep(1000);
+	interruptions = 0;
+	memset(&uctx, 0, sizeof(uctx));
+	uctx.rax = SYS_getpid;
+	CHECK(call_in(child, 0, &uctx) == -1);
+	/* One may have come just before or after. */
+	CHECK(interruptions > 10);
+	CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+	CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0 && sigisemptyset(&mask));
+	kill(vforked, SIGKILL);
+	end_target(child);
 }
 
 static void a_forked_caller(void)
@@ -80,6 +168,8 @@ int main(void)
 {
 	need_targets();
 	a_target_that_dies_in_the_middle();
+	a_target_that_has_been_reaped();
+	a_target_that_takes_its_time();
 	a_forked_caller();
 	a_target_that_executes_another_program();
 	return EXIT_SUCCESS;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::ClockId;
 
+use super::stat::Stat;
 use super::stop::Timeout;
 use crate::procfs;
 
@@ -28,7 +29,7 @@ impl Asleep {
         Timeout::of(call.split(' ').next()?.parse().ok()?)?;
         let theirs = Scheduled::of(&tid.to_string())?;
         let (home, mut there) = (sched_getaffinity(None).ok()?, CpuSet::new());
-        there.set(processor_of(tid)?.1);
+        there.set(Stat::of(tid)?.processor);
         sched_setaffinity(None, &there).ok()?;
         let (ours, seen) = (Scheduled::of("thread-self"), Instant::now());
         let _ = sched_setaffinity(None, &home);
@@ -82,13 +83,4 @@ impl Scheduled {
             sleeps: field("nr_voluntary_switches")?.parse().ok()?,
         })
     }
-}
-
-/// The state of a thread, and the processor that it runs on or last ran on.
-pub(super) fn processor_of(tid: i32) -> Option<(char, usize)> {
-    // proc_pid_stat(5): the state is the first field behind the name, the processor the 37th.
-    let stat = procfs::read(format!("/proc/{tid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(35)?.parse().ok()?))
 }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::asleep::{Asleep, processor_of};
+use super::asleep::Asleep;
 use super::bootstrap::{self, Bootstrap};
 use super::inject::{self, result_of};
 use super::place::Place;
+use super::stat::Stat;
 use super::stop::{ERESTARTNOINTR, Patience, Stopped, go_on_with, wait_until};
 use crate::arch::x86_64::USER32_CS;
 use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, set_registers, set_signal_mask};
@@ -229,7 +230,7 @@ fn receive(tid: i32, place: &Place, executors: [i32; 2]) -> Result<usize, Errno>
     let which = which.ok_or(Errno::AGAIN)?;
     if executors[which] & libc::CLONE_FILES == 0 {
         let all = [0, u64::from(u32::MAX), 0, 0, 0, 0];
-        inject::call(tid, place.addr + bootstrap::site_exit(), libc::SYS_close_range, all)?;
+        inject::call_soon(tid, place.addr + bootstrap::site_exit(), libc::SYS_close_range, all)?;
     }
     Ok(which)
 }
@@ -243,9 +244,9 @@ struct Awake {
 impl Awake {
     /// `None` if the thread is not running, or its processor is not one of ours.
     fn processor_of(tid: i32) -> Option<Self> {
-        let ('R', processor) = processor_of(tid)? else { return None };
+        let stat = Stat::of(tid).filter(|stat| stat.is_running())?;
         let mut there = CpuSet::new();
-        there.set(processor);
+        there.set(stat.processor);
         let done = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = sync_channel(1);
         let is_done = Arc::clone(&done);

@@ -1,9 +1,9 @@
 //! The thread that attaches to one live process, stays as long as that lasts, and removes everything afterwards.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,26 +12,28 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use super::asleep::processor_of;
 use super::birth::{self, Born};
 use super::desert::wait_until_deserted;
 use super::janitor::{Janitor, Line};
 use super::place::Place;
-use super::rights::{Status, refusal};
+use super::region::Region;
+use super::rights::{CAP_SYS_ADMIN, Status, refusal};
 use super::settle::settle;
+use super::stat::thread_to_stop;
 use super::visit::Visits;
 use super::{Attachment, Tracing, bootstrap};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
-use crate::executor::layout;
 use crate::executor::life::Life;
 use crate::executor::machine::Host;
 use crate::executor::service::Service;
 use crate::executor::setup::Params;
 use crate::executor::signature::Key;
+use crate::maps;
 use crate::ptrace::request;
-use crate::{maps, procfs};
+use crate::signal::with_signals_blocked;
+use crate::sync::lock;
 
 /// What to attach to, and how.
 #[derive(Debug)]
@@ -44,18 +46,32 @@ pub(super) struct Order {
     pub(super) spin_budget_ns: u64,
 }
 
+/// Executors that are traced and not let go yet.
+type Newborns = Arc<Mutex<Vec<i32>>>;
+
 /// Attaches in a thread of its own: it traces, and the kernel ends that with the thread, whatever went wrong.
 pub(super) fn attach(order: Order) -> Result<Attachment> {
+    /// Longer than all that has a limit of its own.
+    const PATIENCE: Duration = Duration::from_secs(20);
     let janitor = Janitor::get()?;
     let (sender, receiver) = sync_channel(1);
-    let caretaker = thread::Builder::new()
-        .name("pvx-attached".into())
-        .spawn(move || care(&order, &janitor, &sender))
+    let newborns = Newborns::default();
+    let work = {
+        let newborns = Arc::clone(&newborns);
+        move || care(&order, &janitor, &newborns, &sender)
+    };
+    // A signal for this process is never the caretaker's.
+    let caretaker = with_signals_blocked(|| thread::Builder::new().name("pvx-attached".into()).spawn(work))
         .map_err(|error| Error::Host {
-            call: "starting the thread of an attached process",
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-        })?;
-    let result = receiver.recv().unwrap_or(Err(Error::Dead));
+        call: "starting the thread of an attached process",
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+    })?;
+    let result = receiver.recv_timeout(PATIENCE).or_else(|_| {
+        // The target keeps them from beginning.
+        lock(&newborns).drain(..).for_each(kill);
+        receiver.recv()
+    });
+    let result = result.unwrap_or(Err(Error::Dead));
     if result.is_err() {
         // It traces no more then.
         let _ = caretaker.join();
@@ -63,12 +79,12 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     result
 }
 
-fn care(order: &Order, janitor: &Arc<Janitor>, reply: &SyncSender<Result<Attachment>>) {
+fn care(order: &Order, janitor: &Arc<Janitor>, newborns: &Newborns, reply: &SyncSender<Result<Attachment>>) {
     let line = match janitor.line() {
         Ok(line) => line,
         Err(error) => return drop(reply.send(Err(error))),
     };
-    match Ward::admit(order, line) {
+    match Ward::admit(order, newborns, line) {
         Ok((ward, attachment)) => {
             // Nobody may want it any more; then its life ends with the attachment.
             drop(reply.send(Ok(attachment)));
@@ -87,41 +103,39 @@ struct Ward<'a> {
     leave: Arc<OwnedFd>,
     visits: Arc<Visits>,
     /// Given back when all is removed.
-    _line: Line,
+    line: Line,
 }
 
 impl<'a> Ward<'a> {
-    fn admit(order: &'a Order, line: Line) -> Result<(Self, Attachment)> {
+    fn admit(order: &'a Order, newborns: &Newborns, line: Line) -> Result<(Self, Attachment)> {
         let pid = order.pid.as_raw_nonzero().get();
-        let status = Status::of(pid)?;
+        let thread = thread_to_stop(pid).unwrap_or(pid);
+        let status = Status::of_thread(pid, thread)?;
         status.require_possible()?;
-        let tracing = if status.has_seccomp_filter() { Tracing::GoesOn } else { Tracing::Ends };
-        let thread = thread_to_stop(pid)?;
-        let region = layout::BASE..layout::BASE + layout::SIZE;
-        let maps = maps::of(order.pid).map_err(|error| match error.errno() {
+        let tracing = if status.is_under_seccomp() { Tracing::GoesOn } else { Tracing::Ends };
+        // Not the process's own: if its main thread has ended, that has no memory.
+        let maps = maps::of_task(thread).map_err(|error| match error.errno() {
             Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
             _ => error,
         })?;
-        if maps.iter().any(|map| map.range.start < region.end && map.range.end > region.start) {
-            let why = format!(
-                "its memory at {:#x} to {:#x} is in use (by another supervisor that is attached?)",
-                region.start, region.end
-            );
-            return Err(refusal(pid, Errno::EXIST, &why));
-        }
-        let place = find_place(order.pid, &status)?;
+        let region = Region::of(order.pid, thread, &maps)?;
+        let place = find_place(pid, thread, &status)?;
         if place.is_left_over {
-            wait_until_deserted(pid, &place.range())
+            wait_until_deserted(pid, place.range())
                 .map_err(|errno| refusal(pid, errno, why_not_born(errno)))?;
         }
         let keys = [Key::new()?, Key::new()?];
-        let options = seize(thread, &status, tracing)?;
+        let options = seize(pid, thread, &status, tracing)?;
         line.added().options.store(options, Ordering::Relaxed);
         let born = birth::give_birth(thread, &place, order.executors);
         let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {
             let parent = 0;
             let params = Params { engine: order.engine, spin_budget_ns: order.spin_budget_ns, parent };
-            settle(&born, &place, line.added(), params, keys, tracing).map(|slot| (born, slot))
+            lock(newborns).extend(std::iter::once(born.executor).chain(born.sharer));
+            let settled =
+                settle(&born, (&place, region), line.added(), params, keys, tracing).map(|slot| (born, slot));
+            lock(newborns).clear();
+            settled
         });
         // After an error somebody may still be there.
         let (born, slot) = settled?;
@@ -160,7 +174,7 @@ impl<'a> Ward<'a> {
             sharer: sharer.as_ref().map(|(_, pidfd)| clone(pidfd)).transpose()?,
             leave,
             visits: Arc::clone(&visits),
-            _line: line,
+            line,
         };
         let attachment = Attachment { pid: order.pid, service, executor, sharer, fs_base, tracing, visits };
         Ok((ward, attachment))
@@ -173,25 +187,24 @@ impl<'a> Ward<'a> {
         while poll(&mut waits, None) == Err(Errno::INTR) {}
         // The removal needs a descriptor, and there may be no other.
         drop(self.executor);
-        self.visits.end(&self.life);
+        self.visits.end(&self.life, self.line);
     }
 }
 
-fn find_place(target: Pid, status: &Status) -> Result<Place> {
+fn find_place(pid: i32, thread: i32, status: &Status) -> Result<Place> {
     /// In the middle of execve(2), which lets a parent that has spawned it go on early, a process has hardly any text.
     const PATIENCE: Duration = Duration::from_millis(50);
     const NAP: Duration = Duration::from_millis(1);
-    let pid = target.as_raw_nonzero().get();
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let path = format!("/proc/{pid}/mem");
+        let path = format!("/proc/{thread}/mem");
         let memory = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
             |errno| match errno {
                 Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
                 errno => refusal(pid, errno, "its memory cannot be written (/proc/PID/mem)"),
             },
         )?;
-        match Place::find(memory.into(), target)? {
+        match Place::find(memory.into(), thread)? {
             Some(place) => return Ok(place),
             None if Instant::now() < deadline => thread::sleep(NAP),
             None => {
@@ -202,50 +215,37 @@ fn find_place(target: Pid, status: &Status) -> Result<Place> {
     }
 }
 
+fn kill(pid: i32) {
+    // SAFETY: kill only sends a signal. Our thread traces the process, so the number is still its own.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
 fn open(pid: Pid) -> Result<OwnedFd> {
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(Error::host("pidfd_open of the executor"))
 }
 
-/// The main thread, unless that has ended or sleeps uninterruptibly, as it does in a vfork(2).
-fn thread_to_stop(pid: i32) -> Result<i32> {
-    let can_stop = |&tid: &i32| processor_of(tid).is_some_and(|(state, _)| !"ZXD".contains(state));
-    if can_stop(&pid) {
-        return Ok(pid);
-    }
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
-        .map_err(|_| refusal(pid, Errno::SRCH, "it has just ended"))?;
-    let tids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
-    Ok(tids.into_iter().find(can_stop).unwrap_or(pid))
-}
-
 /// Begins to trace `tid`, and returns the options that did it.
-fn seize(tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
+fn seize(pid: i32, tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
     const SUSPEND_SECCOMP: u64 = 1 << 21;
     const SYSGOOD: u64 = libc::PTRACE_O_TRACESYSGOOD.unsigned_abs() as u64;
+    let refuse = |errno, why: &str| refusal(pid, errno, why);
     let options = match tracing {
         Tracing::GoesOn => SYSGOOD | SUSPEND_SECCOMP,
         Tracing::Ends => SYSGOOD,
     };
     match request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).expect("64-bit")) {
         Ok(_) => Ok(options),
-        Err(Errno::PERM) if tracing == Tracing::GoesOn && !may_suspend_seccomp() => {
-            let why =
-                "a seccomp filter judges its calls, and only CAP_SYS_ADMIN may set that aside; become root";
-            Err(refusal(tid, Errno::PERM, why))
-        }
+        Err(Errno::PERM) if tracing == Tracing::GoesOn && !CAP_SYS_ADMIN.is_ours() => Err(refuse(
+            Errno::PERM,
+            &format!("seccomp judges its calls; to set that aside, {}", CAP_SYS_ADMIN.is_needed()),
+        )),
+        Err(errno @ Errno::INVAL) if tracing == Tracing::GoesOn => Err(refuse(
+            errno,
+            "seccomp judges its calls, and this kernel cannot set that aside (CONFIG_CHECKPOINT_RESTORE)",
+        )),
         Err(Errno::PERM) => Err(status.why_not_permitted()),
-        Err(errno) => Err(refusal(tid, errno, "it has just ended")),
+        Err(errno) => Err(refuse(errno, "it has just ended")),
     }
-}
-
-/// Has this process CAP_SYS_ADMIN?
-fn may_suspend_seccomp() -> bool {
-    const CAP_SYS_ADMIN: u32 = 21;
-    let status = procfs::read("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-        .is_some_and(|set| set >> CAP_SYS_ADMIN & 1 != 0)
 }
 
 fn why_not_born(errno: Errno) -> &'static str {
@@ -264,7 +264,12 @@ fn why_not_born(errno: Errno) -> &'static str {
 pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Result<Pid> {
     use std::os::fd::AsRawFd;
     let info =
-        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).map_err(|error| {
+            Error::Host {
+                call: "reading /proc/self/fdinfo (is /proc mounted?)",
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+            }
+        })?;
     let field = info.lines().find_map(|line| line.strip_prefix("Pid:"));
     let Some(number) = field.and_then(|number| number.trim().parse::<i32>().ok()) else {
         return Err(Error::Host { call: "attaching to a descriptor that is no pidfd", errno: Errno::BADF });

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::has_memory_of;
+use super::stat::{Stat, living_thread, numbers};
 use super::stop::Stopped;
 use crate::ptrace::seize;
 
 /// Waits until no thread of the process, and no other process that shares its memory, is in the range.
-pub(super) fn wait_until_deserted(pid: i32, range: &Range<u64>) -> Result<(), Errno> {
+pub(super) fn wait_until_deserted(pid: i32, range: Range<u64>) -> Result<(), Errno> {
     const PATIENCE: Duration = Duration::from_secs(2);
     const NAP: Duration = Duration::from_millis(1);
     let deadline = Instant::now() + PATIENCE;
-    while !is_deserted(pid, range) {
+    while !is_deserted(pid, &range) {
         if Instant::now() > deadline {
             return Err(Errno::BUSY);
         }
@@ -26,23 +27,19 @@ pub(super) fn wait_until_deserted(pid: i32, range: &Range<u64>) -> Result<(), Er
 }
 
 fn is_deserted(pid: i32, range: &Range<u64>) -> bool {
+    let Some(thread) = living_thread(pid) else { return true };
     let is_free_of = |tid: i32, running: &dyn Fn() -> bool| match whereabouts(tid) {
         Where::At(ip) => !range.contains(&ip),
         Where::Gone => true,
         Where::Running => !running(),
     };
-    numbers(&format!("/proc/{pid}/task")).into_iter().all(|tid| is_free_of(tid, &|| stopped_in(tid, range)))
+    numbers(&format!("/proc/{pid}/task"))
+        .filter(|&tid| Stat::of(tid).is_some_and(Stat::lives))
+        .all(|tid| is_free_of(tid, &|| stopped_in(tid, range)))
         && numbers("/proc")
-            .into_iter()
-            .filter(|&other| other != pid && has_memory_of(other, pid))
+            .filter(|&other| other != pid && has_memory_of(other, thread))
             // An executor that has not run yet, say.
             .all(|other| is_free_of(other, &|| true))
-}
-
-/// The entries of a directory that are numbers.
-fn numbers(path: &str) -> Vec<i32> {
-    let entries = fs::read_dir(path).into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Where a task is.

@@ -5,7 +5,7 @@
 //! what large memory of the supervisor it has a copy of. As a child without an exit signal it disturbs no wait(2).
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -36,10 +36,11 @@ pub(super) struct Line {
     index: usize,
 }
 
+static JANITOR: Mutex<Option<Arc<Janitor>>> = Mutex::new(None);
+
 impl Janitor {
     /// This process's.
     pub(super) fn get() -> Result<Arc<Self>> {
-        static JANITOR: Mutex<Option<Arc<Janitor>>> = Mutex::new(None);
         let mut janitor = lock(&JANITOR);
         match &*janitor {
             Some(janitor) if janitor.is_there() => Ok(Arc::clone(janitor)),
@@ -63,6 +64,10 @@ impl Janitor {
         match i32::try_from(pid).unwrap_or(-1) {
             0 => wait_for(supervisor, table, &large),
             pid if pid > 0 => {
+                // Once for all: a forked child has the handler of its parent.
+                static AT_EXIT: Once = Once::new();
+                // SAFETY: `end` is a function that needs nothing and does not unwind.
+                AT_EXIT.call_once(|| _ = unsafe { libc::atexit(end) });
                 let free = Mutex::new((0..ATTACHMENTS).rev().collect());
                 Ok(Arc::new(Self { supervisor, pid, table, free }))
             }
@@ -73,10 +78,28 @@ impl Janitor {
         }
     }
 
+    /// Has it nothing to do, now and when this process ends?
+    fn is_idle(&self) -> bool {
+        self.supervisor == rustix::process::getpid() && lock(&self.free).len() == ATTACHMENTS
+    }
+
     /// A line for a new attachment.
     pub(super) fn line(self: &Arc<Self>) -> Result<Line> {
         let index = lock(&self.free).pop().ok_or(Error::TooMany("attached processes"))?;
         Ok(Line { janitor: Arc::clone(self), index })
+    }
+}
+
+/// Ends the janitor of a process that exits, so that it is not left to init. Some never wait for anybody.
+extern "C" fn end() {
+    // A thread that has the lock is about to attach.
+    let Ok(mut janitor) = JANITOR.try_lock() else { return };
+    if let Some(janitor) = janitor.take_if(|janitor| janitor.is_idle()) {
+        // SAFETY: the number is our child's, which nobody else waits for.
+        unsafe {
+            libc::kill(janitor.pid, libc::SIGKILL);
+            libc::waitpid(janitor.pid, std::ptr::null_mut(), libc::__WALL);
+        }
     }
 }
 

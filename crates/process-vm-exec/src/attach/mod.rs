@@ -21,9 +21,11 @@ pub(crate) mod fuzzing;
 mod inject;
 mod janitor;
 mod place;
+mod region;
 mod removal;
 mod rights;
 mod settle;
+mod stat;
 mod stop;
 pub(crate) mod target;
 pub(crate) mod thread;
@@ -81,15 +83,16 @@ pub(crate) fn attach(
     caretaker::attach(caretaker::Order { pid, pidfd, executors, engine, spin_budget_ns })
 }
 
-/// Are these two processes known to have different memory? Errors leave the matter open.
+/// Has the process of this number other memory than the task `other`, for all that is known? Errors leave the matter open.
 fn differ_in_memory(pid: i32, other: i32) -> bool {
-    // 1, 2 and 3 mean that they differ (kcmp(2)).
-    compare_memory(pid, other) > 0
+    // 1, 2 and 3 mean that they differ (kcmp(2)). A main thread that has ended has no memory, but others may live.
+    let differs = |tid| compare_memory(tid, other) > 0;
+    differs(pid) && stat::living_thread(pid).is_none_or(|tid| tid == pid || differs(tid))
 }
 
-/// Are these two processes known to have the same memory?
-fn has_memory_of(pid: i32, other: i32) -> bool {
-    compare_memory(pid, other) == 0
+/// Are these two tasks known to have the same memory?
+fn has_memory_of(tid: i32, other: i32) -> bool {
+    compare_memory(tid, other) == 0
 }
 
 fn compare_memory(pid: i32, other: i32) -> libc::c_long {
@@ -121,6 +124,16 @@ pub enum Owner {
     Caller,
     /// The target's: shared with it, so that what the call changes, changes there.
     Target,
+}
+
+/// Whether what the caller has open may come where others can take it: see
+/// [`Builder::exposure`](crate::Builder::exposure).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// It is not passed to a process that has fewer rights.
+    Refused,
+    /// It is passed to any.
+    Allowed,
 }
 
 /// Which thread-local storage a called function finds: see [`AddressSpace::call`](crate::AddressSpace::call).

@@ -4,8 +4,6 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::process::Pid;
-
 use super::bootstrap;
 use crate::error::Result;
 use crate::maps::{self, Map};
@@ -21,9 +19,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The first there is; the vDSO has one in most cases, and each process has that.
-    pub(super) fn find(memory: File, pid: Pid) -> Result<Option<Self>> {
-        let mut maps = maps::of(pid)?;
+    /// The first there is in the memory of a thread; the vDSO has one in most cases, and each process has that.
+    pub(super) fn find(memory: File, thread: i32) -> Result<Option<Self>> {
+        let mut maps = maps::of_task(thread)?;
         maps.retain(Map::is_private_text);
         maps.sort_by_key(|map| map.name != "[vdso]");
         let found = maps.iter().find_map(|map| free_end(&memory, map));

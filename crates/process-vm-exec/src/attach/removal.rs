@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::stop::Stopped;
+use super::region::mark_of;
+use super::stop::{Stopped, wait_asleep_until};
 use super::{errand, inject};
 use crate::executor::{code, layout};
 use crate::memory;
-use crate::ptrace::{Stop, get_registers, request, seize, wait_for_any, wait_for_stop};
+use crate::ptrace::{Stop, get_registers, request, seize, wait_for_any};
 
 /// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
 #[derive(Debug, Default)]
@@ -54,8 +55,8 @@ impl Added {
             if is_deserted && self.has_region(executor) == Ok(true) {
                 // Its next instruction is gone then. It stops before that, and is never resumed.
                 let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
-                let _ = inject::call(executor, code::syscall(), libc::SYS_munmap, region)
-                    .or_else(|_| inject::call(executor, site, libc::SYS_munmap, region));
+                let _ = inject::call_soon(executor, code::syscall(), libc::SYS_munmap, region)
+                    .or_else(|_| inject::call_soon(executor, site, libc::SYS_munmap, region));
             }
             kill(executor);
         }
@@ -119,9 +120,7 @@ impl Added {
 
     /// Does a task have the memory with this attachment's pages?
     pub(super) fn has_region(&self, task: i32) -> Result<bool, Errno> {
-        let mut mark = [0; 8];
-        memory::read(task, layout::BASE, &mut mark)?;
-        Ok(u64::from_ne_bytes(mark) == self.mark.load(Ordering::Relaxed))
+        mark_of(task).map(|mark| mark == self.mark.load(Ordering::Relaxed))
     }
 }
 
@@ -147,6 +146,9 @@ fn stop_all(pid: i32, options: u64) -> Result<bool, Errno> {
         Err(Errno::NOENT | Errno::SRCH) => return Ok(false),
         tasks => tasks?,
     };
+    // Memory of the target's, which it may hold back (userfaultfd(2)), is waited for without being stopped.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let deadline = Instant::now() + PATIENCE;
     let mut buffer = [MaybeUninit::uninit(); 2048];
     let mut entries = RawDir::new(tasks, &mut buffer);
     let mut main = Err(Errno::SRCH);
@@ -155,13 +157,15 @@ fn stop_all(pid: i32, options: u64) -> Result<bool, Errno> {
             continue;
         };
         let _ = request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).unwrap_or(0));
-        let stop = request(libc::PTRACE_INTERRUPT, tid, 0, 0).map(|_| wait_for_stop(tid));
+        let stop = request(libc::PTRACE_INTERRUPT, tid, 0, 0)
+            .and_then(|_| wait_asleep_until(tid, deadline).ok_or(Errno::BUSY));
         if tid == pid {
             main = stop;
         }
     }
     match main {
         Ok(stop) => Ok(!matches!(stop, Stop::Gone(_))),
+        Err(Errno::BUSY) => Err(Errno::BUSY),
         // It has ended, or another traces it, or may only we not (ptrace(2)): then it has memory.
         Err(_) if memory::read(pid, layout::BASE, &mut [0]) == Err(Errno::SRCH) => Ok(false),
         Err(_) => Err(Errno::PERM),

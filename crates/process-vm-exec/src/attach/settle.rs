@@ -10,7 +10,9 @@ use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use super::birth::Born;
 use super::place::Place;
+use super::region::{self, Region, mark_of};
 use super::removal::Added;
+use super::rights::CAP_SYS_PTRACE;
 use super::{Tracing, bootstrap, inject};
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
@@ -23,7 +25,7 @@ use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers, set_vecto
 /// Makes the executors' pages, and sends them into the resident code.
 pub(super) fn settle(
     born: &Born,
-    place: &Place,
+    (place, region): (&Place, Region),
     added: &Added,
     params: Params,
     keys: [Key; 2],
@@ -33,21 +35,32 @@ pub(super) fn settle(
     // The helper and the parent are gone: what was the thread's data is free for a name.
     let name = place.addr + bootstrap::code().len() as u64;
     place
-        .write_at(name, b"pvx-executor\0\0\0\0")
+        .write_at(name, format!("{}\0", region::NAME).as_bytes())
         .map_err(|error| host("writing to /proc/PID/mem")(errno_of(&error)))?;
 
     let leave = place.addr + bootstrap::site_exit();
     // MFD_EXEC is known since Linux 6.3, and wanted where vm.memfd_noexec is 1.
-    let memfd = |flags| inject::call(executor, leave, libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0]);
+    let memfd = |flags: MemfdFlags| {
+        let flags = u64::from((flags | MemfdFlags::ALLOW_SEALING).bits());
+        inject::call(executor, leave, libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0])
+    };
     let file =
-        memfd(u64::from(MemfdFlags::EXEC.bits())).or_else(|_| memfd(0)).map_err(space("memfd_create"))?;
+        memfd(MemfdFlags::EXEC).or_else(|_| memfd(MemfdFlags::empty())).map_err(space("memfd_create"))?;
     for task in [Some(executor), sharer].into_iter().flatten() {
         run_where_we_do(task);
         // Signals of the terminal are not for it. It stays in the session: in another one the scheduler would have it
         // compete with the whole of this one (sched(7), "The autogroup feature"), and a yield would not reach the
         // other side of the hand-off.
         let _ = inject::call(task, leave, libc::SYS_setpgid, [0; 6]);
-        let _ = inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
+        // Waiting reads the time-stamp counter, which is a fault where the target's thread has asked for that or is under
+        // strict seccomp.
+        let tsc = [libc::PR_SET_TSC, libc::PR_TSC_ENABLE].map(|number| u64::from(number.unsigned_abs()));
+        inject::call(task, leave, libc::SYS_prctl, [tsc[0], tsc[1], 0, 0, 0, 0])
+            .map_err(space("prctl(PR_SET_TSC)"))?;
+        if !CAP_SYS_PTRACE.is_ours() {
+            let _ =
+                inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
+        }
         let _ = inject::call(task, leave, libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
     }
     let slot = Slot::of_file(fetch(executor, i32::try_from(file).map_err(|_| Error::Dead)?)?)?;
@@ -64,6 +77,12 @@ pub(super) fn settle(
     added.executor.store(executor, Ordering::Release);
     // From here on the janitor, or whoever sees us fail, takes out what we put in.
     let put_in = || -> Result<()> {
+        if let Region::LeftOver { mark } = region
+            && mark_of(executor) == Ok(mark)
+        {
+            inject::call(executor, site, libc::SYS_munmap, [layout::BASE, layout::SIZE, 0, 0, 0, 0])
+                .map_err(space("munmap of what an executor has left"))?;
+        }
         for (offset, len, protection) in [
             (0, layout::CONTROL, libc::PROT_READ | libc::PROT_EXEC),
             (layout::CONTROL, layout::CONTROL_LEN, libc::PROT_READ),
@@ -130,7 +149,8 @@ fn fetch(pid: i32, fd: i32) -> Result<OwnedFd> {
 }
 
 /// Linux's values for Yama (linux/prctl.h): any process that may otherwise may trace this one. The supervisor is no
-/// ancestor of an executor, nor is the janitor.
+/// ancestor of an executor, nor is the janitor, and Yama knows one exception for each: nobody narrower could be named. Whoever
+/// has CAP_SYS_PTRACE needs none, and does not open its executors to others.
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
 const PR_SET_PTRACER_ANY: u64 = !0;
 

@@ -153,7 +153,15 @@ pub(super) fn go_on_with(tid: i32, signal: i32) -> Result<(), Errno> {
 
 /// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer.
 pub(super) fn wait_until(tid: i32, deadline: Instant) -> Option<Stop> {
-    let mut patience = Patience::until(deadline);
+    wait_with(tid, Patience::until(deadline))
+}
+
+/// The same for a task that may need this very processor: asleep from the first look on.
+pub(super) fn wait_asleep_until(tid: i32, deadline: Instant) -> Option<Stop> {
+    wait_with(tid, Patience { awake_until: Instant::now(), ..Patience::until(deadline) })
+}
+
+fn wait_with(tid: i32, mut patience: Patience) -> Option<Stop> {
     loop {
         if let Some(stop) = look_for_stop(tid) {
             return Some(stop);

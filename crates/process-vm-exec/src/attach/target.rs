@@ -11,8 +11,10 @@ use rustix::process::{Pid, PidfdGetfdFlags};
 use syscalls::Sysno;
 
 use super::descriptors::{self, Descriptors, Returned};
+use super::rights::Status;
+use super::stat::living_thread;
 use super::visit::Visits;
-use super::{Attachment, Owner, Tracing, differ_in_memory};
+use super::{Attachment, Exposure, Owner, Tracing, differ_in_memory};
 use crate::builder::Owners;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -20,7 +22,7 @@ use crate::executor::passage::Passage;
 use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::{layout, machine, setup};
 use crate::ptrace::last_errno;
-use crate::space::Call;
+use crate::space::{AddressSpace, Call, Origin};
 use crate::sync::lock;
 use crate::{maps, memory, procfs};
 
@@ -40,6 +42,8 @@ pub(crate) struct Target {
     executor: OwnedFd,
     /// Another that shares things with the target.
     sharer: Option<(Service, OwnedFd)>,
+    /// Whose user would be given what is passed there, if that is not allowed.
+    exposed_to: Option<u32>,
     fs_base: Option<u64>,
     tracing: Tracing,
     visits: Arc<Visits>,
@@ -61,8 +65,14 @@ impl Target {
     ) -> Result<(Service, Self)> {
         let Attachment { pid, service, executor, sharer, fs_base, tracing, visits } =
             super::attach(pidfd, owners, engine, spin_budget_ns)?;
+        let executing = service.life.pid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        let exposed_to = match owners.exposure {
+            Exposure::Allowed => None,
+            Exposure::Refused => Status::of(executing).map_or(Some(u32::MAX), |status| status.weaker_user()),
+        };
         let target = Self {
             pid,
+            exposed_to,
             owners,
             executor,
             sharer,
@@ -112,14 +122,16 @@ impl Target {
             let _ = worker.call(libc::SYS_umask, [umask, 0, 0, 0, 0, 0])?;
         }
         let there = |errno| Error::Space { call: "chdir to the caller's directory", errno };
-        if self.owners.files == Owner::Target {
-            // Nothing is put into the target's table: only the name is left.
+        if self.owners.files == Owner::Target || self.exposed_to.is_some() {
+            // Nothing is put into a table where the target has it: only the name is left.
             let name = rustix::process::getcwd(Vec::new()).map_err(Error::host("getcwd"))?;
             let mut words = name.as_bytes_with_nul().to_vec();
             words.resize(words.len().next_multiple_of(8), 0);
             worker.life.slot.write_bytes(layout::ARGUMENTS, &words);
             let name = layout::BASE + layout::ARGUMENTS;
-            return worker.call(libc::SYS_chdir, [name, 0, 0, 0, 0, 0])?.map(drop).map_err(there);
+            let outcome = worker.call(libc::SYS_chdir, [name, 0, 0, 0, 0, 0])?.map(drop);
+            return outcome
+                .map_err(|errno| self.exposed("working directory").unwrap_or_else(|| there(errno)));
         }
         let directory =
             rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -143,7 +155,7 @@ impl Target {
     }
 
     pub(crate) fn vdso(&self) -> Option<Range<u64>> {
-        let maps = maps::of(self.pid).ok()?;
+        let maps = maps::of_task(living_thread(self.pid())?).ok()?;
         maps.into_iter().find(|map| map.name == "[vdso]").map(|map| map.range)
     }
 
@@ -167,6 +179,9 @@ impl Target {
         file: BorrowedFd<'_>,
         with_number: impl FnOnce(u64) -> Result<Entry>,
     ) -> Result<Outcome> {
+        if let Some(error) = self.exposed("descriptor") {
+            return Err(error);
+        }
         let mut passage = lock(&self.passage);
         let worker = self.with_own_table(service);
         let call = with_number(worker.open(&mut passage)?.number(0))?;
@@ -215,8 +230,24 @@ impl Target {
         }
     }
 
-    /// That no call would be the executor's end, and that the target still has the executor's memory.
+    /// The refusal to pass something to the target, if its user could take it.
+    fn exposed(&self, what: &'static str) -> Option<Error> {
+        self.exposed_to.map(|uid| Error::Exposed { what, pid: self.pid(), uid })
+    }
+
+    /// Has the call a descriptor of the caller's among its arguments?
+    fn takes_descriptors(&self, call: &Call) -> bool {
+        let Descriptors::Some { arguments, .. } = self.descriptors_of(call) else { return false };
+        (0..call.args.len()).any(|n| arguments >> n & 1 != 0 && descriptors::number(call.args[n]).is_some())
+    }
+
+    /// That no call would be the executor's end, or expose what is ours, and that the target still has the executor's memory.
     fn require_possible(&self, service: &Service, calls: &[Call]) -> Result<()> {
+        if let Some(error) = self.exposed("descriptor")
+            && calls.iter().any(|call| self.takes_descriptors(call))
+        {
+            return Err(error);
+        }
         match calls.iter().find(|call| is_the_executors_end(call.nr)) {
             Some(call) => Err(Error::Space { call: call.nr.name(), errno: Errno::OPNOTSUPP }),
             None => self.require_same_memory(service),
@@ -260,10 +291,12 @@ impl Target {
     /// Has the target executed another program? Then the executor is in memory that nobody else uses, and goes.
     pub(super) fn require_same_memory(&self, service: &Service) -> Result<()> {
         const OFTEN_NS: u64 = 10_000_000;
+        let elapsed = machine::tsc().wrapping_sub(self.seen.load(Ordering::Relaxed));
+        if elapsed < machine::ticks(OFTEN_NS) { Ok(()) } else { self.look_at_memory(service) }
+    }
+
+    fn look_at_memory(&self, service: &Service) -> Result<()> {
         let now = machine::tsc();
-        if now.wrapping_sub(self.seen.load(Ordering::Relaxed)) < machine::ticks(OFTEN_NS) {
-            return Ok(());
-        }
         let Some(executor) = *service.life.pid() else { return Err(Error::Dead) };
         if differ_in_memory(self.pid(), executor.as_raw_nonzero().get()) {
             service.life.kill();
@@ -271,6 +304,17 @@ impl Target {
         }
         self.seen.store(now, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl AddressSpace {
+    /// Is this still the memory of its process? A live process leaves it by execve(2), or by its end. Calls find that out
+    /// themselves, some 10 ms late at most; this looks now. A space that was created is current as long as its process lives.
+    pub fn is_current(&self) -> bool {
+        match self.origin() {
+            Origin::Created(_) => self.pid() != 0,
+            Origin::Attached(target) => target.look_at_memory(self.service()).is_ok(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use libc::{
 use rustix::io::Errno;
 use syscalls::Sysno;
 
-use super::rights::Status;
+use super::rights::{CAP_SYS_ADMIN, Status};
 use super::visit::refusal;
 use crate::error::Result;
 use crate::executor::code::AUDIT_ARCH_X86_64;
@@ -25,17 +25,17 @@ pub(super) fn require_allowed(tid: i32, calls: &[Call]) -> Result<()> {
         return Err(refusal(tid, Errno::PERM, "it dispatches its system calls to itself"));
     }
     let status = Status::of(tid).map_err(|_| refusal(tid, Errno::SRCH, "it has just ended"))?;
-    if !status.has_seccomp_filter() {
+    if !status.is_under_seccomp() {
         return Ok(());
     }
     let filters = filters_of(tid).map_err(|errno| {
         let why = match errno {
-            Errno::ACCESS => {
-                "a seccomp filter judges its calls, and only CAP_SYS_ADMIN may look at that; become root"
-            }
-            _ => "its seccomp filter cannot be looked at",
+            Errno::ACCESS => format!("a seccomp filter judges its calls; {}", CAP_SYS_ADMIN.is_needed()),
+            // Of the strict mode, which has none.
+            Errno::INVAL => "it is under strict seccomp, and may make no calls".to_owned(),
+            _ => "its seccomp filter cannot be looked at".to_owned(),
         };
-        refusal(tid, Errno::PERM, why)
+        refusal(tid, Errno::PERM, &why)
     })?;
     let mask = Call { nr: Sysno::rt_sigprocmask, args: [libc::SIG_SETMASK as u64, 0, 0, 8, 0, 0] };
     let is_refused = |call: &&Call| !filters.iter().all(|filter| allows(filter, call));

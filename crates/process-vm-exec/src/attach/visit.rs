@@ -10,8 +10,10 @@ use rustix::io::Errno;
 use super::asleep::Asleep;
 use super::errand;
 use super::inject::result_of;
+use super::janitor::Line;
 use super::removal::Added;
 use super::rights::Status;
+use super::stat::Stat;
 use super::stop::{Patience, Stopped, go_on_with, rseq_configuration};
 use super::thread::{Rseq, ThreadState};
 use super::verdict::require_allowed;
@@ -41,11 +43,13 @@ impl Visits {
     }
 
     /// Removes the attachment, and says so before anybody could visit again.
-    pub(super) fn end(&self, life: &Life) {
+    pub(super) fn end(&self, life: &Life, line: Line) {
         let _turn = lock(&self.turn);
         if let Err(errno) = self.added.remove() {
             let _ = self.left.set(errno);
         }
+        // Whoever waits for the end may exit then, and looks whether the janitor is still needed.
+        drop(line);
         life.die(WaitStatus::Signaled(libc::SIGKILL));
     }
 
@@ -106,6 +110,13 @@ impl Visits {
         let status = Status::of(tid).map_err(|_| no_thread())?;
         if !status.is_thread_of(pid) {
             return Err(no_thread());
+        }
+        if Stat::of(tid).is_none_or(Stat::is_kernels) {
+            return Err(refusal(
+                tid,
+                Errno::OPNOTSUPP,
+                "it is a thread of the kernel's in the process, as io_uring(7) has them, and makes no calls",
+            ));
         }
         if !self.added.recall() {
             return Err(refusal(

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::layout;
@@ -104,9 +104,12 @@ unsafe impl Send for Slot {}
 unsafe impl Sync for Slot {}
 
 impl Slot {
-    /// A slot in a file of its own, which is made as long.
+    /// A slot in a file of its own, which is made as long. It stays so: a shorter one, which others who have it could make
+    /// of it, would be a fault here.
     pub(crate) fn of_file(file: OwnedFd) -> Result<Self> {
         rustix::fs::ftruncate(&file, layout::SIZE).map_err(Error::host("ftruncate of the mailboxes"))?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)
+            .map_err(Error::host("sealing the mailboxes"))?;
         Ok(Self { place: None, base: map(&file, 0)? })
     }
 

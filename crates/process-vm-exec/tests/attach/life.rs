@@ -12,9 +12,9 @@ use process_vm_exec::{
 use rustix::process::{Resource, Rlimit};
 
 use crate::{
-    common::{attached, attached_with, kill, rounds, soon, turn},
+    common::{attached, attached_with, kill, rounds, soon, this_program, turn},
     target::{Report, Target},
-    trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, traces},
+    trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent, traces},
 };
 
 /// A target that is attached to.
@@ -213,11 +213,7 @@ fn a_stopped_target_stays_stopped_and_goes_on_when_told() {
             space.detach().expect("detaching");
             assert_no_trace_but(pid, is_stop);
             let stopped = traces(pid).into_iter().filter(is_stop).count();
-            assert_eq!(
-                stopped,
-                crate::trace::numbers(&format!("/proc/{pid}/task")).len(),
-                "tasks that are stopped"
-            );
+            assert_eq!(stopped, numbers(&format!("/proc/{pid}/task")).len(), "tasks that are stopped");
         }
         kill(pid, libc::SIGCONT);
         let first = target.first.clone();
@@ -377,4 +373,41 @@ fn an_executor_that_cannot_be_removed_is_not_said_to_be() {
     assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, executor, 0, 0) }, 0);
     assert!(matches!(space.detach(), Err(Error::Host { errno: Errno::PERM, .. })));
     assert!(has_region(target.pid()), "it is still there");
+}
+
+/// Set in the processes of this claim: who gets orphans, and who attaches to the process of this number.
+const REAPER: &str = "PVX_ATTACH_REAPER";
+const SUPERVISOR: &str = "PVX_ATTACH_SUPERVISOR";
+
+/// There are inits that wait for nobody.
+#[test]
+fn a_supervisor_that_exits_leaves_no_janitor() {
+    const NAME: &str = "life::a_supervisor_that_exits_leaves_no_janitor";
+    if let Some(pid) = std::env::var(SUPERVISOR).ok().and_then(|pid| pid.parse().ok()) {
+        for _ in 0..3 {
+            attached(pid).detach().expect("detaching");
+        }
+        assert_eq!(children_called("pvx-janitor"), 1);
+    } else if let Ok(pid) = std::env::var(REAPER) {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("prctl");
+        let supervisor = this_program(NAME).env(SUPERVISOR, pid).status().expect("the test runs itself");
+        assert!(supervisor.success(), "{supervisor}");
+        assert_eq!(children_called("pvx-janitor"), 0);
+    } else {
+        let _turn = turn();
+        let Some(target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
+        let reaper = this_program(NAME).env(REAPER, target.pid().to_string()).status();
+        assert!(reaper.expect("the test runs itself").success());
+        assert_no_trace(target.pid());
+        target.quit();
+    }
+}
+
+fn children_called(name: &str) -> usize {
+    let own = std::process::id().cast_signed();
+    let is_one = |pid: &i32| {
+        state_and_parent(&format!("/proc/{pid}/stat")).is_some_and(|(_, parent)| parent == own)
+            && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    numbers("/proc").iter().filter(|pid| is_one(pid)).count()
 }

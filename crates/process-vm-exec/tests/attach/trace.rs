@@ -71,9 +71,10 @@ fn text(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned())
 }
 
-/// What the process has mapped; nothing if it is gone.
+/// What the process has mapped; nothing if it is gone. A main thread that has ended has no memory, but others may.
 fn maps(pid: i32) -> String {
-    text(&format!("/proc/{pid}/maps")).unwrap_or_default()
+    let of = |tid| text(&format!("/proc/{tid}/maps")).filter(|maps| !maps.is_empty());
+    of(pid).or_else(|| numbers(&format!("/proc/{pid}/task")).into_iter().find_map(of)).unwrap_or_default()
 }
 
 /// What there is in this moment.

@@ -7,8 +7,8 @@ mod word;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use process_vm_exec::Owner;
+use anyhow::{Result, anyhow};
+use process_vm_exec::{Exposure, Owner};
 
 use self::plan::Plan;
 use crate::live::{self, Owners};
@@ -39,8 +39,8 @@ Arguments of the call:
                              afterwards if the call changed them
   @out:64                    so many bytes for the call to fill, shown afterwards
   0.5                        seconds, where the call takes a time
-  _                          left to pvx, as are those omitted at the end: buffers that the call fills, and sizes.
-                             Whatever pvx cannot know is 0 then
+  _                          left to pvx, as are those omitted at the end: buffers that the call fills, sizes, times,
+                             and lists. Numbers, flags and descriptors pvx cannot know: give them, or _ for 0
 
 Examples:
   pvx call 1234 getcwd
@@ -59,11 +59,15 @@ pub(crate) struct CallArgs {
     /// Whose signal handlers the call means
     #[arg(long, value_name = "caller|target", default_value = "caller", value_parser = owner)]
     handlers: Owner,
+    /// Pass pvx's own descriptors and directory to a process with fewer rights too: its user may take them there
+    #[arg(long)]
+    expose: bool,
     /// Print JSON instead of text: the call, its args, its result or error, and buffers by argument, with text or fields
     /// and always in hex
     #[arg(long)]
     json: bool,
     /// The process
+    #[arg(allow_negative_numbers = true, value_parser = live::pid)]
     pid: i32,
     /// The system call, as syscalls(2) calls it
     name: String,
@@ -81,7 +85,9 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(USAGE));
         }
     };
-    let owners = Owners { files: args.files, directory: args.directory, handlers: args.handlers };
+    let exposure = if args.expose { Exposure::Allowed } else { Exposure::Refused };
+    let CallArgs { files, directory, handlers, .. } = *args;
+    let owners = Owners { files, directory, handlers, exposure };
     let space = match live::attach(args.pid, owners) {
         Ok(space) => space,
         Err(refusal) => {
@@ -91,7 +97,8 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
     };
     let outcome = perform::perform(&space, &plan);
     live::leave(space);
-    let outcome = outcome.with_context(|| format!("{} in process {}", args.name, args.pid))?;
+    let failed = |error| anyhow!("{} in process {}: {}", args.name, args.pid, live::explain(&error));
+    let outcome = outcome.map_err(failed)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&show::Report::new(plan.call, &outcome))?);
     } else {

@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_length_that_the_call_returns_cuts_its_buffer() {
         let space = space();
-        let socket = outcome(&space, "socket AF_UNIX SOCK_STREAM").result.unwrap();
+        let socket = outcome(&space, "socket AF_UNIX SOCK_STREAM 0").result.unwrap();
         let name = outcome(&space, &format!("getsockname {socket}"));
         // An unnamed socket has a family and nothing else (unix(7)).
         assert_eq!(name.buffers[0].bytes, [1, 0]);
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn an_empty_string_has_an_address() {
         let space = space();
-        let plan = Plan::new("open", &[String::new()]).unwrap();
+        let plan = Plan::new("open", &[String::new(), "O_RDONLY".to_owned()]).unwrap();
         assert_eq!(perform(&space, &plan).unwrap().result, Err(Errno::NOENT));
     }
 }

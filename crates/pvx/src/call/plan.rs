@@ -48,6 +48,9 @@ impl Plan {
             values[index] = parse(kinds[index], word)
                 .map_err(|why| format!("argument {} of {name}: {why}", index + 1))?;
         }
+        if let Some(index) = (words.len()..kinds.len()).find(|&index| is_needed(kinds, &values, index)) {
+            return Err(format!("{name}: argument {} is missing; give it, or _ for 0", index + 1));
+        }
         let args = (0..kinds.len()).map(|index| fill(kinds, &values, index)).collect::<Result<_, _>>();
         Ok(Self { call, args: args.map_err(|why| format!("{name}: {why}"))? })
     }
@@ -80,6 +83,31 @@ fn refusal(call: Sysno) -> Option<&'static str> {
         }
         _ => return None,
     })
+}
+
+/// Is the argument `index` one that nobody but the user can know? 0 is a descriptor, and permissions of nobody.
+fn is_needed(kinds: &[Kind], values: &[Value], index: usize) -> bool {
+    match kinds[index] {
+        Kind::Int | Kind::Long | Kind::Dir | Kind::Path | Kind::Text | Kind::Signal => true,
+        Kind::Bits(_) | Kind::One(_) | Kind::OpenFlags => true,
+        // Of a file that is not made.
+        Kind::Octal => !kinds.contains(&Kind::OpenFlags),
+        Kind::Size => neighbours(index).all(|neighbour| !is_buffer(kinds, values, neighbour)),
+        _ => false,
+    }
+}
+
+/// The arguments beside `index`, the one before it first.
+fn neighbours(index: usize) -> impl Iterator<Item = usize> {
+    index.checked_sub(1).into_iter().chain([index + 1])
+}
+
+/// Has the argument a size that another one can be?
+fn is_buffer(kinds: &[Kind], values: &[Value], index: usize) -> bool {
+    matches!(
+        (kinds.get(index), values.get(index)),
+        (_, Some(Value::In(_) | Value::Out(_))) | (Some(Kind::Data | Kind::Out(_)), Some(Value::Ours))
+    )
 }
 
 /// The argument `index`, where need be made up from its neighbours.
@@ -125,7 +153,7 @@ fn room(kinds: &[Kind], values: &[Value], index: usize) -> Result<usize, String>
 
 /// What an omitted size must be: that of the buffer before it, or else behind it.
 fn size_of_neighbour(kinds: &[Kind], values: &[Value], index: usize) -> Result<u64, String> {
-    for neighbour in index.checked_sub(1).into_iter().chain([index + 1]) {
+    for neighbour in neighbours(index) {
         let size = match (kinds.get(neighbour), values.get(neighbour)) {
             (_, Some(Value::In(bytes))) => bytes.len(),
             (_, Some(Value::Out(len))) => *len,
@@ -177,9 +205,28 @@ mod tests {
     }
 
     #[test]
-    fn other_arguments_that_are_left_out_are_0() {
+    fn addresses_and_offsets_that_are_left_out_are_0() {
         assert_eq!(values("fcntl 3 F_GETFD"), [Value::Number(3), Value::Number(1), Value::Number(0)]);
+        assert_eq!(values("open /etc/hostname O_RDONLY")[2], Value::Number(0));
         assert_eq!(values("getpid"), []);
+    }
+
+    #[test]
+    fn numbers_that_only_the_user_knows_must_be_given() {
+        for (line, missing) in [
+            ("close", 1),
+            ("dup2 1", 2),
+            ("kill 1", 2),
+            ("chmod /etc/hostname", 2),
+            ("mprotect 0x1000 4096", 3),
+            ("munmap 0x1000", 2),
+            ("open", 1),
+            ("socket AF_UNIX SOCK_STREAM", 3),
+        ] {
+            let expected = format!("argument {missing} is missing; give it, or _ for 0");
+            assert!(wrong(line).ends_with(&expected), "{line}: {}", wrong(line));
+        }
+        assert_eq!(values("close _"), [Value::Number(0)]);
     }
 
     #[test]

@@ -13,8 +13,11 @@ mod visits;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use process_vm_exec::{AddressSpace, Call, Owner, Sysno};
-use procfs::{ProcError, process::Process};
+use process_vm_exec::{AddressSpace, Call, Exposure, Owner, Sysno};
+use procfs::{
+    ProcError,
+    process::{Process, Stat},
+};
 
 use self::{
     memory::Memory,
@@ -51,6 +54,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     no_attach: bool,
     /// The process
+    #[arg(allow_negative_numbers = true, value_parser = live::pid)]
     pid: i32,
 }
 
@@ -84,6 +88,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
 
 /// What /proc tells, before there is an executor in the process to be seen there.
 fn from_proc(pid: i32) -> Result<Report> {
+    live::require_proc()?;
     let readable = |error| match error {
         ProcError::NotFound(_) => {
             anyhow::anyhow!("there is no process {pid}; `ps` lists those that are there")
@@ -91,10 +96,17 @@ fn from_proc(pid: i32) -> Result<Report> {
         ProcError::PermissionDenied(_) => {
             anyhow::anyhow!("process {pid} may not be looked at; run as its user or as root")
         }
+        // What the library says of these is for its authors.
+        ProcError::Incomplete(_) | ProcError::InternalError(_) | ProcError::Other(_) => {
+            anyhow::anyhow!(
+                "process {pid} cannot be looked at: /proc says something unknown of it, or it is just ending"
+            )
+        }
         error => anyhow::anyhow!("process {pid} cannot be looked at: {error}"),
     };
     let process = Process::new(pid).map_err(readable)?;
     let (stat, status) = (process.stat().map_err(readable)?, process.status().map_err(readable)?);
+    let process = by_living_thread(process, &stat);
     let mut report = Report { pid, ..Report::default() };
     report.identity = Some(process::Identity::of(&process, &stat, &status));
     report.memory = report.section("memory", Memory::of(&process));
@@ -104,14 +116,27 @@ fn from_proc(pid: i32) -> Result<Report> {
     report.credentials = Some(process::Credentials::of(&process, &status));
     report.namespaces = report.section("namespaces", process::namespaces(&process));
     report.limits = report.section("limits", process::limits(&process));
-    report.descriptors = report.section("descriptors", descriptors::descriptors(pid));
+    report.descriptors = report.section("descriptors", descriptors::descriptors(process.pid));
     report.settings = Some(process::Settings::of(&process, &stat, &status));
     Ok(report)
 }
 
+/// The process as seen by a thread that has what it has. A main thread that has ended before others has nothing left.
+fn by_living_thread(process: Process, stat: &Stat) -> Process {
+    let has_ended = |stat: &Stat| "ZX".contains(stat.state);
+    let other = || {
+        let mut tasks = process.tasks().ok()?.filter_map(Result::ok);
+        let living = tasks.find(|task| task.stat().is_ok_and(|stat| !has_ended(&stat)))?;
+        Process::new(living.tid).ok()
+    };
+    if has_ended(stat) { other().unwrap_or(process) } else { process }
+}
+
 /// Asks the process itself. Where it cannot be attached to, the report says so, and so does a line on standard error.
 fn from_inside(pid: i32, report: &mut Report) {
-    let owners = Owners { files: Owner::Caller, directory: Owner::Caller, handlers: Owner::Target };
+    // Nothing of ours is needed there.
+    let (files, directory, handlers) = (Owner::Caller, Owner::Target, Owner::Target);
+    let owners = Owners { files, directory, handlers, exposure: Exposure::Refused };
     let why = match live::attach(pid, owners) {
         Ok(space) => {
             let asked = ask(&space, report);

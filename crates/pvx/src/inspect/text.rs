@@ -145,7 +145,7 @@ fn describe_threads(threads: &[Thread], memory: Option<&Memory>, length: Length,
         vec![
             thread.tid.to_string(),
             printable(&thread.name),
-            thread.state.clone(),
+            if thread.is_kernels { format!("{}, of the kernel", thread.state) } else { thread.state.clone() },
             thread.call.as_ref().map_or_else(|| "-".to_owned(), |call| call.name.clone()),
             at.unwrap_or_else(|| "-".to_owned()),
             if thread.blocked.is_empty() { "-".to_owned() } else { thread.blocked.join(" ") },

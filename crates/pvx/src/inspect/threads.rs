@@ -19,6 +19,8 @@ pub(crate) struct Thread {
     /// Its number in the namespace that it lives in: the one by which a task in the process knows it.
     pub(crate) tid_inside: i32,
     pub(crate) name: String,
+    /// Whether it runs the kernel's code only, as the threads of io_uring(7) do. It is not visited.
+    pub(crate) is_kernels: bool,
     /// `sleeping`, `running`, ...
     pub(crate) state: String,
     /// The system call that it waits in; null if it is in none, or that is not known.
@@ -80,6 +82,9 @@ pub(crate) struct Others {
 #[serde(transparent)]
 pub(crate) struct Address(#[serde(serialize_with = "hex")] pub(crate) u64);
 
+/// `PF_IO_WORKER`, `PF_USER_WORKER` and `PF_KTHREAD` (include/linux/sched.h).
+const KERNELS: u32 = 0x10 | 0x4000 | 0x20_0000;
+
 /// All threads, by number. One that ends meanwhile is left out.
 pub(crate) fn threads(process: &Process) -> Result<Vec<Thread>, procfs::ProcError> {
     let mut threads: Vec<_> =
@@ -133,6 +138,7 @@ impl Thread {
             tid: task.tid,
             tid_inside: status.nspid.and_then(|numbers| numbers.last().copied()).unwrap_or(task.tid),
             name: stat.comm,
+            is_kernels: stat.flags & KERNELS != 0,
             state: state(stat.state),
             call,
             registers,

@@ -68,7 +68,7 @@ pub(crate) fn visit_all(space: &AddressSpace, report: &mut Report) -> Result<()>
     let buffers = Buffers { space, start: buffers.addr() };
     let mut threads = report.threads.take().unwrap_or_default();
     let mut refusals = Vec::new();
-    for thread in &mut threads {
+    for thread in threads.iter_mut().filter(|thread| !thread.is_kernels) {
         match space.thread(thread.tid) {
             Ok(state) => {
                 thread.registers = Some(Registers::of(&state.registers));

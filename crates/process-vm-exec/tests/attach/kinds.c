@@ -1,0 +1,178 @@
+// Processes of kinds that need care: argv[1] says which. Each says "ready" when it is one, and from then on waits.
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void ready(void)
+{
+    if (write(STDOUT_FILENO, "ready\n", 6) != 6)
+        _exit(1);
+}
+
+// In read(2), which strict seccomp allows, until the other end is closed. Returns the status to end with.
+static int wait_for_the_end(void)
+{
+    char byte;
+
+    ready();
+    return read(STDIN_FILENO, &byte, 1) == 0 ? 0 : 1;
+}
+
+static void *outlive(void *main_thread)
+{
+    pthread_join(*(pthread_t *)main_thread, NULL);
+    exit(wait_for_the_end());
+}
+
+static void without_main_thread(void)
+{
+    static pthread_t self;
+    pthread_t other;
+
+    self = pthread_self();
+    if (pthread_create(&other, NULL, outlive, &self) != 0)
+        exit(1);
+    pthread_exit(NULL);
+}
+
+// With a thread of the kernel's, which polls.
+static void with_io_uring(void)
+{
+    struct io_uring_params params;
+
+    memset(&params, 0, sizeof(params));
+    params.flags = IORING_SETUP_SQPOLL;
+    params.sq_thread_idle = 100000;
+    if (syscall(SYS_io_uring_setup, 8, &params) < 0) {
+        perror("io_uring_setup");
+        exit(77);
+    }
+}
+
+// As sanitizers do with their shadow.
+static void with_the_region(void)
+{
+    void *wanted = (void *)0x700000000000;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE;
+
+    if (mmap(wanted, 1ul << 40, PROT_NONE, flags, -1, 0) != wanted)
+        exit(1);
+}
+
+// Takes a pipe of the process, if that is an executor and has one.
+static int steals_a_pipe(int pid)
+{
+    char path[64], name[32] = "";
+    struct stat file;
+    int fd, pidfd, taken;
+    FILE *comm;
+
+    snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+    comm = fopen(path, "r");
+    if (comm == NULL)
+        return 0;
+    if (fgets(name, sizeof(name), comm) == NULL)
+        name[0] = 0;
+    fclose(comm);
+    if (strcmp(name, "pvx-executor\n") != 0 || (pidfd = (int)syscall(SYS_pidfd_open, pid, 0)) < 0)
+        return 0;
+    for (fd = 0; fd < 8; fd++) {
+        taken = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+        if (taken >= 0 && fstat(taken, &file) == 0 && S_ISFIFO(file.st_mode))
+            return 1;
+        close(taken);
+    }
+    close(pidfd);
+    return 0;
+}
+
+static void be_a_thief(void)
+{
+    struct dirent *entry;
+    DIR *proc = opendir("/proc");
+
+    if (proc == NULL)
+        exit(77);
+    ready();
+    for (;;) {
+        rewinddir(proc);
+        while ((entry = readdir(proc)) != NULL)
+            if (atoi(entry->d_name) > 0 && steals_a_pipe(atoi(entry->d_name))) {
+                puts("stolen");
+                fflush(stdout);
+                pause();
+            }
+    }
+}
+
+// Makes of each call in the last page of the vDSO after which a jump goes back, as those do that are put there, a jump to
+// itself.
+static void *rewrite(void *page)
+{
+    const unsigned char call[] = { 0x0f, 0x05, 0xeb };
+    // Which writes where the process itself may not.
+    int memory = open("/proc/self/mem", O_WRONLY);
+    unsigned char *found;
+
+    for (;;) {
+        // What is there changes, which the compiler does not know.
+        __asm__ volatile("" : : : "memory");
+        found = memmem(page, 4096, call, sizeof(call));
+        if (found != NULL && pwrite(memory, "\xeb\xfe", 2, (off_t)found) != 2)
+            exit(1);
+    }
+    return NULL;
+}
+
+static void with_a_rewriter(void)
+{
+    unsigned long start, end = 0;
+    char line[512];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    pthread_t thread;
+
+    while (maps && fgets(line, sizeof(line), maps))
+        if (strstr(line, "[vdso]"))
+            sscanf(line, "%lx-%lx", &start, &end);
+    if (end == 0)
+        exit(77);
+    if (pthread_create(&thread, NULL, rewrite, (void *)(end - 4096)) != 0)
+        exit(1);
+}
+
+int main(int argc, char **argv)
+{
+    const char *kind = argc > 1 ? argv[1] : "";
+
+    if (strcmp(kind, "strict") == 0) {
+        if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0)
+            return 77;
+        // exit_group(2) is not allowed there.
+        syscall(SYS_exit, wait_for_the_end());
+    } else if (strcmp(kind, "tsc") == 0) {
+        if (prctl(PR_SET_TSC, PR_TSC_SIGSEGV) != 0)
+            return 1;
+    } else if (strcmp(kind, "leaderless") == 0) {
+        without_main_thread();
+    } else if (strcmp(kind, "io_uring") == 0) {
+        with_io_uring();
+    } else if (strcmp(kind, "thief") == 0) {
+        be_a_thief();
+    } else if (strcmp(kind, "rewriter") == 0) {
+        with_a_rewriter();
+    } else if (strcmp(kind, "region") == 0) {
+        with_the_region();
+    }
+    return wait_for_the_end();
+}

@@ -1,0 +1,239 @@
+//! Kinds of processes that need care, of `kinds.c`: attaching works, or is refused with the reason; either way nothing stays,
+//! and the next one finds the process as it was.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{ChildStdout, Command, Stdio},
+    sync::OnceLock,
+};
+
+use process_vm_exec::{
+    AddressSpace, Call, Context, Errno, Error, Exit, Mapping, Owner, Protection, SignalSet, Sysno,
+};
+
+use crate::{
+    common::{Killed, attached, attached_with, kill, scratch, skip, soon, turn},
+    target::compile,
+    trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent, traces},
+};
+
+fn program() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        fs::write(scratch().join("kinds.c"), include_str!("kinds.c")).expect("the source is written");
+        compile("kinds", "kinds.c", &[]).map_err(|why| skip(&why)).ok()
+    };
+    PROGRAM.get_or_init(build).clone()
+}
+
+/// A process of this kind, as soon as it is one.
+fn process(kind: &str) -> Option<Killed> {
+    start(kind, |command| command).map(|(process, _)| process)
+}
+
+/// The same, started as `how` says, and what it says besides.
+pub(crate) fn start(
+    kind: &str,
+    how: impl FnOnce(&mut Command) -> &mut Command,
+) -> Option<(Killed, BufReader<ChildStdout>)> {
+    let mut command = Command::new(program()?);
+    command.arg(kind).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = how(&mut command).spawn().expect("the program");
+    let mut line = String::new();
+    let mut output = BufReader::new(child.stdout.take().expect("its output"));
+    output.read_line(&mut line).expect("its output");
+    if line != "ready\n" {
+        skip(&format!("no process can be of the kind `{kind}` here: {}", child.wait().expect("its status")));
+        return None;
+    }
+    Some((Killed(child), output))
+}
+
+/// It goes on with what it waits for, and ends well.
+#[track_caller]
+fn assert_unharmed(mut process: Killed) {
+    drop(process.0.stdin.take());
+    let status = process.0.wait().expect("its status");
+    assert!(status.success(), "{status}");
+}
+
+/// Attaches in each way, calls, and detaches; more than once, as something could have stayed.
+#[track_caller]
+fn is_attached_to(kind: &str, check: impl Fn(&AddressSpace, i32)) {
+    let _turn = turn();
+    let Some(process) = process(kind) else { return };
+    let pid = process.pid();
+    for _ in 0..3 {
+        for builder in [AddressSpace::builder(), AddressSpace::builder().files(Owner::Target)] {
+            let space = attached_with(builder, pid);
+            let executor = space.syscall(Sysno::getppid, [0; 6]).expect("a call");
+            assert!(executor > 0);
+            check(&space, pid);
+            space.detach().expect("detaching");
+            assert!(!has_region(pid), "the library's pages are still there");
+        }
+    }
+    assert_unharmed(process);
+}
+
+fn may_suspend_seccomp() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        skip("to set the target's seccomp aside takes CAP_SYS_ADMIN");
+    }
+    is_root
+}
+
+#[test]
+fn under_strict_seccomp() {
+    if may_suspend_seccomp() {
+        is_attached_to("strict", |_, _| {});
+    }
+}
+
+/// To look at its filters is no way, and to make a call would kill it.
+#[test]
+fn threads_under_strict_seccomp_are_not_sent_on_errands() {
+    if !may_suspend_seccomp() {
+        return;
+    }
+    is_attached_to("strict", |space, pid| {
+        let gettid = Call { nr: Sysno::gettid, args: [0; 6] };
+        let refused = space.batch_in_thread(pid, &[gettid]);
+        assert!(matches!(&refused, Err(Error::Thread { why, .. }) if why.contains("strict")), "{refused:?}");
+    });
+}
+
+/// Executors made for runs wait as the first one does.
+#[test]
+fn without_the_time_stamp_counter() {
+    is_attached_to("tsc", |space, _| {
+        let code = space.map(Mapping::anonymous(4096, Protection::READ | Protection::WRITE)).expect("a page");
+        // mov $39, %eax; syscall
+        space.write(code, &[0xb8, 39, 0, 0, 0, 0x0f, 0x05]).expect("the code");
+        space.protect(code, 4096, Protection::READ | Protection::EXEC).expect("mprotect");
+        let mut context = Context::new(code, 0);
+        for _ in 0..3 {
+            context.registers_mut().rip = code;
+            assert!(matches!(space.run(&mut context, &SignalSet::all()), Ok(Exit::Syscall)));
+        }
+        drop(context);
+        space.unmap(code, 4096).expect("munmap");
+    });
+}
+
+/// The target's own setting is not ours to change.
+#[test]
+fn a_target_without_the_time_stamp_counter_stays_without() {
+    is_attached_to("tsc", |space, pid| {
+        let answer = space.scratch(8).expect("memory");
+        let get_tsc = [libc::PR_GET_TSC.unsigned_abs().into(), answer.addr(), 0, 0, 0, 0];
+        space.batch_in_thread(pid, &[Call { nr: Sysno::prctl, args: get_tsc }]).expect("the thread")[0]
+            .expect("prctl");
+        let mut mode = [0; 4];
+        space.read(answer.addr(), &mut mode).expect("the answer");
+        assert_eq!(i32::from_ne_bytes(mode), libc::PR_TSC_SIGSEGV);
+    });
+}
+
+#[test]
+fn whose_main_thread_has_ended() {
+    is_attached_to("leaderless", |space, pid| {
+        let stat = format!("/proc/{pid}/stat");
+        assert_eq!(state_and_parent(&stat).map(|(state, _)| state), Some('Z'));
+        assert!(space.vdso().is_some());
+        // Longer than what is known of its memory is believed.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        space.syscall(Sysno::getpid, [0; 6]).expect("it has not executed another program");
+        let other = numbers(&format!("/proc/{pid}/task")).into_iter().find(|&tid| tid != pid);
+        space.thread(other.expect("a thread")).expect("its state");
+    });
+}
+
+#[test]
+fn with_threads_of_the_kernel() {
+    is_attached_to("io_uring", |space, pid| {
+        let tids = numbers(&format!("/proc/{pid}/task")).into_iter();
+        let kernels = tids.filter(|tid| *tid != pid).collect::<Vec<_>>();
+        assert!(!kernels.is_empty(), "io_uring has a thread there");
+        for tid in kernels {
+            let looked = space.thread(tid);
+            assert!(
+                matches!(&looked, Err(Error::Thread { why, .. }) if why.contains("kernel")),
+                "{looked:?}"
+            );
+        }
+        space.thread(pid).expect("its own thread");
+    });
+}
+
+#[test]
+fn that_uses_the_librarys_addresses_itself() {
+    let _turn = turn();
+    let Some(process) = process("region") else { return };
+    let pid = process.pid();
+    for _ in 0..2 {
+        let Err(Error::Attach { why, errno, .. }) = AddressSpace::attach_pid(pid) else {
+            panic!("attached to it")
+        };
+        assert_eq!(errno, Errno::EXIST);
+        assert!(why.contains("the program uses") && why.contains("0x700000000000"), "{why}");
+        assert!(!why.contains("supervisor"), "{why}");
+    }
+    assert_no_trace_but(pid, |trace| matches!(trace, Trace::Mapping(_)));
+    assert_unharmed(process);
+}
+
+#[test]
+fn that_another_supervisor_is_attached_to() {
+    let _turn = turn();
+    let Some(process) = process("plain") else { return };
+    let space = attached(process.pid());
+    let Err(Error::Attach { why, errno, .. }) = AddressSpace::attach_pid(process.pid()) else {
+        panic!("attached twice")
+    };
+    assert_eq!(errno, Errno::EXIST);
+    assert!(why.contains("another supervisor") && why.contains(&space.executor().to_string()), "{why}");
+    space.detach().expect("detaching");
+    assert_no_trace(process.pid());
+    assert_unharmed(process);
+}
+
+/// Nobody can take its pages out then; who attaches next does.
+#[test]
+fn whose_executor_was_killed() {
+    let _turn = turn();
+    let Some(process) = process("plain") else { return };
+    let pid = process.pid();
+    for _ in 0..3 {
+        let space = attached(pid);
+        let executor = space.executor();
+        kill(executor, libc::SIGKILL);
+        soon("its end is seen", || matches!(space.syscall(Sysno::getpid, [0; 6]), Err(Error::Dead)));
+        drop(space);
+        soon("it is gone", || !numbers("/proc").contains(&executor));
+    }
+    attached(pid).detach().expect("detaching");
+    assert_no_trace(pid);
+    assert_unharmed(process);
+}
+
+/// A target may write what the executor executes. That is its own loss: whoever attaches is not kept.
+#[test]
+fn that_overwrites_the_executors_instructions() {
+    let _turn = turn();
+    let Some(process) = process("rewriter") else { return };
+    let result = AddressSpace::attach_pid(process.pid());
+    // What it has made of the tasks that were to become executors goes round in circles.
+    for trace in traces(process.pid()) {
+        if let Trace::SameMemory(tid) = trace {
+            kill(tid, libc::SIGKILL);
+        }
+    }
+    assert!(
+        matches!(result, Err(Error::Attach { .. } | Error::Space { .. } | Error::Host { .. })),
+        "{result:?}"
+    );
+}
