@@ -68,7 +68,8 @@ pub enum ServiceCalls {
     /// clocks and futexes, and those that only tell something (getpid(2), getcwd(2), uname(2)). A seccomp filter keeps
     /// the space's process to them and to what the library itself needs.
     Memory,
-    /// All.
+    /// All. Those that change how the space's process itself lives (clone(2), execve(2), exit(2), rt_sigprocmask(2),
+    /// sigaltstack(2), close(2) of what it has not opened for you) are the end of what this library promises of it.
     All,
 }
 
@@ -110,11 +111,11 @@ impl Builder {
     }
 
     /// How long whatever is executed in a created space for its supervisor may take: a [`map`](AddressSpace::map), a
-    /// [`fork`](AddressSpace::fork), a [`syscall`](AddressSpace::syscall). Then the space is killed, and the call returns
-    /// [`Error::TimedOut`](crate::Error::TimedOut). No limit unless told otherwise, so that calls may wait.
+    /// [`fork`](AddressSpace::fork), a [`syscall`](AddressSpace::syscall), but not a [`run`](AddressSpace::run). Then the space is killed, and the call returns
+    /// [`Error::TimedOut`](crate::Error::TimedOut). No limit unless told otherwise, so that calls may wait; two seconds for a context's extended
+    /// state, which no honest guest keeps back.
     ///
-    /// A guest with several contexts can keep answers from being seen, and a stop signal keeps a process from answering. A
-    /// supervisor that runs guests it does not trust sets some seconds here, or has another thread
+    /// A hostile guest can keep answers from being seen, and a stop signal keeps a process from answering. A supervisor that runs guests it does not trust sets some seconds here, or has another thread
     /// [`kill`](AddressSpace::kill) the space; other spaces do not wait for this one in any case.
     #[must_use]
     pub fn time_limit(mut self, time_limit: Duration) -> Self {
@@ -209,7 +210,7 @@ impl Builder {
     /// Can this call be executed in such a space?
     pub(crate) fn require_call(&self, call: Sysno) -> Result<()> {
         match self.service_calls {
-            ServiceCalls::Memory if !filter::service_allows(call) => {
+            ServiceCalls::Memory if !filter::is_about_memory(call) => {
                 Err(Error::Confined { call: call.name() })
             }
             ServiceCalls::Memory | ServiceCalls::All => Ok(()),

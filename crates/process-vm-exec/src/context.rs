@@ -262,6 +262,11 @@ impl Context {
         }
     }
 
+    /// Was there an interrupt that no run has reported?
+    pub(crate) fn take_interrupt(&self) -> bool {
+        self.seat.as_ref().is_some_and(|seated| seated.seat.take_interrupt())
+    }
+
     /// Moves RIP, which is to stay where the fault was found to be.
     pub(crate) fn try_again_at(&mut self, rip: u64) {
         self.registers_mut().rip = rip;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
@@ -74,6 +74,7 @@ pub(crate) struct Inner {
     free: Mutex<Vec<Arc<dyn Seat>>>,
     executors: AtomicU64,
     rewriter: Option<Arc<Rewriter>>,
+    is_late: AtomicBool,
     /// The way of files to map, where the space was created here.
     passage: Mutex<Option<Passage>>,
     tracees: Tracees,
@@ -228,6 +229,7 @@ impl AddressSpace {
             free,
             executors,
             rewriter,
+            is_late: AtomicBool::new(false),
             passage,
             tracees,
             native,
@@ -390,6 +392,9 @@ impl AddressSpace {
         if let Some(status) = self.0.service.life.status() {
             return Ok(Exit::Died(status));
         }
+        // How often a breakpoint that is gone by now has sent the context on. Only a guest that makes them up meets many.
+        const MOST_TRIES: u32 = 1000;
+        let mut tries = 0;
         loop {
             // Matched where it is: to move an event costs more than to find out which one it is.
             match ctx.enter(&self.0) {
@@ -410,8 +415,14 @@ impl AddressSpace {
                 Ok(Event::Fault { rax, mut fault }) => {
                     ctx.left(rax);
                     if let Some(rewriter) = &self.0.rewriter {
-                        if let Some(site) = rewriter.caused(&self.0, ctx.registers(), &fault) {
+                        if tries < MOST_TRIES
+                            && let Some(site) = rewriter.caused(&self.0, ctx.registers(), &fault)
+                        {
+                            tries += 1;
                             ctx.try_again_at(site);
+                            if ctx.take_interrupt() {
+                                return Ok(Exit::Interrupted);
+                            }
                             continue;
                         }
                         rewriter.place(&mut fault);
@@ -432,6 +443,8 @@ impl AddressSpace {
                     }
                 }
                 Ok(Event::Died) | Err(Error::Dead) => return Ok(Exit::Died(self.0.end())),
+                // Not the supervisor's registers, which have been loaded before, but what the guest has reported.
+                Err(Error::Context(_)) if tries > 0 => return Ok(Exit::Died(self.0.end())),
                 Err(error) => return Err(error),
             }
         }
@@ -560,6 +573,11 @@ impl Inner {
             .map_err(Error::host("pidfd_open of the space's process"))?;
         const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
         Passage::open(&self.service, pidfd, FIRST_FILE)
+    }
+
+    /// Has this space not yet restored the text of a file that somebody wanted to write to? See [`Self::give_up_text_of`].
+    pub(crate) fn is_late(&self) -> &AtomicBool {
+        &self.is_late
     }
 
     /// Somebody is about to write to a file, which waits until this is done.

@@ -111,8 +111,8 @@
     cmpl $0, {SLEEPING}(%rbp)
     je 1f
     mov %rbx, %rdi
-    mov $1, %esi                        /* FUTEX_WAKE */
-    mov $1, %edx
+    mov $1, %esi                        /* FUTEX_WAKE: all, as a guest may sleep there too, to be woken instead */
+    mov $0x7fffffff, %edx
     mov ${SYS_futex}, %eax
     syscall
 1:
@@ -206,6 +206,16 @@
     xor %r9, %r8
     xor %r10, %r8
     xor %r11, %r8
+.endm
+
+/* Clobbers rax rcx rdx rsi rdi r10 r11. */
+.macro SET_SIGNAL_MASK
+    mov $2, %edi                        /* SIG_SETMASK */
+    movabs ${params}+{SIGMASK}, %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    mov ${SYS_rt_sigprocmask}, %eax
+    syscall
 .endm
 
 .macro REPORT kind
@@ -374,28 +384,28 @@ executor_start:                         /* r15 = its mailbox */
     syscall
     test %rax, %rax
     jnz leave
-    SIP_BEGIN                           /* it has the service task's key: says so that the filter is in place */
-    xor %edx, %edx                      /* no request has this number */
+    SIP_BEGIN                           /* it has the service task's key: signs that the filter is in place, */
+    xor %edx, %edx                      /* under the number of no request, */
     SIP_WORD
     mov %rbx, %rdx
     SIP_WORD
     mov $2, %ecx
     SIP_END %rcx
-    mov %r8, {STARTED_TAG}(%rbx)
-    pxor %xmm0, %xmm0                   /* and forgets it, and what could tell it, before any guest comes */
-    pxor %xmm1, %xmm1
+    mov %r8, %r13
+    pxor %xmm0, %xmm0                   /* and forgets the key and what could tell it before anybody can know of that: */
+    pxor %xmm1, %xmm1                   /* with the signature it may be taken over at once */
     pxor %xmm2, %xmm2
     pxor %xmm3, %xmm3
     pxor %xmm4, %xmm4
     pxor %xmm5, %xmm5
     xor %r8d, %r8d
     xor %r9d, %r9d
-    xor %r10d, %r10d
     xor %r11d, %r11d
-    xor %edx, %edx
-    lea {STACK_TOP}(%rbx), %rsp
+    xor %ecx, %ecx
     mov (%rbp), %r12d
-    call set_signal_mask
+    SET_SIGNAL_MASK
+    lea {STACK_TOP}(%rbx), %rsp
+    mov %r13, {STARTED_TAG}(%rbx)
     jmp report_done
 
 /* Leaves through here with the guest's registers in the mailbox and its extended state live. */
@@ -536,12 +546,7 @@ take_pending:                           /* report a signal that came while the g
     jmp report_signal
 
 set_signal_mask:
-    mov $2, %edi                        /* SIG_SETMASK */
-    movabs ${params}+{SIGMASK}, %rsi
-    xor %edx, %edx
-    mov $8, %r10d
-    mov ${SYS_rt_sigprocmask}, %eax
-    syscall
+    SET_SIGNAL_MASK
     ret
 
 /* ---- trampoline: rewritten call sites come here ------------------------------------------------------------------ */

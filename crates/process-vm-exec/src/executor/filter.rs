@@ -86,6 +86,8 @@ pub(crate) fn executor() -> Vec<sock_filter> {
     filter.unless_equal(number(libc::SYS_futex), Kill);
     filter.load(arg_high(0));
     filter.unless_equal(region_high, Kill);
+    filter.load(arg_low(0));
+    filter.if_at_least((layout::BASE + layout::SIZE) as u32, Kill);
     // FUTEX_WAIT and FUTEX_WAKE are 0 and 1; every flag and other operation has a higher bit.
     filter.load(arg_low(1));
     filter.and(!1);
@@ -93,9 +95,9 @@ pub(crate) fn executor() -> Vec<sock_filter> {
     filter.finish()
 }
 
-/// Calls that the service tasks of a space make unless its supervisor wants more: of the supervisor, about the memory
-/// and the processors of the space, and about what it is; and of the library.
-const ALLOWED: &[Sysno] = {
+/// Calls that a supervisor has made in a space unless it wants more: about the memory and the processors of the space, and
+/// about what it is.
+const MEMORY: &[Sysno] = {
     use Sysno as S;
     &[
         S::munmap,
@@ -157,7 +159,14 @@ const ALLOWED: &[Sysno] = {
         S::uname,
         S::sysinfo,
         S::getrandom,
-        // Of the library: births, files that arrive, signals, filters of executors, what these do, and the end.
+    ]
+};
+
+/// Calls that the library makes itself besides, for births, files that arrive, signals, filters of executors, what these do,
+/// and the end. In other hands some of them would show the key of a service task, or make another that has it.
+const OWN: &[Sysno] = {
+    use Sysno as S;
+    &[
         S::close,
         S::close_range,
         S::socketpair,
@@ -172,12 +181,9 @@ const ALLOWED: &[Sysno] = {
     ]
 };
 
-/// Calls of which the arguments decide, too.
-const JUDGED: &[Sysno] = &[Sysno::mmap, Sysno::clone, Sysno::prctl];
-
-/// Does the filter of service tasks let this call pass, at least with some arguments?
-pub(crate) fn service_allows(call: Sysno) -> bool {
-    ALLOWED.contains(&call) || JUDGED.contains(&call)
+/// May a supervisor have this call made in a space that is confined?
+pub(crate) fn is_about_memory(call: Sysno) -> bool {
+    call == Sysno::mmap || MEMORY.contains(&call)
 }
 
 /// How the library clones: executors, and processes.
@@ -195,7 +201,7 @@ pub(crate) fn service() -> Vec<sock_filter> {
     filter.load(ARCH);
     filter.unless_equal(code::AUDIT_ARCH_X86_64, Refuse);
     filter.load(NR);
-    for call in ALLOWED {
+    for call in MEMORY.iter().chain(OWN) {
         filter.if_equal(number(call.id().into()), Allow);
     }
     // The memory file, which all spaces are in, is for a new process to map its slot of.
@@ -307,5 +313,36 @@ impl Assembler {
         }
         Verdict::ALL.into_iter().for_each(|verdict| self.always(verdict));
         self.code
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::space::AddressSpace;
+
+    /// Whoever might have it make them.
+    #[test]
+    fn the_kernel_confines_a_service_task_to_what_the_library_needs() {
+        let space = AddressSpace::create().unwrap();
+        let outcome = |nr, args| space.service().call(nr, args).unwrap();
+        let number = |value: libc::c_int| u64::from(value.unsigned_abs());
+        for (nr, args) in [
+            (libc::SYS_openat, [0; 6]),
+            (libc::SYS_pwrite64, [layout::ARENA_FD.unsigned_abs().into(), layout::BASE, 8, 0, 0, 0]),
+            (libc::SYS_clone, [0; 6]),
+            (libc::SYS_clone, [number(CLONE_EXECUTOR | libc::CLONE_FILES), 0, 0, 0, 0, 0]),
+            (libc::SYS_prctl, [number(libc::PR_SET_DUMPABLE), 0, 0, 0, 0, 0]),
+            // Another space's slot.
+            (
+                libc::SYS_mmap,
+                [0, 4096, 3, number(libc::MAP_SHARED), layout::ARENA_FD.unsigned_abs().into(), 0],
+            ),
+        ] {
+            assert_eq!(outcome(nr, args), Err(Errno::PERM), "{nr} {args:x?}");
+        }
+        assert!(outcome(libc::SYS_getpid, [0; 6]).is_ok());
     }
 }

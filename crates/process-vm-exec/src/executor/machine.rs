@@ -108,9 +108,10 @@ impl Machine for Until<'_> {
     }
 }
 
-/// Wakes whoever sleeps on `word`, on either side of a shared mapping.
+/// Wakes all who sleep on `word`, on either side of a shared mapping: a guest may do so too, to be woken instead of others.
 pub(crate) fn wake(word: &AtomicU32) {
-    futex(word, libc::FUTEX_WAKE, 1, None);
+    const ALL: u32 = i32::MAX.unsigned_abs();
+    futex(word, libc::FUTEX_WAKE, ALL, None);
 }
 
 /// Sleeps until woken, unless `word` is not `value` any more, and no longer than `time`.

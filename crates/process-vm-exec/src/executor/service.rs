@@ -110,6 +110,11 @@ impl Service {
         machine::wake(self.mine().word);
     }
 
+    /// How long what it is asked for may take.
+    pub(crate) fn time_limit(&self) -> Option<Duration> {
+        self.time_limit
+    }
+
     /// Has an executor that this task has cloned signed its first report? Nobody else in the space can.
     pub(crate) fn has_signed_start(&self, mailbox: u64) -> bool {
         /// The number of no request.

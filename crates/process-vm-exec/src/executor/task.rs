@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::handoff::{self, Half, Passed};
+use super::handoff::{self, Half, Machine, Passed};
 use super::layout::{self, kind, op};
 use super::life::Life;
-use super::machine::{self, Host};
+use super::machine::{self, Host, Until};
 use super::service::{Entry, Service};
 use super::{code, filter, setup};
 use crate::arch::x86_64::{Registers, xstate};
@@ -23,6 +24,8 @@ pub(crate) struct Executor {
     pub(crate) tid: Pid,
     host: Host,
     index: u64,
+    /// How long it may take for what is not a run.
+    time_limit: Duration,
     /// The word of the last command. Only the one who runs a context here changes it.
     last: AtomicU32,
 }
@@ -40,6 +43,9 @@ pub(crate) enum Report {
     /// The process is dead, or has just been killed for tampering.
     Dead,
 }
+
+/// For extended state, which a running executor gives and takes within microseconds.
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Command words count in steps of this; below is the operation.
 const SEQUENCE: u32 = 1 << 8;
@@ -75,7 +81,9 @@ impl Executor {
         };
         let tid = service.request_one(clone)?.map_err(|errno| Error::Space { call: "clone", errno })?;
         let tid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(Error::Dead)?;
-        let executor = Self { life: Arc::clone(life), tid, host, index, last: AtomicU32::new(SEQUENCE) };
+        let time_limit = service.time_limit().unwrap_or(TIME_LIMIT);
+        let last = AtomicU32::new(SEQUENCE);
+        let executor = Self { life: Arc::clone(life), tid, host, index, time_limit, last };
         let word = handoff::wait(&service.until(), &executor.mine(), &executor.other(), 0, Passed::Quietly);
         // Another context may have said so, while this task is still without its filter.
         match executor.report(word) {
@@ -132,7 +140,7 @@ impl Executor {
 
     /// The extended state that the guest had at its exit.
     pub(crate) fn save_xstate(&self) -> Result<Vec<u8>> {
-        match self.perform(op::SAVE_XSTATE) {
+        match self.perform_soon(op::SAVE_XSTATE) {
             Report::Done => Ok(self.read_xstate()),
             _ => Err(Error::Dead),
         }
@@ -148,7 +156,7 @@ impl Executor {
     /// Replaces the extended state. `area` has been validated.
     pub(crate) fn load_xstate(&self, area: &[u8]) -> Result<()> {
         self.life.slot.write_bytes(self.mailbox() + layout::XSTATE, area);
-        match self.perform(op::LOAD_XSTATE) {
+        match self.perform_soon(op::LOAD_XSTATE) {
             Report::Done => Ok(()),
             _ => Err(Error::Dead),
         }
@@ -202,6 +210,17 @@ impl Executor {
 
     #[inline]
     fn perform(&self, operation: u32) -> Report {
+        self.perform_on(&self.host, operation)
+    }
+
+    /// What an executor does by itself: one that takes long runs its guest, which has reported something in its place.
+    fn perform_soon(&self, operation: u32) -> Report {
+        let deadline = Instant::now().checked_add(self.time_limit);
+        self.perform_on(&Until { host: self.host, life: &self.life, deadline }, operation)
+    }
+
+    #[inline]
+    fn perform_on(&self, machine: &impl Machine, operation: u32) -> Report {
         let previous = self.last.load(Ordering::Relaxed);
         let seen = self.other().word.load(Ordering::Relaxed);
         if seen == layout::DEAD {
@@ -214,7 +233,7 @@ impl Executor {
         }
         let word = sequence | operation;
         self.last.store(word, Ordering::Relaxed);
-        self.report(handoff::call(&self.host, &self.mine(), &self.other(), word, seen))
+        self.report(handoff::call(machine, &self.mine(), &self.other(), word, seen))
     }
 
     /// What the mailbox's word says about the last command.
@@ -313,7 +332,9 @@ mod tests {
         thread::spawn(move || {
             let tid = rustix::thread::gettid();
             let last = AtomicU32::new(SEQUENCE);
-            answered.send(Executor { life, tid, host: Host::new(0), index: 0, last }.answer(0))
+            answered.send(
+                Executor { life, tid, host: Host::new(0), index: 0, time_limit: TIME_LIMIT, last }.answer(0),
+            )
         });
         assert!(matches!(answer.recv_timeout(Duration::from_secs(20)), Ok(Report::Dead)));
     }

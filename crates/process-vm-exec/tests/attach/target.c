@@ -96,6 +96,7 @@ static uint8_t fds_at_start[1024];
 
 static void list_fds(uint8_t *open)
 {
+    pthread_mutex_lock(&looking);
     DIR *dir = opendir("/proc/self/fd");
     CHECK(dir, "opendir of /proc/self/fd: %d", errno);
     for (struct dirent *entry; (entry = readdir(dir));) {
@@ -104,6 +105,7 @@ static void list_fds(uint8_t *open)
             open[fd] = 1;
     }
     closedir(dir);
+    pthread_mutex_unlock(&looking);
 }
 
 static void check_fds(void)
@@ -282,7 +284,7 @@ static void obey(void)
 static bool wait_for_input(int ms)
 {
     struct pollfd input = {.fd = 0, .events = POLLIN};
-    int64_t start = now_ns();
+    int64_t start = begin_ns();
     int result = poll(&input, 1, ms);
     CHECK(result >= 0, "poll of the standard input: errno %d (%s)", errno, strerror(errno));
     if (result == 0)

@@ -115,7 +115,7 @@ pub(crate) fn traces(pid: i32) -> Vec<Trace> {
         let link = link.to_string_lossy();
         if ["memfd:", "pidfd", "userfaultfd", "seccomp", "/proc/"].iter().any(|kind| link.contains(kind))
             // Which a target reads itself.
-            && !link.ends_with("/task") && !link.ends_with("/status")
+            && !["/task", "/status", "/schedstat"].iter().any(|own| link.ends_with(own))
         {
             found.push(Trace::Descriptor(format!("{fd} -> {link}")));
         }

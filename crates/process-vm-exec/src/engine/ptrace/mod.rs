@@ -293,7 +293,8 @@ impl Seat for Tracee {
     }
 
     fn has_initial_xstate(&self) -> bool {
-        !lock(&self.guest).has_run
+        // The task may have been taken over anywhere in its own code.
+        false
     }
 
     fn is_usable(&self) -> bool {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use crate::maps::{FileId, Map};
 use crate::space::Inner;
 use crate::sync::lock;
 
-/// For how long whoever opens a file waits at most for spaces to give it up. One that does not answer does so later.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// For how long whoever opens a file waits at most for spaces to give it up. One that does not answer does so later, and
+/// is not waited for again.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Says that somebody is about to open a file for writing. Not one that queues: who gets it looks at all leases.
 const BREAK: libc::c_int = libc::SIGSTKFLT;
@@ -140,10 +142,14 @@ impl Lease {
             users.spaces.iter().filter_map(Weak::upgrade).collect()
         };
         let (done, are_done) = mpsc::channel::<()>();
-        for space in spaces {
-            let (id, done) = (self.id, done.clone());
+        let awaited: Vec<_> = spaces.into_iter().map(|space| (space, Arc::<AtomicBool>::default())).collect();
+        for (space, has_restored) in &awaited {
+            let (id, space, has_restored) = (self.id, Arc::clone(space), Arc::clone(has_restored));
+            let done = (!space.is_late().load(Ordering::SeqCst)).then(|| done.clone());
             let restore = move || {
                 space.give_up_text_of(id);
+                has_restored.store(true, Ordering::SeqCst);
+                space.is_late().store(false, Ordering::SeqCst);
                 drop(done);
             };
             // A thread for each: none waits because another's service task does not answer.
@@ -152,6 +158,9 @@ impl Lease {
         drop(done);
         // The end of the last one.
         let _ = are_done.recv_timeout(PATIENCE);
+        for (space, has_restored) in awaited {
+            space.is_late().store(!has_restored.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
         self.release();
     }
 

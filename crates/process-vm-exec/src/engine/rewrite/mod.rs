@@ -44,6 +44,11 @@ const MOST_BREAKPOINTS_MET: u32 = 64;
 /// Stubs are never given back, so text that changes all the time would take ever more of them.
 const MOST_PAGES: usize = 128;
 
+/// How many addresses' traps are counted, whoever says that there were any.
+const MOST_TRAPS: usize = 1 << 14;
+/// How many files' text is rewritten in one space. Each is open meanwhile.
+const MOST_FILES: usize = 64;
+
 /// What the processor must have for the trampoline.
 pub(crate) fn lacks() -> Option<String> {
     (!std::arch::is_x86_feature_detected!("bmi2")).then(|| "the processor lacks BMI2 (Haswell or Zen)".into())
@@ -125,6 +130,9 @@ impl Rewriter {
             return false;
         }
         if sites.may_be_text(registers.rip) && registers.rflags & RFLAGS_TF == 0 {
+            if sites.traps.len() == MOST_TRAPS {
+                sites.traps.clear();
+            }
             let traps = sites.traps.entry(registers.rip).or_default();
             *traps = traps.saturating_add(1);
             // A site that cannot be rewritten goes on trapping.
@@ -386,8 +394,14 @@ impl Sites {
     fn prepare_pages(&mut self, space: &Arc<Inner>, at: u64, len: usize) -> Option<Option<FileId>> {
         let service = space.service();
         let pid = (*service.life.pid())?;
+        if self.leases.len() == MOST_FILES {
+            self.drop_leases();
+        }
         let map = self.maps.iter().flatten().find(|map| map.range.contains(&at))?;
         let Some(file) = map.file else { return Some(None) };
+        if self.leases.len() == MOST_FILES && !self.leases.contains_key(&file) {
+            return None;
+        }
         let is_kept = match self.leases.entry(file) {
             hash_map::Entry::Occupied(lease) => !lease.get().is_broken(),
             hash_map::Entry::Vacant(place) => place.insert(lease::on(map, pid)?).join(space),
@@ -432,6 +446,13 @@ impl Sites {
             self.traps.remove(&patch.site);
         }
         self.drop_copies(space);
+        self.drop_leases();
+    }
+
+    /// Lets go of files in which nothing is rewritten any more.
+    fn drop_leases(&mut self) {
+        let patches = &self.patches;
+        self.leases.retain(|&file, _| patches.values().any(|patch| patch.file == Some(file)));
     }
 
     /// Gives back the pages of files in which nothing is rewritten any more.

@@ -62,7 +62,7 @@ static void step_vfork(struct worker *w)
     static struct timespec time = {.tv_nsec = 20 * NS_PER_MS};
     pthread_mutex_lock(&children_lock);
     promise(w, 20 * NS_PER_MS);
-    int64_t start = now_ns();
+    int64_t start = begin_ns();
     pid_t child = vfork();
     if (child == 0) {
         syscall(SYS_nanosleep, &time, NULL);

@@ -2,7 +2,7 @@
 
 static void step_nanosleep(struct worker *w)
 {
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct timespec time = timespec_of(asked);
     promise(w, asked);
     long result = nanosleep(&time, NULL);
@@ -12,7 +12,7 @@ static void step_nanosleep(struct worker *w)
 
 static void step_clock_nanosleep(struct worker *w)
 {
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct timespec time = timespec_of(start + asked);
     promise(w, asked);
     int error = clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL);
@@ -34,7 +34,7 @@ static void close_pipe(struct worker *w)
 static void step_poll(struct worker *w)
 {
     struct pollfd fd = {.fd = w->fds[0], .events = POLLIN};
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     promise(w, asked);
     long result = poll(&fd, 1, (int)(asked / NS_PER_MS));
     check_result("poll", result, errno, 0, 0);
@@ -44,7 +44,7 @@ static void step_poll(struct worker *w)
 static void step_ppoll(struct worker *w)
 {
     struct pollfd fd = {.fd = w->fds[0], .events = POLLIN};
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct timespec time = timespec_of(asked);
     sigset_t all;
     sigfillset(&all);
@@ -56,7 +56,7 @@ static void step_ppoll(struct worker *w)
 
 static void step_select(struct worker *w)
 {
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct timeval time = {.tv_sec = asked / NS_PER_S, .tv_usec = asked % NS_PER_S / NS_PER_US};
     fd_set set;
     FD_ZERO(&set);
@@ -91,7 +91,7 @@ static void close_epoll(struct worker *w)
 static void step_epoll(struct worker *w)
 {
     struct epoll_event event;
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     promise(w, asked);
     long result = epoll_wait(w->epoll, &event, 1, (int)(asked / NS_PER_MS));
     check_result("epoll_wait", result, errno, 0, 0);
@@ -116,7 +116,7 @@ static void step_epoll_forever(struct worker *w)
 {
     struct epoll_event event = {0};
     uint64_t expirations = 0;
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct itimerspec when = {.it_value = timespec_of(asked)};
     CHECK(timerfd_settime(w->fds[0], 0, &when, NULL) == 0, "timerfd_settime: %d", errno);
     promise(w, asked);
@@ -132,7 +132,7 @@ static void step_epoll_forever(struct worker *w)
 static void step_futex(struct worker *w)
 {
     static uint32_t word = 7;
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct timespec time = timespec_of(asked);
     promise(w, asked);
     long result = syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 7, &time, NULL, 0);
@@ -188,7 +188,7 @@ static void close_read(struct worker *w)
 // For a signal that nobody sends.
 static void step_sigtimedwait(struct worker *w)
 {
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct timespec time = timespec_of(asked);
     sigset_t set;
     sigemptyset(&set);
@@ -209,7 +209,7 @@ static void open_semtimedop(struct worker *w)
 static void step_semtimedop(struct worker *w)
 {
     struct sembuf down = {.sem_op = -1};
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     struct timespec time = timespec_of(asked);
     promise(w, asked);
     long result = semtimedop(w->fds[0], &down, 1, &time);
@@ -229,7 +229,7 @@ static void step_recv(struct worker *w)
     int64_t asked = pick_ns(w) + JIFFY_NS;
     struct timeval time = {.tv_sec = asked / NS_PER_S, .tv_usec = asked % NS_PER_S / NS_PER_US};
     CHECK(setsockopt(w->fds[0], SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time) == 0, "setsockopt: %d", errno);
-    int64_t start = now_ns();
+    int64_t start = begin_ns();
     promise(w, asked);
     long result = recv(w->fds[0], &byte, 1, 0);
     check_result("recv with a timeout", result, errno, -1, EAGAIN);
@@ -258,7 +258,7 @@ static void close_timed(struct worker *w)
 // The timer goes on until the wait is over: the first signal may come before pause does.
 static void step_pause(struct worker *w)
 {
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     uint64_t before = arrived;
     promise(w, asked);
     set_timer(w->timer, asked, 10 * NS_PER_MS);
@@ -275,7 +275,7 @@ static void step_pause(struct worker *w)
 
 static void step_sigsuspend(struct worker *w)
 {
-    int64_t asked = pick_ns(w), start = now_ns();
+    int64_t asked = pick_ns(w), start = begin_ns();
     uint64_t before = arrived;
     sigset_t set;
     sigfillset(&set);
