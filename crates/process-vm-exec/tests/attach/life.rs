@@ -45,7 +45,7 @@ fn pipes_of_the_target_end_while_somebody_is_attached() {
     /// Longer than the target waits for the end of a pipe.
     const WHILE: Duration = Duration::from_millis(700);
     let _turn = turn();
-    let Some(mut target) = Target::start(&["--threads=1", "--workers=eof"]) else { return };
+    let Some(mut target) = Target::start(&["--threads=1", "--workers=eof", "--slack-ms=500"]) else { return };
     for _ in 0..5 {
         let before = target.report();
         // Nothing of ours goes into its table then, for which that would be emptied.

@@ -113,7 +113,9 @@ fn program(linked: Linked) -> Option<PathBuf> {
 
 /// Adds the options that every target has, and `options`, which win.
 fn with_options<'a>(command: &'a mut Command, options: &[&str]) -> &'a mut Command {
-    let slack_ms = env::var("PVX_SLACK_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(500);
+    // A machine with more to do than processors lets a thread wait for seconds. A wait that begins anew each time that it is
+    // disturbed never ends.
+    let slack_ms = env::var("PVX_SLACK_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(5000);
     // While somebody attaches, there is a helper thread for some 100 us.
     command.args([&format!("--slack-ms={slack_ms}"), "--slack-task"]).args(options)
 }
