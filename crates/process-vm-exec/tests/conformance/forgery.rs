@@ -57,6 +57,29 @@ fn hider(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
     a.jmp(top)
 }
 
+/// Runs a guest that reports something itself, which wakes nobody: interrupts it until it has been seen.
+fn run_until_seen(guest: &mut Guest) -> Exit {
+    let is_seen = Arc::<AtomicBool>::default();
+    let waker = {
+        let (interrupter, is_seen) = (guest.ctx.interrupter(), Arc::clone(&is_seen));
+        thread::spawn(move || {
+            while !is_seen.load(Ordering::SeqCst) {
+                interrupter.interrupt();
+                thread::sleep(Duration::from_millis(20));
+            }
+        })
+    };
+    let exit = loop {
+        match guest.run() {
+            Exit::Interrupted => guest.regs().rip = CODE,
+            exit => break exit,
+        }
+    };
+    is_seen.store(true, Ordering::SeqCst);
+    waker.join().expect("the waker");
+    exit
+}
+
 /// A guest that runs on a thread of its own until its space is gone.
 struct Attacker {
     space: Arc<AddressSpace>,
@@ -382,11 +405,55 @@ claims! {
             a.set_label(&mut top)?;
             a.jmp(top)
         });
-        guest.call();
+        let exit = run_until_seen(&mut guest);
+        assert!(matches!(exit, Exit::Syscall), "{exit:?}");
         let other = Guest::new(engine, spin);
         let moved = other.space.run(&mut guest.ctx, &SignalSet::all());
         assert!(matches!(moved, Err(Error::Context(_))), "{moved:?}");
+        guest.space.kill();
         assert!(matches!(guest.run(), Exit::Died(_)));
+    }
+
+    /// Breakpoints that are not there: whose fault comes late, a context that rewriting is about to send on, one would think.
+    fn faults_that_a_guest_makes_up_end_its_run(engine) {
+        const COMMAND: u64 = REQUEST + 0x8_0800;
+        const SIGNAL: i32 = 4;
+        if matches!(engine, Engine::Ptrace | Engine::Native) {
+            return;
+        }
+        // Where a mailbox has the registers, and what a signal's frame has told (`layout.rs`).
+        const RIP: u64 = MAILBOXES + 0x400 + 7 * 8;
+        const SEGMENT: u64 = RIP + 8;
+        const TRAP: u64 = MAILBOXES + 0x188;
+        const SIGINFO: u64 = MAILBOXES + 0x200;
+        for segment in [0x33, 0x10] {
+            let mut guest = Guest::new(engine, |a| {
+                let (mut top, mut same) = (a.create_label(), a.create_label());
+                a.mov(rsi, COMMAND)?;
+                a.mov(rdi, MAILBOXES)?;
+                a.mov(r8, RIP)?;
+                a.mov(r9, SEGMENT)?;
+                a.mov(r10, TRAP)?;
+                a.mov(r11, SIGINFO)?;
+                a.set_label(&mut top)?;
+                a.mov(ecx, dword_ptr(rsi))?;
+                a.mov(qword_ptr(r8), 0x5000_0001)?;
+                a.mov(qword_ptr(r9), segment)?;
+                a.mov(qword_ptr(r10), 3)?;
+                a.mov(dword_ptr(r11), libc::SIGTRAP)?;
+                a.mov(dword_ptr(r11 + 8), 0x80)?;
+                a.mov(edx, ecx)?;
+                a.and(edx, !0xff)?;
+                a.or(edx, SIGNAL)?;
+                a.mov(dword_ptr(rdi), edx)?;
+                a.set_label(&mut same)?;
+                a.cmp(ecx, dword_ptr(rsi))?;
+                a.je(same)?;
+                a.jmp(top)
+            });
+            let exit = run_until_seen(&mut guest);
+            assert!(matches!(exit, Exit::Fault(_) | Exit::Died(_)), "{exit:?}");
+        }
     }
 
     fn a_run_ends_when_its_space_is_killed(engine) {

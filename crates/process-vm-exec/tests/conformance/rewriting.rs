@@ -22,7 +22,8 @@ use process_vm_exec::{
 use rustix::fs::MemfdFlags;
 
 use crate::common::{
-    CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, asm, claims, kill, soak,
+    CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, alone, asm, claims,
+    kill, soak,
 };
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; jmp top`
@@ -1096,5 +1097,34 @@ claims! {
             }
         }
         check_calls(&mut guest, NR + 1, 20);
+    }
+
+    fn files_whose_text_is_gone_are_not_kept_open(engine) {
+        alone(engine, module_path!(), "files_whose_text_is_gone_are_not_kept_open", || {
+            let open = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
+            let mut guest = mapped(engine, &TextFile::new(&call_of(NR)).to_read());
+            check_calls(&mut guest, NR, 4);
+            let before = open();
+            // More than are rewritten at once in one space, and than are left open by then.
+            for number in 0..100u32 {
+                let file = TextFile::new(&call_of(NR + number));
+                guest
+                    .space
+                    .map(Mapping::file(file.to_read().as_fd(), 0, 2 * PAGE, READ_EXEC).at(CODE))
+                    .expect("text in place of the last file's");
+                check_calls(&mut guest, NR + number, 4);
+            }
+            assert!(open() <= before + 1, "{before} descriptors before, {} after", open());
+            let others: Vec<TextFile> = (0..100).map(|number| TextFile::new(&call_of(NR + number))).collect();
+            for (number, file) in (0..100u32).zip(&others) {
+                let at = DATA + u64::from(number) * 2 * PAGE;
+                guest.space.map(Mapping::file(file.to_read().as_fd(), 0, 2 * PAGE, READ_EXEC).at(at)).expect("text");
+                for _ in 0..4 {
+                    guest.regs().rip = at;
+                    assert_eq!(guest.call().nr, u64::from(NR + number));
+                }
+            }
+            assert!(open() <= before + 70, "{before} descriptors before, {} after", open());
+        });
     }
 }

@@ -130,13 +130,8 @@ impl Rewriter {
             return false;
         }
         if sites.may_be_text(registers.rip) && registers.rflags & RFLAGS_TF == 0 {
-            if sites.traps.len() == MOST_TRAPS {
-                sites.traps.clear();
-            }
-            let traps = sites.traps.entry(registers.rip).or_default();
-            *traps = traps.saturating_add(1);
             // A site that cannot be rewritten goes on trapping.
-            let _ = match *traps {
+            let _ = match sites.count_trap(registers.rip) {
                 TRAPS_BEFORE_REWRITING => sites.rewrite(space, registers, |_| true),
                 TRAPS_BEFORE_REWRITING_AGAIN => {
                     sites.rewrite(space, registers, |form| matches!(form, Form::Behind { .. }))
@@ -417,6 +412,17 @@ impl Sites {
         Some(Some(file))
     }
 
+    /// How often the site whose `syscall` ends at `rip` has trapped. Guests can say so of any address: when there are too
+    /// many, counting begins anew.
+    fn count_trap(&mut self, rip: u64) -> u32 {
+        if self.traps.len() == MOST_TRAPS && !self.traps.contains_key(&rip) {
+            self.traps.clear();
+        }
+        let traps = self.traps.entry(rip).or_default();
+        *traps = traps.saturating_add(1);
+        *traps
+    }
+
     /// Puts the old bytes back wherever `which` says so, if what is there is ours.
     fn restore(&mut self, space: &Inner, which: impl Fn(u64, &Patch) -> bool) {
         if !self.patches.iter().any(|(&at, patch)| which(at, patch)) {
@@ -497,6 +503,16 @@ impl Sites {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn traps_at_ever_new_addresses_do_not_take_ever_more_memory() {
+        let mut sites = Sites::default();
+        for rip in 0..3 * MOST_TRAPS as u64 {
+            assert_eq!(sites.count_trap(rip), 1);
+            assert_eq!(sites.count_trap(rip), 2);
+            assert!(sites.traps.len() <= MOST_TRAPS);
+        }
+    }
 
     #[test]
     fn calls_from_our_own_pages_or_from_nowhere_are_no_sites() {
