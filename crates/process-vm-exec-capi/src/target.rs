@@ -31,7 +31,7 @@ pub(crate) struct Target {
 /// # Errors
 /// `EINVAL` if there can be none, or it is the caller; `ESRCH` if there is none.
 pub(crate) fn open(pid: i32) -> Result<OwnedFd, Errno> {
-    let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::INVAL)?;
+    let pid = Pid::from_raw(pid.max(0)).ok_or(Errno::INVAL)?;
     // pidfd_open(2) says EINVAL (ENOENT since Linux 6.14) of a thread that does not lead its process.
     pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| match errno {
         Errno::INVAL | Errno::NOENT => Errno::SRCH,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use process_vm_exec::{AddressSpace, Errno, Mapping, Protection, SigInfo, SignalSet};
+use process_vm_exec::{AddressSpace, Errno, Mapping, Protection, ServiceCalls, SigInfo, SignalSet};
 
 use crate::abi::{Bases, SigContext};
 use crate::fpstate::{FpState, LEGACY_LEN};
@@ -163,7 +163,7 @@ fn segment_bases_are_those_that_are_given() {
 
 #[test]
 fn system_calls_are_executed_in_the_space() {
-    let space = AddressSpace::create().expect("a space");
+    let space = AddressSpace::builder().service_calls(ServiceCalls::All).create().expect("a space");
     let executed = |nr: i64, rdi: u64| {
         let mut context = SigContext { rax: nr.cast_unsigned(), rdi, ..<_>::default() };
         syscall_in(&space, &mut context).expect("the space lives");

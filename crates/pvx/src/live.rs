@@ -43,7 +43,7 @@ impl fmt::Display for Refusal {
 /// Puts an executor into the process `pid`; [`leave`] takes it out again.
 pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> {
     require_proc().map_err(|error| Refusal(error.to_string()))?;
-    let number = Pid::from_raw(pid).filter(|_| pid > 0);
+    let number = Pid::from_raw(pid.max(0));
     let number =
         number.ok_or_else(|| Refusal(format!("{pid} is no process; a process has a number from 1 on")))?;
     let target = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| {

@@ -297,7 +297,8 @@ impl Executor {
     /// One without a task, for reading what is in its mailbox.
     pub(crate) fn without_task(life: Arc<Life>) -> Self {
         let tid = rustix::thread::gettid();
-        Self { life, tid, host: Host::new(0), index: 0, last: AtomicU32::new(SEQUENCE) }
+        let last = AtomicU32::new(SEQUENCE);
+        Self { life, tid, host: Host::new(0), index: 0, time_limit: TIME_LIMIT, last }
     }
 
     /// Puts `bytes` into the mailbox.
