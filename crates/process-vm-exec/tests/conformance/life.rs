@@ -201,8 +201,11 @@ claims! {
         let before = used();
         thread::sleep(Duration::from_millis(500));
         assert_eq!(used(), before, "an idle guest ran");
-        guest.call();
-        assert_ne!(used(), before, "what shows that it ran shows nothing");
+        // The native engine runs contexts in its caller: nothing shows there, whether they run or not.
+        if engine != Engine::Native {
+            guest.call();
+            assert_ne!(used(), before, "what shows that it ran shows nothing");
+        }
     }
 
     fn the_guest_dies_with_its_supervisor(engine) {
