@@ -248,8 +248,7 @@ claims! {
 
     fn a_software_interrupt_that_only_the_kernel_may_raise_is_told_with_its_gate(engine) {
         if is_emulated() {
-            crate::common::skip("QEMU's emulator tells another gate");
-            return;
+            return skip("QEMU's emulator tells another gate");
         }
         let fault = check_exception(engine, |a| a.int(0x81), libc::SIGSEGV, GENERAL_PROTECTION);
         assert_eq!((fault.code, fault.addr, fault.error_code), (SI_KERNEL, 0, 0x81 << 3 | 2), "{fault:?}");
