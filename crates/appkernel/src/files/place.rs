@@ -143,7 +143,7 @@ impl Task {
         resolve: ResolveFlags,
     ) -> Result<OwnedFd, Errno> {
         match self.open_by_host(dir, path, flags, mode, resolve) {
-            Ok(file) if is_in_proc(file.as_fd())? => proc::open_seen(self, file, flags),
+            Ok(file) => self.opened(file, flags),
             Err(errno) if may_be_ours(errno) && resolve.is_empty() => {
                 self.open_by_walk(dir, path, flags, mode)
             }
@@ -163,12 +163,16 @@ impl Task {
                 rustix::fs::openat(dir, &name, flags | OFlags::NOFOLLOW, mode)?
             }
         };
-        if is_in_proc(file.as_fd())? { proc::open_seen(self, file, flags) } else { Ok(file) }
+        self.opened(file, flags)
     }
 
     /// Opens what `object` is.
     pub(crate) fn open_object(&self, object: &Object, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let file = reopen(object.file.as_fd(), flags)?;
+        self.opened(reopen(object.file.as_fd(), flags)?, flags)
+    }
+
+    /// What the guest gets where `file` has been opened for it.
+    fn opened(&self, file: OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
         if is_in_proc(file.as_fd())? { proc::open_seen(self, file, flags) } else { Ok(file) }
     }
 
