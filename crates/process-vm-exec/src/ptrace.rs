@@ -187,6 +187,11 @@ mod tests {
 
     use super::*;
 
+    fn is_traced(pid: libc::pid_t) -> bool {
+        let status = crate::procfs::read(format!("/proc/{pid}/status")).expect("the status of a child");
+        !status.contains("TracerPid:\t0\n")
+    }
+
     /// As the kernel lets a thread go whose tracer dies.
     #[test]
     fn a_signal_that_has_been_seen_arrives_though_its_tracer_ends_there() {
@@ -221,6 +226,11 @@ mod tests {
                 }
             });
             tracer.join().expect("the tracer");
+            // A thread has been joined before the kernel lets its tracees go (`exit_mm` and `exit_notify` in
+            // kernel/exit.c), and until then a wait of this process takes the tracee's stop.
+            while is_traced(pid) {
+                thread::yield_now();
+            }
             // A shell that has got the signal executes the trap, whatever it reads.
             drop(child.stdin.take());
             let status = child.wait().expect("its status");
