@@ -50,11 +50,6 @@ pub(crate) const fn size(register: u64) -> usize {
     register as usize
 }
 
-/// The value of a register that says `errno`.
-pub(crate) const fn failure(errno: Errno) -> u64 {
-    from_int(-errno.raw_os_error())
-}
-
 /// An errno of `nix`, as everybody else calls it.
 pub(crate) fn errno(error: nix::Error) -> Errno {
     Errno::from_raw_os_error(error as i32)

@@ -54,7 +54,7 @@ pub(crate) fn getpid(task: &mut Task, _: Args) -> Answer {
 
 /// getppid(2)
 pub(crate) fn getppid(_: &mut Task, _: Args) -> Answer {
-    Ok(rustix::process::getppid().map_or(0, |pid| from_int(pid.as_raw_nonzero().get())))
+    Ok(rustix::process::getppid().map_or(0, |pid| from_int(pid.as_raw_pid())))
 }
 
 /// The process that a call means: the guest itself for 0 and its own number. Processes and threads of the supervisor
@@ -93,7 +93,7 @@ pub(crate) fn setpgid(task: &mut Task, [pid, group, ..]: Args) -> Answer {
 
 /// setsid(2)
 pub(crate) fn setsid(_: &mut Task, _: Args) -> Answer {
-    Ok(from_int(rustix::process::setsid()?.as_raw_nonzero().get()))
+    Ok(from_int(rustix::process::setsid()?.as_raw_pid()))
 }
 
 /// getrandom(2)

@@ -8,12 +8,11 @@ use std::{
 };
 
 use process_vm_exec::{
-    AddressSpace, Arch, Context, Engine, Errno, Exit, Fault, Rewriting, SignalSet, Syscall, WaitStatus,
+    AddressSpace, Arch, Context, Engine, Errno, Exit, Fault, Pid, Rewriting, SignalSet, Syscall, WaitStatus,
 };
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::{
-    abi::failure,
     dispatch,
     files::FileTable,
     limits::Limits,
@@ -186,7 +185,7 @@ impl Task {
             .map_err(|errno| Error::Host { what: "the current directory cannot be opened", errno })?;
         let files = FileTable::inherit()
             .map_err(|errno| Error::Host { what: "the standard descriptors cannot be duplicated", errno })?;
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let pid = rustix::process::getpid().as_raw_pid();
         Ok(Self {
             space: Arc::new(space),
             context: Context::new(loaded.entry, loaded.stack_pointer),
@@ -256,6 +255,11 @@ impl Task {
         self.stats.add_program(self.context.calls(), self.space.rewritten_sites());
     }
 
+    /// The number of the process that the address space belongs to; 0, which is nobody's, once it is dead.
+    pub(crate) fn space_pid(&self) -> i32 {
+        self.space.pid().map_or(0, Pid::as_raw_pid)
+    }
+
     fn answer(&mut self, call: &Syscall) {
         self.next = Next::Continue;
         self.stats.count(call);
@@ -272,7 +276,7 @@ impl Task {
             None => Err(Errno::NOSYS),
         };
         if self.next == Next::Continue {
-            self.context.set_return(answer.unwrap_or_else(failure));
+            self.context.set_return(answer);
         }
         if tracing {
             self.trace_exit(call, answer);

@@ -2,7 +2,7 @@
 
 use std::ffi::c_ulong;
 
-use process_vm_exec::{Errno, SigInfo, SignalSet};
+use process_vm_exec::{Call, Errno, Returned, SigInfo, SignalSet};
 
 use crate::abi::{ExtendedContext, Flags, SigContext};
 use crate::fpstate::{self, FpState};
@@ -62,7 +62,8 @@ fn syscall(thread: &mut thread::Thread, name: Name<'_>, uctx: *mut SigContext) -
     let (seated, places, process) = thread.seat(name, |_| false)?;
     // No signal ends it, so there is nothing to look for; what is known of the target is known until the next tick.
     seated.slot.enter(SignalSet::empty(), &process.watch);
-    let result = run::syscall_in(&seated.target.space, &mut context);
+    let execute = |call: &Call<'_>| seated.target.space.syscall(call).map(Returned::into_number);
+    let result = run::syscall_in(execute, &mut context);
     seated.slot.leave();
     if result == Err(Errno::SRCH) {
         process.forget(&seated.target);

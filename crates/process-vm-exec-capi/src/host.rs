@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use process_vm_exec::Engine;
+use process_vm_exec::{Call, Engine, Sysno};
 
 use crate::call::Arguments;
 
@@ -31,4 +31,10 @@ pub(crate) fn at_exit(function: extern "C" fn()) {
 pub(crate) fn borrow<'a>(fd: i32) -> Option<BorrowedFd<'a>> {
     // SAFETY: it is not -1, and is used for nothing but questions about it.
     (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// A call of a caller, whose descriptors it names by their numbers as in any call of libc's.
+pub(crate) fn call(nr: Sysno, args: [u64; 6]) -> Call<'static> {
+    // SAFETY: whoever calls `process_vm_exec` from C answers for the numbers: the manual page says whose they are.
+    unsafe { Call::with_descriptor_numbers(nr, args) }
 }

@@ -1,9 +1,10 @@
 //! A run, and a system call, in a space that is given.
 
-use process_vm_exec::{AddressSpace, Context, Errno, Error, Exit, Registers, SigInfo, SignalSet, Sysno};
+use process_vm_exec::{Call, Context, Errno, Error, Exit, Registers, SigInfo, SignalSet, Space, Sysno};
 
 use crate::abi::{self, Bases, SigContext};
 use crate::fpstate::FpState;
+use crate::host;
 use crate::signals::{self, Afterwards};
 use crate::watch::{Look, Slot, Watch};
 
@@ -46,7 +47,7 @@ impl Guest {
             self.context.set_xstate(&fpstate.to_area(&initial)).map_err(|error| error.errno())?;
         }
         if self.is_answered_by(&registers) {
-            self.context.set_return(registers.rax);
+            self.context.set_return(Ok(registers.rax));
         } else {
             *self.context.registers_mut() = registers;
         }
@@ -74,7 +75,7 @@ impl Guest {
 /// `EINVAL` if the frame cannot be loaded, `ESRCH` if the space is gone, `EINTR` if the code caused another signal,
 /// whose handler does not want calls to be restarted.
 pub(crate) fn run_in(
-    space: &AddressSpace,
+    space: &Space,
     guest: &mut Guest,
     frame: &mut Frame,
     signals: SignalSet,
@@ -116,22 +117,26 @@ pub(crate) fn run_in(
     }
 }
 
-/// System call mode: executes the call that `context` describes in `space`, and puts its result into `rax`.
+/// System call mode: has the call that `context` describes executed in a space, and puts its result into `rax`.
 ///
 /// # Errors
 /// `ESRCH` if the space is gone.
-pub(crate) fn syscall_in(space: &AddressSpace, context: &mut SigContext) -> Result<(), Errno> {
+pub(crate) fn syscall_in(
+    execute: impl FnOnce(&Call<'_>) -> process_vm_exec::Result<u64>,
+    context: &mut SigContext,
+) -> Result<(), Errno> {
     let SigContext { rax, rdi, rsi, rdx, r10, r8, r9, .. } = *context;
     let negated = |errno: Errno| i64::from(-errno.raw_os_error()).cast_unsigned();
-    context.rax = match usize::try_from(rax).ok().and_then(Sysno::new) {
-        None => negated(Errno::NOSYS),
-        Some(nr) => match space.syscall(nr, [rdi, rsi, rdx, r10, r8, r9]) {
-            Ok(result) => result,
-            Err(Error::Space { errno, .. }) => negated(errno),
-            // The executor's own memory: for the caller, addresses that cannot be had.
-            Err(error @ Error::Reserved { .. }) => negated(error.errno()),
-            Err(error) => return Err(error.errno()),
-        },
+    let Some(nr) = usize::try_from(rax).ok().and_then(Sysno::new) else {
+        context.rax = negated(Errno::NOSYS);
+        return Ok(());
+    };
+    context.rax = match execute(&host::call(nr, [rdi, rsi, rdx, r10, r8, r9])) {
+        Ok(result) => result,
+        Err(Error::Space { errno, .. }) => negated(errno),
+        // The executor's own memory: for the caller, addresses that cannot be had.
+        Err(error @ Error::Reserved { .. }) => negated(error.errno()),
+        Err(error) => return Err(error.errno()),
     };
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use process_vm_exec::{AddressSpace, Errno};
+use process_vm_exec::{Errno, LiveProcess};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -22,7 +22,7 @@ pub(crate) struct Identity {
 pub(crate) struct Target {
     pub(crate) identity: Identity,
     pub(crate) pidfd: OwnedFd,
-    pub(crate) space: AddressSpace,
+    pub(crate) space: LiveProcess,
     is_gone: AtomicBool,
 }
 
@@ -88,7 +88,7 @@ fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
 impl Target {
     pub(crate) fn attach(identity: Identity, pidfd: BorrowedFd<'_>) -> Result<Self, Errno> {
         let pidfd = pidfd.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
-        let space = AddressSpace::attach(pidfd.as_fd()).map_err(|error| error.errno())?;
+        let space = LiveProcess::attach(pidfd.as_fd()).map_err(|error| error.errno())?;
         Ok(Self { identity, pidfd, space, is_gone: AtomicBool::new(false) })
     }
 

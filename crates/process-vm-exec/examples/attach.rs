@@ -2,19 +2,19 @@
 
 use std::time::Instant;
 
-use process_vm_exec::{AddressSpace, Sysno};
+use process_vm_exec::{Call, LiveProcess, Sysno};
 
 fn main() -> process_vm_exec::Result<()> {
     let pid = std::env::args().nth(1).and_then(|pid| pid.parse().ok()).unwrap_or(0);
     let start = Instant::now();
-    let space = AddressSpace::attach_pid(pid)?;
-    println!("attached to {} in {:?}", space.pid(), start.elapsed());
+    let process = LiveProcess::attach_pid(pid)?;
+    println!("attached to {pid} in {:?}", start.elapsed());
 
     const CALLS: u32 = 100_000;
     let start = Instant::now();
     for _ in 0..CALLS {
-        space.syscall(Sysno::getppid, [0; 6])?;
+        process.syscall(&Call::new(Sysno::getppid))?;
     }
     println!("one system call there: {:?}", start.elapsed() / CALLS);
-    space.detach()
+    process.detach()
 }

@@ -21,7 +21,7 @@ fn main() -> process_vm_exec::Result<()> {
             Exit::Syscall
                 if Sysno::new(ctx.syscall().nr.try_into().unwrap_or(usize::MAX)) == Some(Sysno::getppid) =>
             {
-                ctx.set_return(1);
+                ctx.set_return(Ok(1));
             }
             other => panic!("unexpected: {other:?}"),
         }

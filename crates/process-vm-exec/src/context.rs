@@ -3,11 +3,12 @@
 use std::cell::OnceCell;
 use std::sync::{Arc, Mutex};
 
+use rustix::io::Errno;
+
 use crate::arch::x86_64::{self, Registers, xstate};
-use crate::engine::{Called, Engine, Event, Seat};
+use crate::engine::{Called, Event, Seat};
 use crate::error::{Error, Result};
 use crate::exit::{Arch, Syscall};
-use crate::space::Inner;
 use crate::sync::lock;
 
 /// Registers, segment bases and extended state of one flow of control in an address space.
@@ -59,10 +60,28 @@ enum Xstate {
     Set(Vec<u8>),
 }
 
+/// What a context needs of the space that it runs in.
+pub(crate) trait Home: std::fmt::Debug + Send + Sync {
+    /// A task for a context.
+    fn seat(self: Arc<Self>) -> Result<Arc<dyn Seat>>;
+
+    /// A context is done with its task.
+    fn give_back(&self, seat: Arc<dyn Seat>);
+
+    /// Do tasks have to be asked each time whether they are usable?
+    fn is_particular(&self) -> bool;
+
+    /// The registers of a context as they are in the guest's own text.
+    fn original_registers(&self, registers: Registers) -> Registers;
+
+    /// The registers with which to go where `registers` say, now that sites are rewritten.
+    fn present_registers(&self, registers: Registers) -> Registers;
+}
+
 /// A seat, and the space it is in.
 #[derive(Debug)]
 struct Seated {
-    space: Arc<Inner>,
+    space: Arc<dyn Home>,
     seat: Arc<dyn Seat>,
     /// Does it have to be asked each time whether it is usable?
     is_particular: bool,
@@ -110,7 +129,7 @@ impl Context {
     /// `cs` and `ss` must be user segments, and RIP an address that user space can have: [`run`] refuses others.
     /// Of RFLAGS, the bits that only the kernel may change are ignored.
     ///
-    /// [`run`]: crate::AddressSpace::run
+    /// [`run`]: crate::Space::run
     pub fn registers_mut(&mut self) -> &mut Registers {
         self.registers();
         self.changed = true;
@@ -123,10 +142,14 @@ impl Context {
         &self.syscall
     }
 
-    /// Sets `rax`: the answer to a system call, `-errno` for an error. Costs less than
+    /// Answers a system call: sets `rax`, to `-errno` for an error. Costs less than
     /// [`registers_mut`](Self::registers_mut).
     #[inline]
-    pub fn set_return(&mut self, value: u64) {
+    pub fn set_return(&mut self, answer: std::result::Result<u64, Errno>) {
+        let value = match answer {
+            Ok(value) => value,
+            Err(errno) => (-i64::from(errno.raw_os_error())).cast_unsigned(),
+        };
         self.rax = value;
         if let Some(registers) = self.registers.get_mut() {
             registers.rax = value;
@@ -188,12 +211,13 @@ impl Context {
 
     /// Goes to the guest in `space`, and comes back with what has happened.
     #[inline]
-    pub(crate) fn enter(&mut self, space: &Arc<Inner>) -> Result<Event> {
+    pub(crate) fn enter<H: Home + 'static>(&mut self, space: &Arc<H>) -> Result<Event> {
         let is_seated = |seated: &Seated| {
-            Arc::ptr_eq(&seated.space, space) && (!seated.is_particular || seated.seat.is_usable())
+            std::ptr::addr_eq(Arc::as_ptr(&seated.space), Arc::as_ptr(space))
+                && (!seated.is_particular || seated.seat.is_usable())
         };
         if !self.seat.as_ref().is_some_and(is_seated) {
-            self.sit(space)?;
+            self.sit(Arc::<H>::clone(space))?;
         }
         if !matches!(self.xstate, Xstate::Seated) {
             self.load_xstate()?;
@@ -208,7 +232,7 @@ impl Context {
 
     /// Makes `space` the one in which the context runs.
     #[cold]
-    fn sit(&mut self, space: &Arc<Inner>) -> Result<()> {
+    fn sit(&mut self, space: Arc<dyn Home>) -> Result<()> {
         self.leave().map_err(|error| match error {
             // That was the other space's end, not this one's.
             Error::Dead => {
@@ -216,7 +240,7 @@ impl Context {
             }
             error => error,
         })?;
-        let seat = space.seat()?;
+        let seat = Arc::clone(&space).seat()?;
         let mut interrupts = lock(&self.interrupts);
         if std::mem::take(&mut interrupts.pending) {
             seat.interrupt();
@@ -226,8 +250,8 @@ impl Context {
         if matches!(self.xstate, Xstate::Initial) && seat.has_initial_xstate() {
             self.xstate = Xstate::Seated;
         }
-        let is_particular = space.engine() == Engine::Ptrace;
-        self.seat = Some(Seated { space: Arc::clone(space), seat, is_particular });
+        let is_particular = space.is_particular();
+        self.seat = Some(Seated { space, seat, is_particular });
         Ok(())
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::engine::Engine;
 use crate::exit::Exit;
+use crate::name::{Engine, UnknownEngine};
 
 /// A result of this library.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -49,8 +49,8 @@ pub enum Error {
         why: String,
     },
     /// `PROCESS_VM_EXEC_ENGINE` names no engine.
-    #[error("PROCESS_VM_EXEC_ENGINE={0:?} is no engine; use one of {engines}", engines = Engine::ALL.map(Engine::name).join(", "))]
-    UnknownEngine(String),
+    #[error("PROCESS_VM_EXEC_ENGINE: {0}")]
+    UnknownEngine(#[from] UnknownEngine),
     /// A live process cannot be attached to; nothing of it has changed.
     #[error("cannot attach to process {pid}: {why}")]
     Attach {
@@ -62,10 +62,10 @@ pub enum Error {
         errno: Errno,
     },
     /// What the caller has was not passed to a live process that has fewer rights: see
-    /// [`Builder::exposure`](crate::Builder::exposure).
+    /// [`LiveProcessBuilder::exposure`](crate::LiveProcessBuilder::exposure).
     #[error(
         "the caller's {what} is not passed to process {pid}, whose user (uid {uid}) could take it there; use the \
-         process's own, or allow it (Builder::exposure)"
+         process's own, or allow it (LiveProcessBuilder::exposure)"
     )]
     Exposed {
         /// What: a descriptor, or the working directory.
@@ -74,6 +74,14 @@ pub enum Error {
         pid: i32,
         /// Its user.
         uid: u32,
+    },
+    /// A call in a live process was not made, for what it does with the caller's descriptors.
+    #[error("{call}: {why}")]
+    Descriptor {
+        /// The call.
+        call: &'static str,
+        /// What stands in the way, and what to do about it.
+        why: DescriptorError,
     },
     /// A thread of a live process cannot be asked.
     #[error("cannot ask thread {tid}: {why}")]
@@ -93,7 +101,7 @@ pub enum Error {
         /// What happened instead.
         exit: Box<Exit>,
     },
-    /// A call took longer than the space's time limit, see [`Builder::time_limit`](crate::Builder::time_limit). Its
+    /// A call took longer than the space's time limit, see [`AddressSpaceBuilder::time_limit`](crate::AddressSpaceBuilder::time_limit). Its
     /// process has been killed: the guest may have kept the answer back.
     #[error("the address space did not answer within {limit:?}, and has been killed")]
     TimedOut {
@@ -102,7 +110,7 @@ pub enum Error {
     },
     /// The space's service task is confined to other calls.
     #[error(
-        "{call} is not among the calls that an address space makes; create it with `Builder::service_calls(ServiceCalls::All)`"
+        "{call} is not among the calls that an address space makes; create it with `AddressSpaceBuilder::service_calls(ServiceCalls::All)`"
     )]
     Confined {
         /// The call.
@@ -114,6 +122,21 @@ pub enum Error {
     /// As many tasks or spaces as this library manages are alive already.
     #[error("too many {0}; drop some first")]
     TooMany(&'static str),
+}
+
+/// What a call may not do with the caller's descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DescriptorError {
+    /// An argument is a descriptor, and its number was given.
+    #[error("its argument {0} is a descriptor; pass it with `Call::fd`")]
+    Number(usize),
+    /// The call closes descriptors of the caller's by their numbers.
+    #[error("it closes the caller's descriptors; say so with `Call::with_descriptor_numbers`")]
+    Closes,
+    /// A descriptor was passed where calls mean the target's.
+    #[error("it means the target's descriptors; give the number of one")]
+    Targets,
 }
 
 impl Error {
@@ -134,6 +157,7 @@ impl Error {
             Self::TimedOut { .. } => Errno::TIMEDOUT,
             Self::Confined { .. } => Errno::PERM,
             Self::Exposed { .. } => Errno::ACCESS,
+            Self::Descriptor { .. } => Errno::BADF,
             Self::Dead => Errno::SRCH,
             Self::TooMany(_) => Errno::AGAIN,
         }

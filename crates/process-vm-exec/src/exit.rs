@@ -3,7 +3,7 @@
 use crate::arch::x86_64::Registers;
 use crate::signal::SigInfo;
 
-/// Why [`AddressSpace::run`](crate::AddressSpace::run) came back.
+/// Why [`AddressSpace::run`](crate::Space::run) came back.
 #[derive(Clone, Copy, Debug)]
 pub enum Exit {
     /// The guest made a system call; it has not been executed. [`Context::syscall`](crate::Context::syscall) tells

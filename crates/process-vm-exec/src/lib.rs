@@ -5,8 +5,10 @@ pub use syscalls::Sysno;
 
 mod arch;
 mod attach;
-mod builder;
+mod call;
 mod context;
+mod descriptors;
+mod detection;
 mod engine;
 mod error;
 mod executor;
@@ -16,26 +18,31 @@ mod exit;
 pub mod fuzzing;
 mod maps;
 mod memory;
+mod name;
 mod procfs;
 mod ptrace;
-mod scratch;
 mod signal;
 mod space;
 mod sync;
 
 pub use crate::arch::x86_64::Registers;
 pub use crate::arch::x86_64::xstate::size as xstate_size;
+pub use crate::attach::owners::{Exposure, Owner};
 pub use crate::attach::thread::{Rseq, ThreadState};
-pub use crate::attach::{Exposure, Owner, Tls};
-pub use crate::builder::{Builder, Rewriting, ServiceCalls};
+pub use crate::call::{Call, Returned};
 pub use crate::context::{Calls, Context, Interrupter};
-pub use crate::engine::{Detection, Engine};
-pub use crate::error::{Error, Result};
+pub use crate::detection::Detection;
+pub use crate::error::{DescriptorError, Error, Result};
+pub use crate::executor::filter::ServiceCalls;
+pub use crate::executor::layout::REGION;
 pub use crate::exit::{Access, Arch, Exit, Fault, Syscall, WaitStatus};
 pub use crate::memory::{Mapping, Protection};
-pub use crate::scratch::Scratch;
+pub use crate::name::{Engine, UnknownEngine};
 pub use crate::signal::{SigInfo, SignalSet};
-pub use crate::space::{AddressSpace, Call};
+pub use crate::space::{
+    AddressSpace, AddressSpaceBuilder, LiveProcess, LiveProcessBuilder, Rewriting, Scratch, Space, Tls,
+};
+pub use rustix::process::Pid;
 
 /// The examples of the repository's README: they compile.
 #[cfg(doctest)]

@@ -51,7 +51,7 @@ impl Map {
 
 /// What `pid` has mapped, by address.
 pub(crate) fn of(pid: Pid) -> Result<Vec<Map>> {
-    of_task(pid.as_raw_nonzero().get())
+    of_task(pid.as_raw_pid())
 }
 
 /// The same, by any thread.

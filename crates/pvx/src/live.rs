@@ -1,9 +1,10 @@
-//! The one way into a live process: all that `pvx` does there begins with [`attach`]. What follows works on an
-//! [`AddressSpace`], and so on one that was created too.
+//! The one way into a live process: all that `pvx` does there begins with [`attach`].
 
 use std::{fmt, os::fd::AsFd};
 
-use process_vm_exec::{AddressSpace, Errno, Error, Exposure, Mapping, Owner, Protection};
+use process_vm_exec::{
+    Call, DescriptorError, Errno, Error, Exposure, LiveProcess, Mapping, Owner, Protection, Returned, Space,
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Whose things the calls in the process mean.
@@ -41,7 +42,7 @@ impl fmt::Display for Refusal {
 }
 
 /// Puts an executor into the process `pid`; [`leave`] takes it out again.
-pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> {
+pub(crate) fn attach(pid: i32, owners: Owners) -> Result<LiveProcess, Refusal> {
     require_proc().map_err(|error| Refusal(error.to_string()))?;
     let number = Pid::from_raw(pid.max(0));
     let number =
@@ -54,7 +55,7 @@ pub(crate) fn attach(pid: i32, owners: Owners) -> Result<AddressSpace, Refusal> 
             errno => format!("process {pid} cannot be opened: {errno}"),
         })
     })?;
-    AddressSpace::builder()
+    LiveProcess::builder()
         .files(owners.files)
         .directory(owners.directory)
         .handlers(owners.handlers)
@@ -76,21 +77,45 @@ pub(crate) fn explain(error: &Error) -> String {
             "pvx's {what} is not passed to process {pid}, whose user (uid {uid}) could take it there; use the process's \
              own (--files target, --directory target), or allow it (--expose)"
         ),
+        Error::Descriptor { call, why: DescriptorError::Closes } => {
+            format!("{call} would close descriptors of pvx's own; use the process's (--files target)")
+        }
         error => error.to_string(),
+    }
+}
+
+/// Where calls can be made: in a process, or, in tests, in a created space that stands for one.
+pub(crate) trait Calls: std::ops::Deref<Target = Space> {
+    /// Makes several calls, each whatever the results of those before.
+    fn make(&self, calls: &[Call<'_>]) -> process_vm_exec::Result<Vec<Result<u64, Errno>>>;
+}
+
+impl Calls for LiveProcess {
+    fn make(&self, calls: &[Call<'_>]) -> process_vm_exec::Result<Vec<Result<u64, Errno>>> {
+        let results = self.batch(calls)?;
+        // Descriptors that are pvx's now end with it.
+        Ok(results.into_iter().map(|result| result.map(Returned::into_number)).collect())
+    }
+}
+
+#[cfg(test)]
+impl Calls for process_vm_exec::AddressSpace {
+    fn make(&self, calls: &[Call<'_>]) -> process_vm_exec::Result<Vec<Result<u64, Errno>>> {
+        self.batch(calls)
     }
 }
 
 /// Takes the executor out again, and waits for that: whoever looks at the process once pvx has ended, or attaches to it
 /// next, finds nothing. Dropping the space would leave it to somebody else, a little later.
-pub(crate) fn leave(space: AddressSpace) {
+pub(crate) fn leave(process: LiveProcess) {
     // It can only fail because the process is gone, and all of ours with it.
-    let _ = space.detach();
+    let _ = process.detach();
 }
 
 /// Has `len` bytes of zeroes in the space as long as `work` lasts; nothing for none. They go with the executor if pvx is
 /// killed, unless they are so many that they have to be mapped.
 pub(crate) fn with_scratch<T>(
-    space: &AddressSpace,
+    space: &Space,
     len: u64,
     work: impl FnOnce(u64) -> process_vm_exec::Result<T>,
 ) -> process_vm_exec::Result<T> {

@@ -136,7 +136,7 @@ pub(crate) fn ioctl(task: &mut Task, [fd, request, arg, ..]: Args) -> Answer {
         TCSETSW => set_termios(task, file, OptionalActions::Drain, arg)?,
         TCSETSF => set_termios(task, file, OptionalActions::Flush, arg)?,
         TIOCGPGRP => {
-            let group = rustix::termios::tcgetpgrp(file)?.as_raw_nonzero().get();
+            let group = rustix::termios::tcgetpgrp(file)?.as_raw_pid();
             task.space.store(arg, &group.to_ne_bytes())?;
         }
         TIOCSPGRP => {
@@ -145,7 +145,7 @@ pub(crate) fn ioctl(task: &mut Task, [fd, request, arg, ..]: Args) -> Answer {
             rustix::termios::tcsetpgrp(file, group)?;
         }
         TIOCGSID => {
-            let session = rustix::termios::tcgetsid(file)?.as_raw_nonzero().get();
+            let session = rustix::termios::tcgetsid(file)?.as_raw_pid();
             task.space.store(arg, &session.to_ne_bytes())?;
         }
         TIOCGWINSZ => {

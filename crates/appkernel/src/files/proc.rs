@@ -101,7 +101,7 @@ fn owner(task: &Task, file: BorrowedFd<'_>) -> Result<Owner, Errno> {
         None => Ok(Owner::Machine),
         // Another pid namespace's knows this process by another number.
         Some(_) if !is_our_proc(task, file) => Err(Errno::ACCESS),
-        Some(pid) if pid == task.identity.pid || pid == task.space.pid() => {
+        Some(pid) if pid == task.identity.pid || pid == task.space_pid() => {
             let rest = match split(rest) {
                 (b"task", thread) if !thread.is_empty() => split(thread).1,
                 _ => rest,
@@ -249,7 +249,7 @@ impl Own {
 
     /// The host's path of the file that stands in for this one.
     fn of_space(&self, task: &Task) -> Result<CString, Errno> {
-        let directory = format!("/proc/{}/", task.space.pid());
+        let directory = format!("/proc/{}/", task.space_pid());
         CString::new([directory.as_bytes(), &self.0].concat()).map_err(|_| Errno::INVAL)
     }
 }
@@ -296,7 +296,7 @@ fn descriptor<'a>(task: &'a Task, name: &[u8], directory: &[u8]) -> Option<Resul
 /// The path of an open file, as the guest is told it.
 pub(crate) fn shown_path(task: &Task, file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let path = host_path(file)?;
-    let space = format!("/proc/{}", task.space.pid());
+    let space = format!("/proc/{}", task.space_pid());
     match path.strip_prefix(space.as_bytes()) {
         Some(rest) if rest.is_empty() || rest.starts_with(b"/") => {
             Ok([format!("/proc/{}", task.identity.pid).as_bytes(), rest].concat())

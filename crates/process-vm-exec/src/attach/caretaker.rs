@@ -22,7 +22,6 @@ use super::settle::settle;
 use super::stat::thread_to_stop;
 use super::visit::Visits;
 use super::{Attachment, Tracing, bootstrap};
-use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::life::Life;
@@ -31,6 +30,7 @@ use crate::executor::service::Service;
 use crate::executor::setup::Params;
 use crate::executor::signature::Key;
 use crate::maps;
+use crate::name::Engine;
 use crate::ptrace::request;
 use crate::signal::with_signals_blocked;
 use crate::sync::lock;
@@ -108,7 +108,7 @@ struct Ward<'a> {
 
 impl<'a> Ward<'a> {
     fn admit(order: &'a Order, newborns: &Newborns, line: Line) -> Result<(Self, Attachment)> {
-        let pid = order.pid.as_raw_nonzero().get();
+        let pid = order.pid.as_raw_pid();
         let thread = thread_to_stop(pid).unwrap_or(pid);
         let status = Status::of_thread(pid, thread)?;
         status.require_possible()?;

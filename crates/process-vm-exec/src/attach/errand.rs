@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::bootstrap::way_back;
 use super::stop::Stopped;
+use crate::call::Call;
 use crate::executor::arena::Slot;
 use crate::executor::layout;
 use crate::memory;
 use crate::ptrace::NO_SYSCALL;
-use crate::space::Call;
 
 global_asm!(
     include_str!("back.S"),
@@ -24,7 +24,7 @@ global_asm!(
 const WAIT: u32 = 1 << 20;
 
 /// As many calls as one errand can have.
-pub(super) const MAX_CALLS: usize = 1024;
+pub(crate) const MAX_CALLS: usize = 1024;
 
 /// Offset of the calls: number and arguments, one after the other.
 const CALLS: u64 = layout::ERRAND + 0x1000;
@@ -39,7 +39,7 @@ unsafe extern "C" {
 }
 
 /// Puts an errand into the region, for a thread in this state, and gives the registers with which it begins.
-pub(super) fn prepare(slot: &Slot, thread: &Stopped, calls: &[Call]) -> libc::user_regs_struct {
+pub(super) fn prepare(slot: &Slot, thread: &Stopped, calls: &[Call<'_>]) -> libc::user_regs_struct {
     const INTERRUPTS_ON: u64 = 0x202;
     let data = [!0, thread.signal_mask].into_iter().chain(way_back(&thread.registers_by_itself()));
     let bytes: Vec<u8> = code().iter().copied().chain(data.flat_map(u64::to_ne_bytes)).collect();
@@ -47,8 +47,8 @@ pub(super) fn prepare(slot: &Slot, thread: &Stopped, calls: &[Call]) -> libc::us
     slot.write_bytes(layout::ERRAND, &bytes);
     slot.write(STATE, thread.to_words());
     for (at, call) in (CALLS..).step_by(56).zip(calls) {
-        let [a, b, c, d, e, f] = call.args;
-        slot.write(at, [i64::from(call.nr.id()).cast_unsigned(), a, b, c, d, e, f]);
+        let [a, b, c, d, e, f] = call.args();
+        slot.write(at, [i64::from(call.nr().id()).cast_unsigned(), a, b, c, d, e, f]);
     }
     slot.write(layout::ERRAND_RESULT, 0u64);
     libc::user_regs_struct {

@@ -4,7 +4,7 @@ use libc::sock_filter;
 use syscalls::Sysno;
 
 use super::verdict;
-use crate::space::Call;
+use crate::call::Call;
 
 /// Does a filter of these instructions (`code`, `jt`, `jf`, `k`) allow a call? None if there is no such call.
 pub fn filter_allows(filter: &[(u16, u8, u8, u32)], nr: usize, args: [u64; 6]) -> Option<bool> {

@@ -12,14 +12,13 @@ mod asleep;
 mod birth;
 mod bootstrap;
 mod caretaker;
-pub(crate) mod descriptors;
 mod desert;
-mod errand;
-pub(crate) mod function;
+pub(crate) mod errand;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod inject;
 mod janitor;
+pub(crate) mod owners;
 mod place;
 mod region;
 mod removal;
@@ -30,7 +29,7 @@ mod stop;
 pub(crate) mod target;
 pub(crate) mod thread;
 mod verdict;
-mod visit;
+pub(crate) mod visit;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -38,10 +37,10 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::builder::Owners;
-use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::executor::service::Service;
+use crate::name::Engine;
+use owners::Owners;
 use visit::Visits;
 
 /// A live process with an executor in it.
@@ -114,35 +113,4 @@ pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
         ),
         errno => refusal(errno),
     })
-}
-
-/// Whose descriptors, directory or signal handlers the calls in a live process mean: see
-/// [`Builder::files`](crate::Builder::files) and the like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// The calling process's, as a system call of its own would.
-    Caller,
-    /// The target's: shared with it, so that what the call changes, changes there.
-    Target,
-}
-
-/// Whether what the caller has open may come where others can take it: see
-/// [`Builder::exposure`](crate::Builder::exposure).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exposure {
-    /// It is not passed to a process that has fewer rights.
-    Refused,
-    /// It is passed to any.
-    Allowed,
-}
-
-/// Which thread-local storage a called function finds: see [`AddressSpace::call`](crate::AddressSpace::call).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tls {
-    /// One of its own: FS base points to zeroes, but for the pointer to itself that the ABI wants there. Enough for
-    /// code that has no variables in it.
-    Own,
-    /// That of the target's main thread, which goes on using it: for functions that only read theirs, or while that
-    /// thread is known to be still.
-    Main,
 }

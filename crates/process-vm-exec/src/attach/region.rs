@@ -32,7 +32,7 @@ impl Region {
     /// # Errors
     /// If somebody uses the addresses.
     pub(super) fn of(pid: Pid, thread: i32, maps: &[Map]) -> Result<Self, Error> {
-        let number = pid.as_raw_nonzero().get();
+        let number = pid.as_raw_pid();
         let refuse = |errno, why: &str| Err(refusal(number, errno, why));
         let end = BASE + SIZE;
         let mut there = maps.iter().filter(|map| map.range.start < end && map.range.end > BASE).peekable();

@@ -52,7 +52,7 @@ impl Status {
     /// This thread's.
     fn ours() -> Option<Self> {
         let text = procfs::read("/proc/thread-self/status").ok()?;
-        Some(Self { pid: rustix::process::getpid().as_raw_nonzero().get(), text })
+        Some(Self { pid: rustix::process::getpid().as_raw_pid(), text })
     }
 
     fn field(&self, name: &str) -> Option<&str> {
@@ -105,7 +105,7 @@ impl Status {
     /// Refuses what no right would help with.
     pub(super) fn require_possible(&self) -> Result<(), Error> {
         let refuse = |errno, why: &str| Err(refusal(self.pid, errno, why));
-        if self.pid == rustix::process::getpid().as_raw_nonzero().get() {
+        if self.pid == rustix::process::getpid().as_raw_pid() {
             return refuse(Errno::INVAL, "it is the calling process itself");
         }
         if self.number("Tgid") != self.pid.unsigned_abs().into() {

@@ -1,7 +1,7 @@
 //! A live process, as an address space: who executes a call in it, and with whose descriptors.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -10,19 +10,19 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdGetfdFlags};
 use syscalls::Sysno;
 
-use super::descriptors::{self, Descriptors, Returned};
+use super::owners::{Exposure, Owner, Owners};
 use super::rights::Status;
 use super::stat::living_thread;
 use super::visit::Visits;
-use super::{Attachment, Exposure, Owner, Tracing, differ_in_memory};
-use crate::builder::Owners;
-use crate::engine::Engine;
-use crate::error::{Error, Result};
+use super::{Attachment, Tracing, differ_in_memory};
+use crate::call::{Call, Returned};
+use crate::descriptors::{self, Descriptors, Executed, Made};
+use crate::error::{DescriptorError, Error, Result};
 use crate::executor::passage::Passage;
 use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::{layout, machine, setup};
+use crate::name::Engine;
 use crate::ptrace::last_errno;
-use crate::space::{AddressSpace, Call, Origin};
 use crate::sync::lock;
 use crate::{maps, memory, procfs};
 
@@ -65,7 +65,7 @@ impl Target {
     ) -> Result<(Service, Self)> {
         let Attachment { pid, service, executor, sharer, fs_base, tracing, visits } =
             super::attach(pidfd, owners, engine, spin_budget_ns)?;
-        let executing = service.life.pid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        let executing = service.life.pid().map_or(0, |pid| pid.as_raw_pid());
         let exposed_to = match owners.exposure {
             Exposure::Allowed => None,
             Exposure::Refused => Status::of(executing).map_or(Some(u32::MAX), |status| status.weaker_user()),
@@ -136,12 +136,16 @@ impl Target {
         let directory =
             rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(Error::host("open of the working directory"))?;
-        let fchdir = |number| Ok(Entry::new(libc::SYS_fchdir, [number, 0, 0, 0, 0, 0]));
-        self.execute_with_file(service, directory.as_fd(), fchdir)?.map(drop).map_err(there)
+        let fchdir = Call::new(Sysno::fchdir).fd(0, directory.as_fd());
+        self.execute_one(service, &fchdir)?.map(drop).map_err(there)
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        self.pid.as_raw_nonzero().get()
+        self.process().as_raw_pid()
+    }
+
+    pub(crate) fn process(&self) -> Pid {
+        self.pid
     }
 
     /// Its threads.
@@ -172,22 +176,6 @@ impl Target {
         }
     }
 
-    /// Executes a call with a file of ours, whose number `with_number` puts into it.
-    pub(crate) fn execute_with_file(
-        &self,
-        service: &Service,
-        file: BorrowedFd<'_>,
-        with_number: impl FnOnce(u64) -> Result<Entry>,
-    ) -> Result<Outcome> {
-        if let Some(error) = self.exposed("descriptor") {
-            return Err(error);
-        }
-        let mut passage = lock(&self.passage);
-        let worker = self.with_own_table(service);
-        let call = with_number(worker.open(&mut passage)?.number(0))?;
-        worker.carry(&mut passage, &[file], call)
-    }
-
     /// Sees to it that contexts can run beside `service`.
     pub(crate) fn prepare_to_run(&self, service: &Service) -> Result<()> {
         if self.tracing == Tracing::GoesOn {
@@ -202,31 +190,72 @@ impl Target {
     }
 
     /// Executes calls in order: with one hand-off, unless descriptors have to be passed.
-    pub(crate) fn execute(&self, service: &Service, calls: &[Call]) -> Result<Vec<Outcome>> {
-        self.require_possible(service, calls)?;
-        if calls.iter().all(|call| self.descriptors_of(call) == Descriptors::NONE) {
-            return self.worker(service).request(&calls.iter().map(Call::entry).collect::<Vec<_>>());
+    pub(crate) fn execute_all(
+        &self,
+        service: &Service,
+        calls: &[Call<'_>],
+    ) -> Result<Vec<std::result::Result<Returned, Errno>>> {
+        let descriptors: Vec<_> = calls.iter().map(|call| self.admit(call)).collect::<Result<_>>()?;
+        self.require_same_memory(service)?;
+        if calls.iter().zip(&descriptors).all(|(call, of)| *of == Descriptors::NONE && !call.has_files()) {
+            let entries: Vec<_> = calls.iter().map(Entry::from).collect();
+            let outcomes = self.worker(service).request(&entries)?;
+            return Ok(outcomes.into_iter().map(|outcome| outcome.map(Returned::number)).collect());
         }
-        calls.iter().map(|call| self.execute_one(service, call)).collect()
+        calls.iter().map(|call| self.execute(service, call)).collect()
+    }
+
+    /// Executes one call that makes no descriptors.
+    pub(crate) fn execute_one(&self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
+        Ok(self.execute(service, call)?.map(|returned| returned.value))
     }
 
     /// Executes one call.
-    pub(crate) fn execute_one(&self, service: &Service, call: &Call) -> Result<Outcome> {
-        self.require_possible(service, std::slice::from_ref(call))?;
-        match self.descriptors_of(call) {
-            Descriptors::NONE => self.worker(service).request_one(call.entry()),
-            Descriptors::Here => Ok(execute_here(call)),
-            Descriptors::Some { arguments, returned } => {
-                self.with_our_descriptors(service, call, arguments, returned)
+    pub(crate) fn execute(
+        &self,
+        service: &Service,
+        call: &Call<'_>,
+    ) -> Result<std::result::Result<Returned, Errno>> {
+        let descriptors = self.admit(call)?;
+        self.require_same_memory(service)?;
+        // SAFETY: whoever made the call with numbers of descriptors has promised that they are open.
+        let call = unsafe { with_files(call, descriptors) };
+        let outcome = match descriptors.executed {
+            Executed::Here | Executed::HereByNumber => execute_here(&call),
+            Executed::There if !call.has_files() && descriptors.made == Made::None => {
+                return Ok(self.worker(service).request_one(Entry::from(&call))?.map(Returned::number));
             }
-        }
+            Executed::There => return self.execute_with_descriptors(service, &call, descriptors.made),
+        };
+        Ok(outcome.map(|value| match descriptors.made {
+            // SAFETY: the kernel has just made it for us.
+            Made::Result => Returned::file(unsafe { OwnedFd::from_raw_fd(number_of(value)) }),
+            Made::None | Made::Pair(_) => Returned::number(value),
+        }))
     }
 
-    /// The descriptors that have to be passed for a call.
-    fn descriptors_of(&self, call: &Call) -> Descriptors {
-        match self.owners.files {
-            Owner::Target => Descriptors::NONE,
-            Owner::Caller => Descriptors::of(call.nr, &call.args),
+    /// Sees that a call would neither be the executor's end, nor do with descriptors what it may not; says which the call has.
+    fn admit(&self, call: &Call<'_>) -> Result<Descriptors> {
+        let refuse = |why| Err(Error::Descriptor { call: call.nr().name(), why });
+        if is_the_executors_end(call.nr()) {
+            return Err(Error::Space { call: call.nr().name(), errno: Errno::OPNOTSUPP });
+        }
+        if self.owners.files == Owner::Target {
+            return if call.has_files() { refuse(DescriptorError::Targets) } else { Ok(Descriptors::NONE) };
+        }
+        let descriptors = Descriptors::of(call.nr(), &call.args());
+        let is_passed = |argument| call.files().any(|(n, _)| n == argument);
+        let number = call.descriptor_arguments().find(|&argument| !is_passed(argument));
+        if let Some(error) = self.exposed("descriptor")
+            && descriptors.executed == Executed::There
+            && (number.is_some() || call.has_files())
+        {
+            return Err(error);
+        }
+        match (call.takes_numbers(), descriptors.executed, number) {
+            (false, Executed::HereByNumber, _) => refuse(DescriptorError::Closes),
+            (false, _, Some(argument)) => refuse(DescriptorError::Number(argument)),
+            _ => Ok(descriptors),
         }
     }
 
@@ -235,86 +264,54 @@ impl Target {
         self.exposed_to.map(|uid| Error::Exposed { what, pid: self.pid(), uid })
     }
 
-    /// Has the call a descriptor of the caller's among its arguments?
-    fn takes_descriptors(&self, call: &Call) -> bool {
-        let Descriptors::Some { arguments, .. } = self.descriptors_of(call) else { return false };
-        (0..call.args.len()).any(|n| arguments >> n & 1 != 0 && descriptors::number(call.args[n]).is_some())
-    }
-
-    /// That no call would be the executor's end, or expose what is ours, and that the target still has the executor's memory.
-    fn require_possible(&self, service: &Service, calls: &[Call]) -> Result<()> {
-        if let Some(error) = self.exposed("descriptor")
-            && calls.iter().any(|call| self.takes_descriptors(call))
-        {
-            return Err(error);
-        }
-        match calls.iter().find(|call| is_the_executors_end(call.nr)) {
-            Some(call) => Err(Error::Space { call: call.nr.name(), errno: Errno::OPNOTSUPP }),
-            None => self.require_same_memory(service),
-        }
-    }
-
-    /// Executes `call` with the caller's descriptors.
-    fn with_our_descriptors(
+    /// Executes a call to which descriptors are passed, or that makes some.
+    fn execute_with_descriptors(
         &self,
         service: &Service,
-        call: &Call,
-        arguments: u8,
-        returned: Returned,
-    ) -> Result<Outcome> {
+        call: &Call<'_>,
+        made: Made,
+    ) -> Result<std::result::Result<Returned, Errno>> {
         // Until the last of its descriptors is gone from there.
         let mut passage = lock(&self.passage);
         let worker = self.with_own_table(service);
-        let mut entry = call.entry();
-        let mut files = Vec::new();
-        for (_, arg) in entry.args.iter_mut().enumerate().filter(|(n, _)| arguments >> n & 1 != 0) {
-            let Some(number) = descriptors::number(*arg) else { continue };
-            *arg = worker.open(&mut passage)?.number(files.len());
-            // SAFETY: looked at by sendmsg alone, which says EBADF if it is none, before this function returns.
-            files.push(unsafe { BorrowedFd::borrow_raw(number) });
-        }
-        let outcome = if files.is_empty() {
-            worker.service.request_one(entry)?
-        } else {
-            match worker.carry(&mut passage, &files, entry) {
+        let outcome = if call.has_files() {
+            match worker.carry(&mut passage, call) {
+                // Of a number that is no descriptor's.
                 Err(Error::Host { errno: Errno::BADF, .. }) => return Ok(Err(Errno::BADF)),
                 outcome => outcome?,
             }
+        } else {
+            worker.service.request_one(Entry::from(call))?
         };
-        match (returned, outcome) {
-            (Returned::Result, Ok(theirs)) => worker.hand_over(theirs).map(Ok),
-            (Returned::Pair(arg), Ok(_)) => worker.hand_over_pair(call.args[arg]).map(|()| outcome),
-            _ => Ok(outcome),
-        }
+        let value = match outcome {
+            Ok(value) => value,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        Ok(Ok(match made {
+            Made::None => Returned::number(value),
+            Made::Result => Returned::file(worker.take(value)?),
+            Made::Pair(argument) => {
+                Returned { value, files: worker.take_pair(call.args()[argument])?.into() }
+            }
+        }))
     }
 
     /// Has the target executed another program? Then the executor is in memory that nobody else uses, and goes.
-    pub(super) fn require_same_memory(&self, service: &Service) -> Result<()> {
+    pub(crate) fn require_same_memory(&self, service: &Service) -> Result<()> {
         const OFTEN_NS: u64 = 10_000_000;
         let elapsed = machine::tsc().wrapping_sub(self.seen.load(Ordering::Relaxed));
         if elapsed < machine::ticks(OFTEN_NS) { Ok(()) } else { self.look_at_memory(service) }
     }
 
-    fn look_at_memory(&self, service: &Service) -> Result<()> {
+    pub(crate) fn look_at_memory(&self, service: &Service) -> Result<()> {
         let now = machine::tsc();
         let Some(executor) = *service.life.pid() else { return Err(Error::Dead) };
-        if differ_in_memory(self.pid(), executor.as_raw_nonzero().get()) {
+        if differ_in_memory(self.pid(), executor.as_raw_pid()) {
             service.life.kill();
             return Err(Error::Dead);
         }
         self.seen.store(now, Ordering::Relaxed);
         Ok(())
-    }
-}
-
-impl AddressSpace {
-    /// Is this still the memory of its process? A live process leaves it by execve(2), or by its end. Calls find that out
-    /// themselves, some 10 ms late at most; this looks now. A space that was created is current as long as its process lives.
-    pub fn is_current(&self) -> bool {
-        match self.origin() {
-            Origin::Created(_) => self.pid() != 0,
-            Origin::Attached(target) => target.look_at_memory(self.service()).is_ok(),
-        }
     }
 }
 
@@ -329,8 +326,8 @@ impl Worker<'_> {
     }
 
     /// Executes a call with files of ours.
-    fn carry(&self, passage: &mut Option<Passage>, files: &[BorrowedFd<'_>], call: Entry) -> Result<Outcome> {
-        let outcome = self.open(passage)?.carry(self.service, files, call);
+    fn carry(&self, passage: &mut Option<Passage>, call: &Call<'_>) -> Result<Outcome> {
+        let outcome = self.open(passage)?.carry(self.service, call);
         if let Err(Error::Space { .. }) = outcome {
             *passage = None;
         }
@@ -351,43 +348,61 @@ impl Worker<'_> {
         ours
     }
 
-    /// Its descriptor, as one that the caller owns; it has it no longer.
-    fn hand_over(&self, theirs: u64) -> Result<u64> {
-        self.take(theirs).map(given_away)
-    }
-
-    /// The same for the two that it has written to `addr`.
-    fn hand_over_pair(&self, addr: u64) -> Result<()> {
-        let pid = self.service.life.pid().ok_or(Error::Dead)?.as_raw_nonzero().get();
+    /// The same for the two that it has written to `addr`, where their new numbers are then.
+    fn take_pair(&self, addr: u64) -> Result<[OwnedFd; 2]> {
+        let pid = self.service.life.pid().ok_or(Error::Dead)?.as_raw_pid();
         let mut bytes = [0u8; 8];
         let fault = |errno| Error::Space { call: "reading a pair of descriptors", errno };
         memory::read(pid, addr, &mut bytes).map_err(fault)?;
         let pair = u64::from_ne_bytes(bytes);
         // Both, whatever becomes of one: neither is to stay there.
         let (first, second) = (self.take(pair & 0xffff_ffff), self.take(pair >> 32));
-        let (first, second) = (first?, second?);
-        let (first, second) = (given_away(first), given_away(second));
-        memory::write(pid, addr, &(first | second << 32).to_ne_bytes()).map_err(fault)
+        let files = [first?, second?];
+        let numbers: Vec<u8> = files.iter().flat_map(|file| file.as_raw_fd().to_ne_bytes()).collect();
+        memory::write(pid, addr, &numbers).map_err(fault)?;
+        Ok(files)
     }
 }
 
-/// The number of a descriptor that is the caller's from now on.
-fn given_away(fd: OwnedFd) -> u64 {
-    u64::from(fd.into_raw_fd().unsigned_abs())
+/// The call with what its numbers stand for.
+///
+/// # Safety
+/// As for [`Call::with_descriptor_numbers`], if it takes numbers.
+unsafe fn with_files<'fd>(call: &Call<'fd>, descriptors: Descriptors) -> Call<'fd> {
+    if !call.takes_numbers() || descriptors.executed != Executed::There || descriptors.arguments == 0 {
+        return *call;
+    }
+    call.descriptor_arguments().fold(*call, |with_files, argument| {
+        if call.files().any(|(n, _)| n == argument) {
+            return with_files;
+        }
+        // SAFETY: the caller promises that it is open, for as long as the call lasts.
+        with_files.fd(argument, unsafe { BorrowedFd::borrow_raw(number_of(call.args()[argument])) })
+    })
+}
+
+/// A descriptor's number in a register: its lower half.
+fn number_of(argument: u64) -> i32 {
+    descriptors::number(argument).unwrap_or(-1)
 }
 
 /// Executes a call that is about the caller's descriptor table and nothing else.
-fn execute_here(call: &Call) -> Outcome {
-    let [a, b, c, ..] = call.args;
-    // SAFETY: only `close`, `dup` and the like get here (`Descriptors::Here`), which take numbers. That the numbers
-    // are the caller's to change is for the caller to know, as with libc's functions of those names.
-    let result = unsafe { libc::syscall(i64::from(call.nr.id()), a, b, c) };
+fn execute_here(call: &Call<'_>) -> Outcome {
+    let mut args = call.args();
+    for (argument, file) in call.files() {
+        args[argument] = u64::from(file.as_raw_fd().unsigned_abs());
+    }
+    let [a, b, c, ..] = args;
+    // SAFETY: only `close`, `dup` and the like get here (`Executed::Here`), which take numbers: of descriptors that are
+    // borrowed, and of which they make copies, or that the maker of the call has promised to be the caller's to close
+    // (`Call::with_descriptor_numbers`).
+    let result = unsafe { libc::syscall(i64::from(call.nr().id()), a, b, c) };
     u64::try_from(result).map_err(|_| last_errno())
 }
 
 /// Calls that a task with the target's memory must not make: they would end it with its pages left there, or make
 /// tasks that nobody looks after.
-pub(super) fn is_the_executors_end(nr: Sysno) -> bool {
+pub(crate) fn is_the_executors_end(nr: Sysno) -> bool {
     use Sysno as S;
     matches!(
         nr,

@@ -10,17 +10,17 @@ use syscalls::Sysno;
 
 use super::rights::{CAP_SYS_ADMIN, Status};
 use super::visit::refusal;
+use crate::call::Call;
 use crate::error::Result;
 use crate::executor::code::AUDIT_ARCH_X86_64;
 use crate::ptrace::request;
-use crate::space::Call;
 
 /// linux/ptrace.h, Linux 4.4 and 6.4.
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
 
 /// That nothing keeps a stopped thread from making these calls, and those that an errand makes itself.
-pub(super) fn require_allowed(tid: i32, calls: &[Call]) -> Result<()> {
+pub(super) fn require_allowed(tid: i32, calls: &[Call<'_>]) -> Result<()> {
     if dispatches_calls(tid) {
         return Err(refusal(tid, Errno::PERM, "it dispatches its system calls to itself"));
     }
@@ -37,12 +37,12 @@ pub(super) fn require_allowed(tid: i32, calls: &[Call]) -> Result<()> {
         };
         refusal(tid, Errno::PERM, &why)
     })?;
-    let mask = Call { nr: Sysno::rt_sigprocmask, args: [libc::SIG_SETMASK as u64, 0, 0, 8, 0, 0] };
+    let mask = Call::with_args(Sysno::rt_sigprocmask, [libc::SIG_SETMASK as u64, 0, 0, 8, 0, 0]);
     let is_refused = |call: &&Call| !filters.iter().all(|filter| allows(filter, call));
     match std::iter::once(&mask).chain(calls).find(is_refused) {
         None => Ok(()),
         Some(call) => {
-            let why = format!("its seccomp filter does not allow it to call {}", call.nr.name());
+            let why = format!("its seccomp filter does not allow it to call {}", call.nr().name());
             Err(refusal(tid, Errno::PERM, &why))
         }
     }
@@ -75,12 +75,12 @@ fn filters_of(tid: i32) -> std::result::Result<Vec<Vec<sock_filter>>, Errno> {
 
 /// Does the filter say yes? One that uses what filters hardly use, or looks at where the call is made, is not understood
 /// and does not.
-pub(super) fn allows(filter: &[sock_filter], call: &Call) -> bool {
+pub(super) fn allows(filter: &[sock_filter], call: &Call<'_>) -> bool {
     const NEXT: usize = 1;
     // struct seccomp_data (linux/seccomp.h), in halves: number, architecture, where the call is made, arguments.
     let halves = |arg: u64| [arg & 0xffff_ffff, arg >> 32].map(|half| u32::try_from(half).expect("a half"));
-    let head = [Some(call.nr.id().cast_unsigned()), Some(AUDIT_ARCH_X86_64), None, None];
-    let data: Vec<_> = head.into_iter().chain(call.args.into_iter().flat_map(halves).map(Some)).collect();
+    let head = [Some(call.nr().id().cast_unsigned()), Some(AUDIT_ARCH_X86_64), None, None];
+    let data: Vec<_> = head.into_iter().chain(call.args().into_iter().flat_map(halves).map(Some)).collect();
     let (mut at, mut accumulator) = (0, 0);
     while let Some(&sock_filter { code, jt, jf, k }) = filter.get(at) {
         let jump = |is_so: bool| NEXT + usize::from(if is_so { jt } else { jf });
@@ -120,7 +120,7 @@ mod tests {
         instructions.iter().map(instruction).collect()
     }
 
-    const GETPID: Call = Call { nr: Sysno::getpid, args: [0; 6] };
+    const GETPID: Call<'_> = Call::new(Sysno::getpid);
 
     #[test]
     fn numbers_and_arguments_decide() {
@@ -136,7 +136,7 @@ mod tests {
             (BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
             (BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | 1),
         ]);
-        let of = |option| Call { nr: Sysno::prctl, args: [option, 0, 0, 0, 0, 0] };
+        let of = |option| Call::new(Sysno::prctl).arg(0, option);
         assert!(allows(&prctl, &of(3)) && allows(&prctl, &of(11)) && !allows(&prctl, &of(12)));
         assert!(!allows(&prctl, &GETPID));
     }

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use syscalls::Sysno;
 
 use super::asleep::Asleep;
 use super::errand;
@@ -15,9 +16,11 @@ use super::removal::Added;
 use super::rights::Status;
 use super::stat::Stat;
 use super::stop::{Patience, Stopped, go_on_with, rseq_configuration};
+use super::target::is_the_executors_end;
 use super::thread::{Rseq, ThreadState};
 use super::verdict::require_allowed;
 use crate::arch::x86_64::USER32_CS;
+use crate::call::Call;
 use crate::engine::ptrace::from_user;
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
@@ -25,7 +28,6 @@ use crate::executor::life::Life;
 use crate::executor::service::Outcome;
 use crate::exit::WaitStatus;
 use crate::ptrace::{Stop, look_for_stop, seize, set_registers, set_signal_mask};
-use crate::space::Call;
 use crate::sync::lock;
 
 /// The threads of one attached process, which are visited one after the other, and not while everything is removed.
@@ -68,7 +70,13 @@ impl Visits {
     }
 
     /// Has the thread execute some calls.
-    pub(crate) fn execute(&self, life: &Life, pid: i32, tid: i32, calls: &[Call]) -> Result<Vec<Outcome>> {
+    pub(crate) fn execute(
+        &self,
+        life: &Life,
+        pid: i32,
+        tid: i32,
+        calls: &[Call<'_>],
+    ) -> Result<Vec<Outcome>> {
         self.visit(life, pid, tid, |thread| {
             if let Err(error) = self.require_possible(&thread, calls) {
                 thread.release().map_err(gone(tid))?;
@@ -138,7 +146,7 @@ impl Visits {
     }
 
     /// That a stopped thread can make these calls. Its process may have executed another program just now.
-    fn require_possible(&self, thread: &Stopped, calls: &[Call]) -> Result<()> {
+    fn require_possible(&self, thread: &Stopped, calls: &[Call<'_>]) -> Result<()> {
         if thread.registers().cs == USER32_CS {
             return Err(refusal(thread.tid, Errno::NOEXEC, why_not(Errno::NOEXEC)));
         }
@@ -149,7 +157,7 @@ impl Visits {
     }
 
     /// Sends the thread on an errand, and takes it back.
-    fn send(&self, thread: &Stopped, slot: &Slot, calls: &[Call]) -> rustix::io::Result<Vec<Outcome>> {
+    fn send(&self, thread: &Stopped, slot: &Slot, calls: &[Call<'_>]) -> rustix::io::Result<Vec<Outcome>> {
         let tid = thread.tid;
         let registers = errand::prepare(slot, thread, calls);
         self.added.errand.store(tid, Ordering::Release);
@@ -198,7 +206,7 @@ fn state_of(thread: &Stopped) -> ThreadState {
 }
 
 /// An error that says why.
-pub(super) fn refusal(tid: i32, errno: Errno, why: &str) -> Error {
+pub(crate) fn refusal(tid: i32, errno: Errno, why: &str) -> Error {
     Error::Thread { tid, why: why.to_owned(), errno }
 }
 
@@ -215,5 +223,20 @@ fn why_not(errno: Errno) -> &'static str {
         Errno::TIME => "its calls took too long and were given up",
         Errno::SRCH => "it has just ended",
         _ => "it could not be traced",
+    }
+}
+
+/// Calls that a thread does not come back from, that change what it gets back, or that use the kernel's one note of how
+/// to restart a call, which may be about a call that the thread was in (`set_restart_fn` in the kernel).
+pub(crate) fn is_not_for_threads(call: &Call<'_>) -> bool {
+    use Sysno as S;
+    const ARCH_SET: std::ops::RangeInclusive<u64> = 0x1001..=0x1002;
+    const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
+    match call.nr() {
+        S::rt_sigprocmask | S::rt_sigsuspend | S::seccomp | S::rseq => true,
+        S::restart_syscall | S::nanosleep | S::clock_nanosleep | S::poll | S::futex => true,
+        S::arch_prctl => ARCH_SET.contains(&call.args()[0]),
+        S::prctl => [libc::PR_SET_SECCOMP as u64, PR_SET_SYSCALL_USER_DISPATCH].contains(&call.args()[0]),
+        nr => is_the_executors_end(nr),
     }
 }

@@ -1,6 +1,6 @@
-//! Engines: how a context gets onto a processor in the other space.
+//! What every engine does: take a context to the guest and back.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -11,112 +11,8 @@ pub(crate) mod trap;
 
 use crate::arch::x86_64::Registers;
 use crate::error::Error;
-use crate::executor::task;
 use crate::exit::{Arch, Fault, Syscall};
 use crate::signal::SigInfo;
-
-/// How a context gets onto a processor in the other address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Engine {
-    /// ptrace(2) with `PTRACE_SYSEMU`: works everywhere, slow. The reference for the others.
-    Ptrace,
-    /// A resident executor; system calls reach it as `SIGSYS` (Syscall User Dispatch).
-    Trap,
-    /// `trap`, and call sites that have trapped are rewritten to jump to the executor without a signal.
-    Rewrite,
-    /// process_vm_exec(2) itself, on a kernel that has it: the calling thread runs the context.
-    Native,
-}
-
-impl Engine {
-    /// All of them, the best first.
-    pub const ALL: [Self; 4] = [Self::Native, Self::Rewrite, Self::Trap, Self::Ptrace];
-
-    /// Its name on command lines and in `PROCESS_VM_EXEC_ENGINE`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ptrace => "ptrace",
-            Self::Trap => "trap",
-            Self::Rewrite => "rewrite",
-            Self::Native => "native",
-        }
-    }
-}
-
-impl fmt::Display for Engine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Engine {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL
-            .into_iter()
-            .find(|engine| engine.name() == name)
-            .ok_or_else(|| Error::UnknownEngine(name.to_owned()))
-    }
-}
-/// What works on this machine.
-#[derive(Clone, Debug)]
-pub struct Detection {
-    /// The engine that [`AddressSpace::create`](crate::AddressSpace::create) uses.
-    pub best: Engine,
-    /// Every engine, the best first, and what it lacks here; `None` where it works.
-    pub engines: Vec<(Engine, Option<String>)>,
-}
-
-impl Engine {
-    /// The environment variable that overrides the choice.
-    pub const VARIABLE: &'static str = "PROCESS_VM_EXEC_ENGINE";
-
-    /// Finds the best engine that works here, or takes the one that `PROCESS_VM_EXEC_ENGINE` names.
-    ///
-    /// # Errors
-    /// If the variable names no engine, or one that does not work here.
-    pub fn detect() -> Result<Detection, Error> {
-        let engines = Self::ALL.map(|engine| (engine, engine.lacks()));
-        let best = match std::env::var(Self::VARIABLE) {
-            Ok(name) => {
-                let chosen: Self = name.parse()?;
-                chosen.require()?;
-                chosen
-            }
-            Err(_) => engines
-                .iter()
-                .find(|(_, lack)| lack.is_none())
-                .map(|&(engine, _)| engine)
-                .ok_or_else(|| Self::Ptrace.require().expect_err("no engine works"))?,
-        };
-        Ok(Detection { best, engines: engines.into() })
-    }
-
-    /// # Errors
-    /// [`Error::Engine`] if it does not work here.
-    pub(crate) fn require(self) -> Result<(), Error> {
-        match self.lacks() {
-            Some(why) => Err(Error::Engine { engine: self, why }),
-            None => Ok(()),
-        }
-    }
-
-    /// What it lacks on this machine.
-    fn lacks(self) -> Option<String> {
-        match self {
-            Self::Rewrite => task::lacks().or_else(rewrite::lacks),
-            Self::Trap => task::lacks(),
-            Self::Ptrace => None,
-            Self::Native => native::lacks(),
-        }
-    }
-
-    /// Are executors traced, and do nothing by themselves?
-    pub(crate) fn traces(self) -> bool {
-        matches!(self, Self::Ptrace | Self::Native)
-    }
-}
 
 /// A place where a context runs: a task in the address space, seen through one engine. One context at a time uses
 /// it, and keeps it from run to run; between runs it holds the context's state.

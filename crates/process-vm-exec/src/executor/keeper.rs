@@ -13,16 +13,16 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
 use super::arena::{Arena, Slot};
+use super::filter::ServiceCalls;
 use super::life::Life;
 use super::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
 use super::service::{Entry, Service};
 use super::setup::{self, Params};
 use super::signature::Key;
 use super::{code, filter, layout};
-use crate::builder::ServiceCalls;
-use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::exit::WaitStatus;
+use crate::name::Engine;
 use crate::sync::lock;
 use crate::{maps, procfs};
 
@@ -137,7 +137,7 @@ impl Keeper {
         let living = Arc::<Mutex<Living>>::default();
         let template_pid = pid_of(template_pid).ok_or(Error::Dead)?;
         life.begin(template_pid);
-        lock(&living).lives.insert(template_pid.as_raw_nonzero().get(), Arc::clone(&life));
+        lock(&living).lives.insert(template_pid.as_raw_pid(), Arc::clone(&life));
         let open = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS), key);
         open.wait_for_start()?;
         setup::install_handlers(&open)?;
@@ -177,7 +177,7 @@ impl Keeper {
     pub(crate) fn fork(&self, parent: &Service, birth: Birth) -> Result<Service> {
         let Birth { engine, spin_budget_ns, time_limit } = birth;
         let (slot, key) = (Arc::new(self.arena.slot()?), Key::new()?);
-        Params { engine, spin_budget_ns, parent: self.pid.as_raw_nonzero().get() }.write(&slot);
+        Params { engine, spin_budget_ns, parent: self.pid.as_raw_pid() }.write(&slot);
         key.give(&slot);
         let life = Arc::new(Life::new(Arc::clone(&slot)));
         let service =
@@ -220,7 +220,7 @@ impl Keeper {
     }
 
     fn register(&self, pid: Pid, life: &Arc<Life>) -> Result<()> {
-        let number = pid.as_raw_nonzero().get();
+        let number = pid.as_raw_pid();
         let mut living = lock(&self.living);
         if let Some(status) = living.stillborn.remove(&number)
             && !is_child_of(pid, self.pid)
@@ -286,11 +286,7 @@ impl Begun {
 
 /// Of the keeper and the template, which run no guests.
 fn params(parent: Pid) -> Params {
-    Params {
-        engine: Engine::Trap,
-        spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
-        parent: parent.as_raw_nonzero().get(),
-    }
+    Params { engine: Engine::Trap, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, parent: parent.as_raw_pid() }
 }
 
 /// A file with these contents that can be executed.

@@ -15,6 +15,10 @@ pub(crate) const BASE: u64 = 0x7000_0000_0000;
 /// Length of the region, and of a slot of the memory file.
 pub(crate) const SIZE: u64 = 64 << 20;
 
+/// The addresses that an [`AddressSpace`](crate::AddressSpace) and a [`LiveProcess`](crate::LiveProcess) reserve for the
+/// executor's pages.
+pub const REGION: std::ops::Range<u64> = BASE..BASE + SIZE;
+
 /// The executor's image: an ELF header page, then the code.
 pub(crate) const CODE: u64 = BASE + 0x1000;
 

@@ -76,7 +76,7 @@ impl Life {
     pub(crate) fn signal(&self, signal: i32) {
         if let Some(pid) = *self.pid() {
             // SAFETY: kill only sends a signal. The process may have died meanwhile; that is as good.
-            unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
+            unsafe { libc::kill(pid.as_raw_pid(), signal) };
         }
     }
 

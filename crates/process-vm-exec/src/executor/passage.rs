@@ -5,17 +5,18 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::PidfdGetfdFlags;
 
 use super::layout;
 use super::service::{Entry, Outcome, Service};
+use crate::call::Call;
 use crate::error::{Error, Result};
 
 /// As many files as one call can take.
-pub(crate) const MAX_FILES: usize = 3;
+const MAX_FILES: usize = 3;
 
 /// A pair of sockets, and what a service task knows of it. Who carries files through it has the turn to do so.
 #[derive(Debug)]
@@ -49,15 +50,24 @@ impl Passage {
     }
 
     /// The number that the n-th file has in the call that it is carried to.
-    pub(crate) fn number(&self, n: usize) -> u64 {
+    fn number(&self, n: usize) -> u64 {
         self.first + n as u64
     }
 
-    /// Executes `call`, in which [`number`](Self::number)s stand for `files`; the task has them no longer then.
+    /// Executes `call` with its files; the task has them no longer then.
     ///
     /// # Errors
     /// After all but [`Error::Host`], with which nothing was sent, the passage is not used again: files may lie in it.
-    pub(crate) fn carry(&self, service: &Service, files: &[BorrowedFd<'_>], call: Entry) -> Result<Outcome> {
+    pub(crate) fn carry(&self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
+        let mut entry = Entry::from(call);
+        let mut files = Vec::new();
+        for (argument, file) in call.files() {
+            entry.args[argument] = self.number(files.len());
+            files.push(file);
+        }
+        if files.len() > MAX_FILES {
+            return Err(Error::TooMany("descriptors in one call"));
+        }
         let mut turn = service.turn()?;
         // A msghdr with room for one byte and the descriptors (cmsg(3)); the kernel writes to it.
         let at = |offset| layout::BASE + layout::SCRATCH + offset;
@@ -67,12 +77,12 @@ impl Passage {
         let make_room = [self.number(0), self.number(MAX_FILES - 1), 0, 0, 0, 0];
         let receive = [THEIRS, at(0), libc::MSG_DONTWAIT as u64, 0, 0, 0];
         let mut entries =
-            vec![Entry::new(libc::SYS_close_range, make_room), Entry::new(libc::SYS_recvmsg, receive), call];
+            vec![Entry::new(libc::SYS_close_range, make_room), Entry::new(libc::SYS_recvmsg, receive), entry];
         let close = |n| Entry::new(libc::SYS_close, [self.number(n), 0, 0, 0, 0, 0]);
         entries.extend((0..files.len()).map(close));
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(files));
+        ancillary.push(SendAncillaryMessage::ScmRights(&files));
         sendmsg(&self.ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)
             .map_err(Error::host("sendmsg of a file"))?;
         let results = turn.request(&entries)?;

@@ -17,6 +17,7 @@ use super::layout;
 use super::life::Life;
 use super::machine::{self, Host, Until};
 use super::signature::Key;
+use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::sync::lock;
 
@@ -36,6 +37,13 @@ pub(crate) struct Entry {
 impl Entry {
     pub(crate) const fn new(nr: i64, args: [u64; 6]) -> Self {
         Self { nr, args, child: 0 }
+    }
+}
+
+impl From<&Call<'_>> for Entry {
+    /// The call without its files.
+    fn from(call: &Call<'_>) -> Self {
+        Self::new(i64::from(call.nr().id()), call.args())
     }
 }
 

@@ -8,8 +8,8 @@ use super::arena::Slot;
 use super::service::{Entry, Service};
 use super::{code, filter, layout, machine};
 use crate::arch::x86_64::xstate;
-use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::name::Engine;
 
 /// What a new space is to be like.
 #[derive(Clone, Copy, Debug)]

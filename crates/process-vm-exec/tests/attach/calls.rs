@@ -8,10 +8,10 @@ use std::{
     thread,
 };
 
-use process_vm_exec::{AddressSpace, Builder, Errno, Error, Mapping, Owner, Protection, Sysno};
+use process_vm_exec::{Errno, Error, LiveProcess, LiveProcessBuilder, Mapping, Owner, Protection, Sysno};
 
 use crate::{
-    common::{attached, attached_with, scratch, turn},
+    common::{Execute as _, attached, attached_with, scratch, turn},
     target::Target,
     trace::{assert_no_trace, has_region},
 };
@@ -20,12 +20,12 @@ const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 const PAGE: u64 = 4096;
 const AT_FDCWD: u64 = (libc::AT_FDCWD as i64).cast_unsigned();
 
-fn builder() -> Builder {
-    AddressSpace::builder()
+fn builder() -> LiveProcessBuilder {
+    LiveProcess::builder()
 }
 
 /// Does `body` with a target and its space, and then looks whether anything is left.
-fn with_space(builder: Builder, body: impl FnOnce(&mut Target, &AddressSpace)) {
+fn with_space(builder: LiveProcessBuilder, body: impl FnOnce(&mut Target, &LiveProcess)) {
     let _turn = turn();
     let Some(mut target) = Target::start(&["--workers=spin,nanosleep,epoll,tick,eof"]) else { return };
     let space = attached_with(builder, target.pid());
@@ -36,13 +36,13 @@ fn with_space(builder: Builder, body: impl FnOnce(&mut Target, &AddressSpace)) {
 }
 
 /// A page of the target's for `bytes`, and whatever a call writes.
-fn page_with(space: &AddressSpace, bytes: &[u8]) -> u64 {
+fn page_with(space: &LiveProcess, bytes: &[u8]) -> u64 {
     let page = space.map(Mapping::anonymous(PAGE, READ_WRITE)).expect("a page");
     space.write(page, bytes).expect("its bytes");
     page
 }
 
-fn text_at(space: &AddressSpace, addr: u64, len: u64) -> String {
+fn text_at(space: &LiveProcess, addr: u64, len: u64) -> String {
     let mut bytes = vec![0; len.try_into().expect("a length")];
     space.read(addr, &mut bytes).expect("its bytes");
     String::from_utf8(bytes).expect("UTF-8")
@@ -62,22 +62,22 @@ fn mapping(pid: i32, addr: u64) -> Option<String> {
 #[test]
 fn a_call_comes_from_another_process_with_the_rights_of_the_target() {
     with_space(builder(), |target, space| {
-        let executor = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        let executor = space.execute(Sysno::getpid, [0; 6]).expect("getpid");
         assert!(executor > 0);
         assert_ne!(executor, u64::try_from(target.pid()).expect("a pid"));
         assert_ne!(executor, u64::from(std::process::id()));
         // SAFETY: getuid(2) takes nothing.
         let uid = unsafe { libc::getuid() };
-        assert_eq!(space.syscall(Sysno::getuid, [0; 6]).expect("getuid"), u64::from(uid));
+        assert_eq!(space.execute(Sysno::getuid, [0; 6]).expect("getuid"), u64::from(uid));
     });
 }
 
 #[test]
 fn the_errno_of_a_call_comes_back() {
     with_space(builder(), |_, space| {
-        let result = space.syscall(Sysno::munmap, [1, PAGE, 0, 0, 0, 0]);
+        let result = space.execute(Sysno::munmap, [1, PAGE, 0, 0, 0, 0]);
         assert!(matches!(result, Err(Error::Space { errno: Errno::INVAL, .. })), "{result:?}");
-        let result = space.syscall(Sysno::close, [987_654, 0, 0, 0, 0, 0]);
+        let result = space.execute(Sysno::close, [987_654, 0, 0, 0, 0, 0]);
         assert!(matches!(result, Err(Error::Space { errno: Errno::BADF, .. })), "{result:?}");
     });
 }
@@ -88,11 +88,11 @@ fn memory_is_mapped_and_unmapped_in_the_target() {
         let pid = target.pid();
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
         let args = [0, 3 * PAGE, u64::from(READ_WRITE.bits()), u64::from(flags), u64::MAX, 0];
-        let addr = space.syscall(Sysno::mmap, args).expect("mmap");
+        let addr = space.execute(Sysno::mmap, args).expect("mmap");
         assert!(mapping(pid, addr).is_some_and(|line| line.contains("rw-p")), "{:?}", mapping(pid, addr));
         space.protect(addr, PAGE, Protection::READ).expect("mprotect");
         assert!(mapping(pid, addr).is_some_and(|line| line.contains("r--p")), "{:?}", mapping(pid, addr));
-        space.syscall(Sysno::munmap, [addr, PAGE, 0, 0, 0, 0]).expect("munmap");
+        space.execute(Sysno::munmap, [addr, PAGE, 0, 0, 0, 0]).expect("munmap");
         assert_eq!(mapping(pid, addr), None);
         space.unmap(addr + PAGE, 2 * PAGE).expect("munmap");
         assert_eq!(mapping(pid, addr + PAGE), None);
@@ -136,7 +136,7 @@ fn madvise_takes_the_targets_pages() {
     with_space(builder(), |_, space| {
         let page = page_with(space, b"forget me");
         let advice = libc::MADV_DONTNEED.cast_unsigned();
-        space.syscall(Sysno::madvise, [page, PAGE, u64::from(advice), 0, 0, 0]).expect("madvise");
+        space.execute(Sysno::madvise, [page, PAGE, u64::from(advice), 0, 0, 0]).expect("madvise");
         assert_eq!(text_at(space, page, 9), "\0".repeat(9));
         space.unmap(page, PAGE).expect("munmap");
     });
@@ -147,7 +147,7 @@ fn the_librarys_pages_cannot_be_changed() {
     with_space(builder(), |target, space| {
         let result = space.unmap(0x7000_0000_0000, 64 << 20);
         assert!(matches!(result, Err(Error::Reserved { .. })), "{result:?}");
-        let result = space.syscall(Sysno::mprotect, [0x7000_0000_1000, PAGE, 7, 0, 0, 0]);
+        let result = space.execute(Sysno::mprotect, [0x7000_0000_1000, PAGE, 7, 0, 0, 0]);
         assert!(matches!(result, Err(Error::Reserved { .. })), "{result:?}");
         assert!(has_region(target.pid()));
     });
@@ -175,7 +175,7 @@ fn memory_goes_into_a_pipe_of_the_callers() {
             [target.first.number("word"), 8].iter().flat_map(|word| word.to_ne_bytes()).collect();
         let iovec = page_with(space, &iovec);
         let pipe = u64::try_from(writer.as_raw_fd()).expect("a descriptor");
-        assert_eq!(space.syscall(Sysno::vmsplice, [pipe, iovec, 1, 0, 0, 0]).expect("vmsplice"), 8);
+        assert_eq!(space.execute(Sysno::vmsplice, [pipe, iovec, 1, 0, 0, 0]).expect("vmsplice"), 8);
         drop(writer);
         let mut bytes = Vec::new();
         // To its end: nobody else keeps the other side.
@@ -194,7 +194,7 @@ fn a_descriptor_comes_back_to_the_caller() {
         let fds_before = crate::trace::numbers(&format!("/proc/{}/fd", target.pid())).len();
         let flags = libc::O_RDONLY | libc::O_CLOEXEC;
         let fd = space
-            .syscall(Sysno::openat, [AT_FDCWD, name, u64::from(flags.cast_unsigned()), 0, 0, 0])
+            .execute(Sysno::openat, [AT_FDCWD, name, u64::from(flags.cast_unsigned()), 0, 0, 0])
             .expect("openat");
         let fd = i32::try_from(fd).expect("a descriptor");
         // SAFETY: the call has just returned it to this process, which has told nobody else.
@@ -220,7 +220,7 @@ fn a_bad_descriptor_of_the_callers_is_none_of_the_targets() {
         let fd = u64::try_from(reader.as_raw_fd()).expect("a descriptor");
         drop((reader, writer));
         let page = page_with(space, b"");
-        let result = space.syscall(Sysno::read, [fd, page, 1, 0, 0, 0]);
+        let result = space.execute(Sysno::read, [fd, page, 1, 0, 0, 0]);
         // Another test may have got this number in the meantime, but never a thing of the target's.
         assert!(result.is_err() || fs::read_link(format!("/proc/self/fd/{fd}")).is_ok(), "{result:?}");
         space.unmap(page, PAGE).expect("munmap");
@@ -233,7 +233,7 @@ fn files_of_two_threads_are_not_mixed_up() {
     with_space(builder(), |_, space| {
         let page = page_with(space, b"pvx\0");
         let memfd = || {
-            let number = space.syscall(Sysno::memfd_create, [page, 0, 0, 0, 0, 0]).expect("a file");
+            let number = space.execute(Sysno::memfd_create, [page, 0, 0, 0, 0, 0]).expect("a file");
             // SAFETY: it has just been made for us.
             fs::File::from(unsafe { OwnedFd::from_raw_fd(number.try_into().expect("a descriptor")) })
         };
@@ -247,7 +247,7 @@ fn files_of_two_threads_are_not_mixed_up() {
             let ours = memfd();
             for round in 1..=ROUNDS {
                 let args = [ours.as_raw_fd().unsigned_abs().into(), page, 4, 0, 0, 0];
-                assert_eq!(space.syscall(Sysno::write, args).expect("written"), 4);
+                assert_eq!(space.execute(Sysno::write, args).expect("written"), 4);
                 assert_eq!(len(&ours), 4 * round);
             }
         });
@@ -258,11 +258,11 @@ fn files_of_two_threads_are_not_mixed_up() {
 fn a_descriptor_of_the_target_is_made_in_its_table() {
     with_space(builder().files(Owner::Target), |target, space| {
         let own = format!("/proc/{}/fd", target.pid());
-        assert_eq!(space.syscall(Sysno::dup2, [1, 777, 0, 0, 0, 0]).expect("dup2"), 777);
+        assert_eq!(space.execute(Sysno::dup2, [1, 777, 0, 0, 0, 0]).expect("dup2"), 777);
         let link = |fd: u32| fs::read_link(format!("{own}/{fd}")).ok();
         assert_eq!(link(777), link(1));
         assert!(link(777).is_some());
-        space.syscall(Sysno::close, [777, 0, 0, 0, 0, 0]).expect("close");
+        space.execute(Sysno::close, [777, 0, 0, 0, 0, 0]).expect("close");
         assert_eq!(link(777), None);
     });
 }
@@ -272,7 +272,7 @@ fn a_pipe_of_the_target_is_read_by_it() {
     with_space(builder().files(Owner::Target), |target, space| {
         // The line goes to the target's own standard output, which is a pipe to this test.
         let text = page_with(space, b"a line from elsewhere\n");
-        assert_eq!(space.syscall(Sysno::write, [1, text, 22, 0, 0, 0]).expect("write"), 22);
+        assert_eq!(space.execute(Sysno::write, [1, text, 22, 0, 0, 0]).expect("write"), 22);
         assert_eq!(target.line(), "a line from elsewhere");
         space.unmap(text, PAGE).expect("munmap");
     });
@@ -284,7 +284,7 @@ fn the_working_directory_is_the_one_asked_for() {
     for (owner, expected) in [(Owner::Caller, callers), (Owner::Target, PathBuf::from("/"))] {
         with_space(builder().directory(owner), |_, space| {
             let page = page_with(space, b"");
-            let len = space.syscall(Sysno::getcwd, [page, PAGE, 0, 0, 0, 0]).expect("getcwd");
+            let len = space.execute(Sysno::getcwd, [page, PAGE, 0, 0, 0, 0]).expect("getcwd");
             let text = text_at(space, page, len - 1);
             assert_eq!(PathBuf::from(text), expected, "with {owner:?}");
             space.unmap(page, PAGE).expect("munmap");
@@ -299,23 +299,23 @@ fn the_umask_of_the_target_is_shared_when_asked_for() {
         status.lines().find_map(|line| line.strip_prefix("Umask:\t").map(str::to_owned))
     };
     with_space(builder().directory(Owner::Target), |target, space| {
-        let old = space.syscall(Sysno::umask, [0o123, 0, 0, 0, 0, 0]).expect("umask");
+        let old = space.execute(Sysno::umask, [0o123, 0, 0, 0, 0, 0]).expect("umask");
         assert_eq!(umask(target.pid()).as_deref(), Some("0123"));
-        space.syscall(Sysno::umask, [old, 0, 0, 0, 0, 0]).expect("umask");
+        space.execute(Sysno::umask, [old, 0, 0, 0, 0, 0]).expect("umask");
     });
     with_space(builder(), |target, space| {
         let (before, own) = (umask(target.pid()), umask(std::process::id().try_into().expect("a pid")));
-        space.syscall(Sysno::umask, [0o123, 0, 0, 0, 0, 0]).expect("umask");
+        space.execute(Sysno::umask, [0o123, 0, 0, 0, 0, 0]).expect("umask");
         assert_eq!(umask(target.pid()), before, "the target's has changed");
         assert_eq!(umask(std::process::id().try_into().expect("a pid")), own, "the caller's has changed");
     });
 }
 
 /// The first word of a `struct sigaction` is the handler.
-fn handler_of(space: &AddressSpace, signal: i32) -> u64 {
+fn handler_of(space: &LiveProcess, signal: i32) -> u64 {
     let page = page_with(space, b"");
     let signal = u64::from(signal.cast_unsigned());
-    space.syscall(Sysno::rt_sigaction, [signal, 0, page, 8, 0, 0]).expect("rt_sigaction");
+    space.execute(Sysno::rt_sigaction, [signal, 0, page, 8, 0, 0]).expect("rt_sigaction");
     let mut bytes = [0; 8];
     space.read(page, &mut bytes).expect("the handler");
     space.unmap(page, PAGE).expect("munmap");
@@ -345,7 +345,7 @@ fn handlers_of_the_executor_are_not_the_targets() {
         let ignore: Vec<u8> = [1u64, 0, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
         let page = page_with(space, &ignore);
         let signal = u64::from(libc::SIGUSR2.cast_unsigned());
-        space.syscall(Sysno::rt_sigaction, [signal, page, 0, 8, 0, 0]).expect("rt_sigaction");
+        space.execute(Sysno::rt_sigaction, [signal, page, 0, 8, 0, 0]).expect("rt_sigaction");
         space.unmap(page, PAGE).expect("munmap");
         let changed = caught(target.pid())
             .into_iter()
@@ -361,7 +361,7 @@ fn everything_may_be_the_targets_at_once() {
     let all = builder().files(Owner::Target).directory(Owner::Target).handlers(Owner::Target);
     with_space(all, |target, space| {
         assert_eq!(handler_of(space, libc::SIGUSR2), target.first.number("handler"));
-        assert_eq!(space.syscall(Sysno::dup2, [1, 777, 0, 0, 0, 0]).expect("dup2"), 777);
-        space.syscall(Sysno::close, [777, 0, 0, 0, 0, 0]).expect("close");
+        assert_eq!(space.execute(Sysno::dup2, [1, 777, 0, 0, 0, 0]).expect("dup2"), 777);
+        space.execute(Sysno::close, [777, 0, 0, 0, 0, 0]).expect("close");
     });
 }

@@ -3,39 +3,65 @@
 use std::{
     env,
     ffi::OsStr,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Builder, Result};
+use process_vm_exec::{Call, LiveProcess, LiveProcessBuilder, Result, Returned, Sysno};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::trace::has_region;
 
-/// The time after which a claim counts as hung, if it is not asked for longer storms.
-const WATCHDOG: Duration = Duration::from_secs(400);
+/// The time without a new round after which a claim counts as hung.
+const WATCHDOG: Duration = Duration::from_secs(200);
+/// How many rounds have been begun, of all claims.
+static ROUNDS: AtomicU64 = AtomicU64::new(0);
 
 /// Attaches with the defaults.
 #[track_caller]
-pub(crate) fn attached(pid: i32) -> AddressSpace {
-    with_our_pages(pid, AddressSpace::attach_pid(pid))
+pub(crate) fn attached(pid: i32) -> LiveProcess {
+    with_our_pages(pid, LiveProcess::attach_pid(pid))
 }
 
 /// Attaches as `builder` says.
 #[track_caller]
-pub(crate) fn attached_with(builder: Builder, pid: i32) -> AddressSpace {
+pub(crate) fn attached_with(builder: LiveProcessBuilder, pid: i32) -> LiveProcess {
     let pidfd = pidfd_open(Pid::from_raw(pid).expect("a pid"), PidfdFlags::empty()).expect("a live process");
     with_our_pages(pid, builder.attach(std::os::fd::AsFd::as_fd(&pidfd)))
 }
 
 #[track_caller]
-fn with_our_pages(pid: i32, attached: Result<AddressSpace>) -> AddressSpace {
+fn with_our_pages(pid: i32, attached: Result<LiveProcess>) -> LiveProcess {
     let space = attached.expect("attaching");
     assert!(has_region(pid), "attached to {pid}, and the library's pages are not there");
     space
+}
+
+/// Calls in which descriptors are numbers, as a program would make them itself.
+pub(crate) trait Execute {
+    fn execute(&self, nr: Sysno, args: [u64; 6]) -> Result<u64>;
+}
+
+impl Execute for LiveProcess {
+    fn execute(&self, nr: Sysno, args: [u64; 6]) -> Result<u64> {
+        // SAFETY: claims name descriptors that they have opened, or that are not open.
+        let call = unsafe { Call::with_descriptor_numbers(nr, args) };
+        self.syscall(&call).map(Returned::into_number)
+    }
+}
+
+/// The number of the executor.
+#[track_caller]
+pub(crate) fn executor_of(space: &LiveProcess) -> i32 {
+    space.executor().expect("a live executor").as_raw_pid()
 }
 
 /// Says that something is not tested on this machine.
@@ -56,11 +82,16 @@ pub(crate) fn turn() -> Turn {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (done, watched) = mpsc::channel::<()>();
     let claim = thread::current().name().unwrap_or("a claim").to_owned();
-    let patience = WATCHDOG + soak().unwrap_or_default();
     thread::spawn(move || {
-        if watched.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("HUNG: {claim}: not done after {} s", patience.as_secs());
-            process::abort();
+        let mut seen = None;
+        while watched.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let rounds = Some(ROUNDS.load(Ordering::Relaxed));
+            if rounds == seen {
+                // Not captured, as what the harness prints of an aborted test program would be.
+                let _ = writeln!(io::stderr(), "HUNG: {claim}: nothing done for {} s", WATCHDOG.as_secs());
+                process::abort();
+            }
+            seen = rounds;
         }
     });
     Turn { _turn: turn, _done: done }
@@ -75,7 +106,8 @@ pub(crate) fn soak() -> Option<Duration> {
 /// Counts rounds from 0: at least `least`, and more until the soak is over.
 pub(crate) fn rounds(least: u32) -> impl Iterator<Item = u32> {
     let end = soak().map(|time| Instant::now() + time);
-    (0..).take_while(move |&round| round < least || end.is_some_and(|end| Instant::now() < end))
+    let is_one = move |&round: &u32| round < least || end.is_some_and(|end| Instant::now() < end);
+    (0..).take_while(is_one).inspect(|_| drop(ROUNDS.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// A directory that is removed at the end of this process.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Call, Errno, Error, Sysno};
+use process_vm_exec::{Call, Errno, Error, LiveProcess, Sysno};
 
 use crate::{
     common::{Killed, Numbers, attached, kill, rounds, scratch, skip, soon, this_program, turn},
@@ -20,7 +20,7 @@ use crate::{
 const SENDER: &str = "PVX_ATTACH_SENDER";
 /// Refused with this number; says why.
 #[track_caller]
-fn refused(space: &AddressSpace, tid: i32, calls: &[Call], errno: Errno) -> String {
+fn refused(space: &LiveProcess, tid: i32, calls: &[Call], errno: Errno) -> String {
     match space.batch_in_thread(tid, calls) {
         Err(Error::Thread { tid: named, why, errno: found }) => {
             assert_eq!((named, found), (tid, errno), "{why}");
@@ -53,7 +53,7 @@ int main(void)
 ";
 
 /// Detaches from a target, which has gone on since it was started, goes on, and has nothing of ours.
-fn part(space: AddressSpace, mut target: Target) {
+fn part(space: LiveProcess, mut target: Target) {
     space.detach().expect("detaching");
     let first = target.first.clone();
     target.check_goes_on(&first);
@@ -123,10 +123,10 @@ fn calls_that_would_not_leave_the_thread_as_it_was_are_refused() {
         S::nanosleep,
         S::futex,
     ] {
-        let why = refused(&space, pid, &[GETTID, Call { nr, args: [0; 6] }], Errno::OPNOTSUPP);
+        let why = refused(&space, pid, &[GETTID, Call::new(nr)], Errno::OPNOTSUPP);
         assert!(why.contains(nr.name()), "{why}");
     }
-    let unmap = Call { nr: S::munmap, args: [0x7000_0000_0000, 4096, 0, 0, 0, 0] };
+    let unmap = Call::with_args(S::munmap, [0x7000_0000_0000, 4096, 0, 0, 0, 0]);
     assert!(matches!(space.batch_in_thread(pid, &[unmap]), Err(Error::Reserved { .. })));
     refused(&space, pid, &[GETTID; 1025], Errno::TOOBIG);
     let many = space.batch_in_thread(pid, &[GETTID; 1024]).expect("as many as it can make");
@@ -145,8 +145,6 @@ fn what_is_no_thread_of_the_process_is_refused() {
         refused(&space, tid, &[GETTID], Errno::SRCH);
         assert!(space.thread(tid).is_err());
     }
-    let created = AddressSpace::create().expect("a space");
-    refused(&created, created.pid(), &[GETTID], Errno::OPNOTSUPP);
     space.detach().expect("detaching");
     target.quit();
 }
@@ -175,7 +173,7 @@ fn calls_that_a_filter_does_not_allow_are_not_made() {
         return skip("to look at the target's seccomp filter takes CAP_SYS_ADMIN");
     }
     let _turn = turn();
-    let getppid = Call { nr: Sysno::getppid, args: [0; 6] };
+    let getppid = Call::with_args(Sysno::getppid, [0; 6]);
     let workers = "--workers=spin,nanosleep,poll,futex,queue,tick";
     for options in [&["--seccomp=closed", workers, "--threads=1"], &["--seccomp", workers, "--slack-task"]] {
         let Some(mut target) = Target::start(options) else { return };
@@ -205,7 +203,7 @@ fn a_call_that_waits_is_given_up() {
     };
     let pid = target.pid();
     let space = attached(pid);
-    let pause = Call { nr: Sysno::pause, args: [0; 6] };
+    let pause = Call::with_args(Sysno::pause, [0; 6]);
     refused(&space, pid, &[pause, GETTID], Errno::TIME);
     assert_eq!(gettid_in(&space, pid), Some(pid));
     part(space, target);
@@ -217,13 +215,13 @@ fn sender() {
     let Ok(orders) = env::var(SENDER) else { return };
     let (pid, how) = orders.split_once(' ').expect("a pid, and how");
     let pid = pid.parse().expect("a pid");
-    let space = AddressSpace::attach_pid(pid).expect("attaching");
+    let space = LiveProcess::attach_pid(pid).expect("attaching");
     if how == "often" {
         loop {
             assert_eq!(gettid_in(&space, pid), Some(pid));
         }
     }
-    let pause = Call { nr: Sysno::pause, args: [0; 6] };
+    let pause = Call::with_args(Sysno::pause, [0; 6]);
     let _ = space.batch_in_thread(pid, &[pause]);
 }
 

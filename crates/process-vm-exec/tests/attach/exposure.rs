@@ -10,10 +10,10 @@ use std::{
     thread,
 };
 
-use process_vm_exec::{AddressSpace, Errno, Error, Exposure, Mapping, Owner, Protection, Sysno};
+use process_vm_exec::{Errno, Error, Exposure, LiveProcess, Mapping, Owner, Protection, Sysno};
 
 use crate::{
-    common::{Killed, attached_with, skip, turn},
+    common::{Execute as _, Killed, attached_with, skip, turn},
     kinds::start,
 };
 
@@ -35,26 +35,26 @@ fn is_refusal<T: std::fmt::Debug>(result: &process_vm_exec::Result<T>) -> bool {
 fn descriptors_are_not_passed_to_another_users_process() {
     let _turn = turn();
     let Some((process, _)) = process_of_another_user("plain") else { return };
-    let space = attached_with(AddressSpace::builder().directory(Owner::Target), process.pid());
+    let space = attached_with(LiveProcess::builder().directory(Owner::Target), process.pid());
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let number = |end: &dyn AsRawFd| u64::from(end.as_raw_fd().unsigned_abs());
     let scratch = space.scratch(8).expect("memory");
     let write = [number(&writer), scratch.addr(), 8, 0, 0, 0];
-    assert!(is_refusal(&space.syscall(Sysno::write, write)));
+    assert!(is_refusal(&space.execute(Sysno::write, write)));
     // None of a batch is made.
     let calls = [
         (Sysno::umask, [0o123, 0, 0, 0, 0, 0]),
         (Sysno::read, [number(&reader), scratch.addr(), 8, 0, 0, 0]),
     ];
-    let calls = calls.map(|(nr, args)| process_vm_exec::Call { nr, args });
-    let before = space.syscall(Sysno::umask, [0o022, 0, 0, 0, 0, 0]).expect("umask");
+    let calls = calls.map(|(nr, args)| process_vm_exec::Call::with_args(nr, args));
+    let before = space.execute(Sysno::umask, [0o022, 0, 0, 0, 0, 0]).expect("umask");
     assert!(is_refusal(&space.batch(&calls)));
-    assert_eq!(space.syscall(Sysno::umask, [before, 0, 0, 0, 0, 0]).expect("umask"), 0o022);
+    assert_eq!(space.execute(Sysno::umask, [before, 0, 0, 0, 0, 0]).expect("umask"), 0o022);
     let file = std::fs::File::open("/proc/self/exe").expect("a file");
     assert!(is_refusal(&space.map(Mapping::file(file.as_fd(), 0, 4096, Protection::READ))));
     // What it opens itself comes from there, and it has it already.
-    let pair = space.syscall(Sysno::eventfd2, [0; 6]).expect("eventfd2");
-    space.syscall(Sysno::close, [pair, 0, 0, 0, 0, 0]).expect("close");
+    let pair = space.execute(Sysno::eventfd2, [0; 6]).expect("eventfd2");
+    space.execute(Sysno::close, [pair, 0, 0, 0, 0, 0]).expect("close");
     drop(scratch);
     space.detach().expect("detaching");
 }
@@ -64,14 +64,14 @@ fn descriptors_are_not_passed_to_another_users_process() {
 fn what_is_passed_because_it_is_allowed_can_be_taken() {
     let _turn = turn();
     let Some((thief, mut says)) = process_of_another_user("thief") else { return };
-    let builder = AddressSpace::builder().directory(Owner::Target).exposure(Exposure::Allowed);
+    let builder = LiveProcess::builder().directory(Owner::Target).exposure(Exposure::Allowed);
     let space = attached_with(builder, thief.pid());
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     let scratch = space.scratch(8).expect("memory");
     let space_there = &space;
     thread::scope(|scope| {
         let read = [reader.as_raw_fd().unsigned_abs().into(), scratch.addr(), 1, 0, 0, 0];
-        let call = scope.spawn(move || space_there.syscall(Sysno::read, read));
+        let call = scope.spawn(move || space_there.execute(Sysno::read, read));
         let mut line = String::new();
         says.read_line(&mut line).expect("its output");
         assert_eq!(line, "stolen\n");
@@ -90,7 +90,7 @@ fn the_directory_is_not_passed_to_another_users_process() {
     let place = tempdir_for_root();
     let there = rustix::fs::open(".", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("here");
     std::env::set_current_dir(&place).expect("root may go there");
-    let attached = AddressSpace::attach_pid(process.pid());
+    let attached = LiveProcess::attach_pid(process.pid());
     rustix::process::fchdir(&there).expect("back");
     std::fs::remove_dir(&place).expect("it is empty");
     assert!(is_refusal(&attached), "{attached:?}");
@@ -109,11 +109,11 @@ fn tempdir_for_root() -> std::path::PathBuf {
 fn descriptors_are_passed_to_processes_with_the_callers_rights() {
     let _turn = turn();
     let Some((process, _)) = start("plain", |command| command) else { return };
-    let space = attached_with(AddressSpace::builder(), process.pid());
+    let space = attached_with(LiveProcess::builder(), process.pid());
     let (_, writer) = std::io::pipe().expect("a pipe");
     let scratch = space.scratch(8).expect("memory");
     let write = [writer.as_raw_fd().unsigned_abs().into(), scratch.addr(), 8, 0, 0, 0];
-    let written = space.syscall(Sysno::write, write);
+    let written = space.execute(Sysno::write, write);
     assert!(matches!(written, Err(Error::Space { errno: Errno::PIPE, .. })), "{written:?}");
     drop(scratch);
     space.detach().expect("detaching");

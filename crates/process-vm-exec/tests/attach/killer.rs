@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Sysno};
+use process_vm_exec::{LiveProcess, Sysno};
 
 use crate::{
-    common::{Killed, Numbers, attached, soak, soon, this_program, turn},
+    common::{Execute as _, Killed, Numbers, attached, rounds, soon, this_program, turn},
     target::Target,
     threads::gettid_in,
     trace::{assert_no_trace, descendants, numbers},
@@ -23,7 +23,7 @@ const SUPERVISOR: &str = "PVX_ATTACH_SUPERVISOR";
 /// How often each of the tests kills: with three of them and two targets each, more than 2,000 times in all.
 const KILLS: u32 = 350;
 /// How often when soaking, unless the time is over before.
-const KILLS_WHEN_SOAKING: u32 = 17_000;
+const KILLS_WHEN_SOAKING: usize = 17_000;
 
 /// What a supervisor is doing when it is killed.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ fn supervisor() {
     let pid = pid.parse().expect("a pid");
     // The first time costs more: afterwards it is as it always is.
     drop(attached(pid));
-    let attach = || AddressSpace::attach_pid(pid).expect("attaching");
+    let attach = || LiveProcess::attach_pid(pid).expect("attaching");
     match moment {
         "Attach" => {
             println!("\nREADY");
@@ -58,17 +58,17 @@ fn supervisor() {
             let space = attach();
             println!("\nREADY");
             loop {
-                space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+                space.execute(Sysno::getpid, [0; 6]).expect("getpid");
             }
         }
         "Detach" => {
             let space = attach();
             println!("\nREADY");
-            space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+            space.execute(Sysno::getpid, [0; 6]).expect("getpid");
             space.detach().expect("detaching");
             loop {
                 let space = attach();
-                space.syscall(Sysno::sched_yield, [0; 6]).expect("sched_yield");
+                space.execute(Sysno::sched_yield, [0; 6]).expect("sched_yield");
                 space.detach().expect("detaching");
             }
         }
@@ -122,13 +122,8 @@ fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
     let pid = target.pid();
     let mut before = target.first.clone();
     let mut numbers = Numbers::new(within_us);
-    let kills = if soak().is_some() { KILLS_WHEN_SOAKING } else { KILLS };
-    let end = soak().map(|time| Instant::now() + time);
     let mut killed = 0;
-    for kill in 0..kills {
-        if kill >= KILLS && end.is_none_or(|end| Instant::now() >= end) {
-            break;
-        }
+    for kill in rounds(KILLS).take(KILLS_WHEN_SOAKING) {
         let (mut supervisor, mut output) = start(pid, moment);
         // All that the supervisor has started, now and then: to look it up takes longer than to kill.
         let started: Vec<_> = if kill % 8 == 0 {
@@ -160,7 +155,7 @@ fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
     eprintln!("{moment:?}: {killed} supervisors killed");
     // And it can be attached to as if nothing had been.
     let space = attached(pid);
-    space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+    space.execute(Sysno::getpid, [0; 6]).expect("getpid");
     space.detach().expect("detaching");
     assert_no_trace(pid);
     target.quit();

@@ -10,11 +10,11 @@ use std::{
 };
 
 use process_vm_exec::{
-    AddressSpace, Call, Context, Errno, Error, Exit, Mapping, Owner, Protection, SignalSet, Sysno,
+    Call, Context, Errno, Error, Exit, LiveProcess, Mapping, Owner, Protection, SignalSet, Sysno,
 };
 
 use crate::{
-    common::{Killed, attached, attached_with, kill, scratch, skip, soon, turn},
+    common::{Execute as _, Killed, attached, attached_with, executor_of, kill, scratch, skip, soon, turn},
     target::compile,
     trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent, traces},
 };
@@ -61,14 +61,14 @@ fn assert_unharmed(mut process: Killed) {
 
 /// Attaches in each way, calls, and detaches; more than once, as something could have stayed.
 #[track_caller]
-fn is_attached_to(kind: &str, check: impl Fn(&AddressSpace, i32)) {
+fn is_attached_to(kind: &str, check: impl Fn(&LiveProcess, i32)) {
     let _turn = turn();
     let Some(process) = process(kind) else { return };
     let pid = process.pid();
     for _ in 0..3 {
-        for builder in [AddressSpace::builder(), AddressSpace::builder().files(Owner::Target)] {
+        for builder in [LiveProcess::builder(), LiveProcess::builder().files(Owner::Target)] {
             let space = attached_with(builder, pid);
-            let executor = space.syscall(Sysno::getppid, [0; 6]).expect("a call");
+            let executor = space.execute(Sysno::getppid, [0; 6]).expect("a call");
             assert!(executor > 0);
             check(&space, pid);
             space.detach().expect("detaching");
@@ -100,7 +100,7 @@ fn threads_under_strict_seccomp_are_not_sent_on_errands() {
         return;
     }
     is_attached_to("strict", |space, pid| {
-        let gettid = Call { nr: Sysno::gettid, args: [0; 6] };
+        let gettid = Call::with_args(Sysno::gettid, [0; 6]);
         let refused = space.batch_in_thread(pid, &[gettid]);
         assert!(matches!(&refused, Err(Error::Thread { why, .. }) if why.contains("strict")), "{refused:?}");
     });
@@ -130,7 +130,7 @@ fn a_target_without_the_time_stamp_counter_stays_without() {
     is_attached_to("tsc", |space, pid| {
         let answer = space.scratch(8).expect("memory");
         let get_tsc = [libc::PR_GET_TSC.unsigned_abs().into(), answer.addr(), 0, 0, 0, 0];
-        space.batch_in_thread(pid, &[Call { nr: Sysno::prctl, args: get_tsc }]).expect("the thread")[0]
+        space.batch_in_thread(pid, &[Call::with_args(Sysno::prctl, get_tsc)]).expect("the thread")[0]
             .expect("prctl");
         let mut mode = [0; 4];
         space.read(answer.addr(), &mut mode).expect("the answer");
@@ -146,7 +146,7 @@ fn whose_main_thread_has_ended() {
         assert!(space.vdso().is_some());
         // Longer than what is known of its memory is believed.
         std::thread::sleep(std::time::Duration::from_millis(30));
-        space.syscall(Sysno::getpid, [0; 6]).expect("it has not executed another program");
+        space.execute(Sysno::getpid, [0; 6]).expect("it has not executed another program");
         let other = numbers(&format!("/proc/{pid}/task")).into_iter().find(|&tid| tid != pid);
         space.thread(other.expect("a thread")).expect("its state");
     });
@@ -175,7 +175,7 @@ fn that_uses_the_librarys_addresses_itself() {
     let Some(process) = process("region") else { return };
     let pid = process.pid();
     for _ in 0..2 {
-        let Err(Error::Attach { why, errno, .. }) = AddressSpace::attach_pid(pid) else {
+        let Err(Error::Attach { why, errno, .. }) = LiveProcess::attach_pid(pid) else {
             panic!("attached to it")
         };
         assert_eq!(errno, Errno::EXIST);
@@ -191,11 +191,11 @@ fn that_another_supervisor_is_attached_to() {
     let _turn = turn();
     let Some(process) = process("plain") else { return };
     let space = attached(process.pid());
-    let Err(Error::Attach { why, errno, .. }) = AddressSpace::attach_pid(process.pid()) else {
+    let Err(Error::Attach { why, errno, .. }) = LiveProcess::attach_pid(process.pid()) else {
         panic!("attached twice")
     };
     assert_eq!(errno, Errno::EXIST);
-    assert!(why.contains("another supervisor") && why.contains(&space.executor().to_string()), "{why}");
+    assert!(why.contains("another supervisor") && why.contains(&executor_of(&space).to_string()), "{why}");
     space.detach().expect("detaching");
     assert_no_trace(process.pid());
     assert_unharmed(process);
@@ -209,9 +209,9 @@ fn whose_executor_was_killed() {
     let pid = process.pid();
     for _ in 0..3 {
         let space = attached(pid);
-        let executor = space.executor();
+        let executor = executor_of(&space);
         kill(executor, libc::SIGKILL);
-        soon("its end is seen", || matches!(space.syscall(Sysno::getpid, [0; 6]), Err(Error::Dead)));
+        soon("its end is seen", || matches!(space.execute(Sysno::getpid, [0; 6]), Err(Error::Dead)));
         drop(space);
         soon("it is gone", || !numbers("/proc").contains(&executor));
     }
@@ -226,7 +226,7 @@ fn that_overwrites_the_executors_instructions() {
     let _turn = turn();
     let Some(process) = process("rewriter") else { return };
     // It comes back at all; the target may also be too late to spoil it.
-    drop(AddressSpace::attach_pid(process.pid()));
+    drop(LiveProcess::attach_pid(process.pid()));
     // What it has made of the tasks that were to become executors goes round in circles.
     for trace in traces(process.pid()) {
         if let Trace::SameMemory(tid) = trace {

@@ -7,36 +7,36 @@ use std::{
 };
 
 use process_vm_exec::{
-    AddressSpace, Context, Errno, Error, Exit, Mapping, Owner, Protection, SignalSet, Sysno,
+    Context, Errno, Error, Exit, LiveProcess, Mapping, Owner, Pid, Protection, SignalSet, Sysno,
 };
 use rustix::process::{Resource, Rlimit};
 
 use crate::{
-    common::{attached, attached_with, kill, rounds, soon, this_program, turn},
+    common::{Execute as _, attached, attached_with, executor_of, kill, rounds, soon, this_program, turn},
     target::{Report, Target},
     trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent, traces},
 };
 
 /// A target that is attached to.
-fn pair(options: &[&str]) -> Option<(Target, AddressSpace)> {
+fn pair(options: &[&str]) -> Option<(Target, LiveProcess)> {
     let target = Target::start(options)?;
     let space = attached(target.pid());
-    space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+    space.execute(Sysno::getpid, [0; 6]).expect("getpid");
     Some((target, space))
 }
 
 /// A space whose process is gone says so, and nothing hangs.
 #[track_caller]
-fn assert_dead(space: AddressSpace) {
+fn assert_dead(space: LiveProcess) {
     soon("the space is dead", || {
         matches!(
-            space.syscall(Sysno::getpid, [0; 6]),
+            space.execute(Sysno::getpid, [0; 6]),
             Err(Error::Dead | Error::Space { errno: Errno::SRCH, .. })
         )
     });
-    let executor = space.pid();
+    let executor = space.executor().map(Pid::as_raw_pid);
     drop(space);
-    soon("the executor is gone", || executor <= 0 || traces(executor) == [Trace::Gone]);
+    soon("the executor is gone", || executor.is_none_or(|pid| traces(pid) == [Trace::Gone]));
 }
 
 /// The executor has copies of what the target has open when it is made: they must not stay for as long as it does.
@@ -49,7 +49,7 @@ fn pipes_of_the_target_end_while_somebody_is_attached() {
     for _ in 0..5 {
         let before = target.report();
         // Nothing of ours goes into its table then, for which that would be emptied.
-        let space = attached_with(AddressSpace::builder().directory(Owner::Target), target.pid());
+        let space = attached_with(LiveProcess::builder().directory(Owner::Target), target.pid());
         thread::sleep(WHILE);
         target.check_goes_on(&before);
         space.detach().expect("detaching");
@@ -67,7 +67,7 @@ fn a_forked_child_has_nothing_of_ours_and_lives_on() {
         let line = target.line();
         let child: i32 = line.strip_prefix("CHILD ").and_then(|pid| pid.parse().ok()).expect("a child");
         assert!(!has_region(child), "the child {child} has our pages");
-        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        space.execute(Sysno::getpid, [0; 6]).expect("getpid");
         children.push(child);
     }
     space.detach().expect("detaching");
@@ -91,7 +91,7 @@ fn forks_and_vforks_go_on_beside_calls() {
         let Some((mut target, space)) = pair(options) else { return };
         let before = target.report();
         for _ in rounds(20_000) {
-            space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+            space.execute(Sysno::getpid, [0; 6]).expect("getpid");
         }
         // Both kinds, since then.
         let goes_on = |report: &Report| {
@@ -189,7 +189,7 @@ fn a_target_that_is_killed_while_calls_are_made_hangs_nobody() {
             thread::sleep(Duration::from_micros(u64::from(round % 20) * 100));
             kill(pid, libc::SIGKILL);
         });
-        soon("calls fail", || space.syscall(Sysno::getpid, [0; 6]).is_err());
+        soon("calls fail", || space.execute(Sysno::getpid, [0; 6]).is_err());
         killer.join().expect("the killer");
         target.end();
         assert_dead(space);
@@ -209,7 +209,7 @@ fn a_stopped_target_stays_stopped_and_goes_on_when_told() {
         let is_stop = |trace: &Trace| matches!(trace, Trace::Stopped(_, 'T'));
         for _ in rounds(50) {
             let space = attached(pid);
-            space.syscall(Sysno::getpid, [0; 6]).expect("getpid of a stopped target");
+            space.execute(Sysno::getpid, [0; 6]).expect("getpid of a stopped target");
             space.detach().expect("detaching");
             assert_no_trace_but(pid, is_stop);
             let stopped = traces(pid).into_iter().filter(is_stop).count();
@@ -230,7 +230,7 @@ fn a_target_that_is_stopped_while_attached_answers() {
     let pid = target.pid();
     kill(pid, libc::SIGSTOP);
     soon("it is stopped", || traces(pid).iter().any(|trace| matches!(trace, Trace::Stopped(_, 'T'))));
-    space.syscall(Sysno::getpid, [0; 6]).expect("the executor is not stopped with it");
+    space.execute(Sysno::getpid, [0; 6]).expect("the executor is not stopped with it");
     space.detach().expect("detaching");
     kill(pid, libc::SIGCONT);
     assert_no_trace(pid);
@@ -247,13 +247,13 @@ fn two_take_turns() {
     let mut executors = Vec::new();
     for _ in rounds(100) {
         let space = thread::spawn(move || attached(pid)).join().expect("a supervisor");
-        executors.push(space.syscall(Sysno::getpid, [0; 6]).expect("getpid"));
+        executors.push(space.execute(Sysno::getpid, [0; 6]).expect("getpid"));
         // One at a time: the second is refused, or has what it needs beside the first.
-        if let Ok(second) = AddressSpace::attach_pid(pid) {
-            second.syscall(Sysno::getpid, [0; 6]).expect("getpid of the second");
+        if let Ok(second) = LiveProcess::attach_pid(pid) {
+            second.execute(Sysno::getpid, [0; 6]).expect("getpid of the second");
             second.detach().expect("detaching the second");
         }
-        space.syscall(Sysno::getpid, [0; 6]).expect("getpid of the first, which is still there");
+        space.execute(Sysno::getpid, [0; 6]).expect("getpid of the first, which is still there");
         space.detach().expect("detaching");
     }
     executors.dedup();
@@ -275,7 +275,7 @@ fn detaching_waits_for_a_call_that_another_thread_makes() {
             for _ in 0..3 {
                 scope.spawn(|| {
                     while !stop.load(Ordering::Relaxed) {
-                        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+                        space.execute(Sysno::getpid, [0; 6]).expect("getpid");
                     }
                 });
             }
@@ -295,7 +295,7 @@ fn a_dropped_space_leaves_no_trace_either() {
     let Some(target) = Target::start(&["--workers=spin,tick,children"]) else { return };
     for _ in rounds(100) {
         let space = attached(target.pid());
-        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        space.execute(Sysno::getpid, [0; 6]).expect("getpid");
         drop(space);
         assert_no_trace(target.pid());
     }
@@ -311,7 +311,7 @@ fn a_space_survives_the_thread_that_attached() {
     let space = thread::spawn(move || attached(pid)).join().expect("a thread");
     thread::sleep(Duration::from_millis(50));
     for _ in 0..10 {
-        space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        space.execute(Sysno::getpid, [0; 6]).expect("getpid");
     }
     space.detach().expect("detaching");
     assert_no_trace(pid);
@@ -325,7 +325,7 @@ fn a_child_that_ends_meanwhile_is_still_there_for_who_waits_for_it() {
     for round in 0..300 {
         let mut child = std::process::Command::new("true").spawn().expect("a child");
         thread::sleep(Duration::from_micros(round * 5));
-        let space = AddressSpace::attach_pid(child.id().try_into().expect("a pid"));
+        let space = LiveProcess::attach_pid(child.id().try_into().expect("a pid"));
         let status = child.wait().unwrap_or_else(|error| panic!("round {round}: {error}, {space:?}"));
         assert!(status.success(), "round {round}: {status}");
     }
@@ -336,9 +336,9 @@ fn the_end_of_an_executor_that_shares_with_the_target_ends_the_attachment() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
     for _ in 0..5 {
-        let space = attached_with(AddressSpace::builder().files(Owner::Target), target.pid());
-        let sharer = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
-        assert_ne!(i32::try_from(sharer), Ok(space.executor()), "another executor makes the calls");
+        let space = attached_with(LiveProcess::builder().files(Owner::Target), target.pid());
+        let sharer = space.execute(Sysno::getpid, [0; 6]).expect("getpid");
+        assert_ne!(i32::try_from(sharer), Ok(executor_of(&space)), "another executor makes the calls");
         kill(sharer.try_into().expect("a pid"), libc::SIGKILL);
         assert_dead(space);
         assert_no_trace(target.pid());
@@ -368,7 +368,7 @@ fn an_executor_that_cannot_be_removed_is_not_said_to_be() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
     let space = attached(target.pid());
-    let executor = space.executor();
+    let executor = executor_of(&space);
     // SAFETY: somebody else traces it: this thread, as long as it lives.
     assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, executor, 0, 0) }, 0);
     assert!(matches!(space.detach(), Err(Error::Host { errno: Errno::PERM, .. })));

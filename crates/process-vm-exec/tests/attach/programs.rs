@@ -12,14 +12,14 @@ use std::{
 use process_vm_exec::Sysno;
 
 use crate::{
-    common::{Killed, attached, has, scratch, skip, soon, turn},
+    common::{Execute as _, Killed, attached, has, scratch, skip, soon, turn},
     trace::{Trace, assert_no_trace_but, has_region, numbers},
 };
 
 /// Attaches, calls and detaches once.
 fn visit(pid: i32) {
     let space = attached(pid);
-    let executor = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+    let executor = space.execute(Sysno::getpid, [0; 6]).expect("getpid");
     assert_ne!(executor, u64::try_from(pid).expect("a pid"));
     thread::sleep(Duration::from_millis(1));
     space.detach().expect("detaching");
@@ -58,13 +58,13 @@ fn says_the_same(command: impl Fn() -> Command) {
     let mut visits = 0;
     loop {
         // It may end at any time; then, and only then, attaching fails.
-        match process_vm_exec::AddressSpace::attach_pid(pid) {
+        match process_vm_exec::LiveProcess::attach_pid(pid) {
             Ok(space) => {
                 assert!(
                     has_region(pid) || matches!(child.0.try_wait(), Ok(Some(_))),
                     "nothing of ours in {pid}"
                 );
-                let result = space.syscall(Sysno::getpid, [0; 6]);
+                let result = space.execute(Sysno::getpid, [0; 6]);
                 thread::sleep(Duration::from_millis(1));
                 let detached = space.detach();
                 if result.is_ok() && detached.is_ok() {

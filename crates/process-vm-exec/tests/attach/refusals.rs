@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use process_vm_exec::{AddressSpace, Errno, Error};
+use process_vm_exec::{Errno, Error, LiveProcess};
 
 use crate::{
     common::{Killed, has, scratch, skip, soon, this_program, turn},
@@ -20,7 +20,7 @@ const NOBODY: u32 = 65534;
 /// Attaching is refused with one of these numbers; says why.
 #[track_caller]
 fn refused(pid: i32, errnos: &[Errno]) -> String {
-    match AddressSpace::attach_pid(pid) {
+    match LiveProcess::attach_pid(pid) {
         Err(error) => {
             let Error::Attach { pid: named, ref why, errno } = error else { panic!("{error:?}") };
             assert!(errnos.contains(&errno), "{errno:?} is none of {errnos:?}: {error}");

@@ -1,11 +1,11 @@
 //! Run mode and calls of functions in a live process.
 
 use process_vm_exec::{
-    AddressSpace, Context, Error, Exit, Mapping, Owner, Protection, SignalSet, Tls, WaitStatus,
+    Context, Error, Exit, LiveProcess, Mapping, Owner, Protection, SignalSet, Tls, WaitStatus,
 };
 
 use crate::{
-    common::{attached, attached_with, rounds, turn},
+    common::{Execute as _, attached, attached_with, rounds, turn},
     target::{Linked, Target},
     trace::assert_no_trace,
 };
@@ -14,7 +14,7 @@ const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 const READ_EXEC: Protection = Protection::READ.union(Protection::EXEC);
 const PAGE: u64 = 4096;
 
-fn with_space(linked: Linked, body: impl FnOnce(&mut Target, &AddressSpace)) {
+fn with_space(linked: Linked, body: impl FnOnce(&mut Target, &LiveProcess)) {
     let _turn = turn();
     let Some(mut target) = Target::start_linked(linked, &["--workers=spin,nanosleep,rseq,tick"]) else {
         return;
@@ -27,7 +27,12 @@ fn with_space(linked: Linked, body: impl FnOnce(&mut Target, &AddressSpace)) {
 }
 
 /// Code in a page of the target's.
-fn code(space: &AddressSpace, bytes: &[u8]) -> u64 {
+fn call(space: &LiveProcess, addr: u64, args: &[u64], tls: Tls) -> process_vm_exec::Result<u64> {
+    // SAFETY: no function that is called here makes calls with descriptors.
+    unsafe { space.call(addr, args, tls) }
+}
+
+fn code(space: &LiveProcess, bytes: &[u8]) -> u64 {
     let page = space.map(Mapping::anonymous(PAGE, READ_WRITE)).expect("a page");
     space.write(page, bytes).expect("code is written");
     space.protect(page, PAGE, READ_EXEC).expect("code is protected");
@@ -46,7 +51,7 @@ fn code_runs_to_its_system_calls() {
             assert!(matches!(exit, Exit::Syscall), "{exit:?}");
             assert_eq!((ctx.syscall().nr, ctx.syscall().args[0]), (7777, u64::from(round)));
             assert_eq!(ctx.registers().rbx, u64::from(round));
-            ctx.set_return(0);
+            ctx.set_return(Ok(0));
         }
         drop(ctx);
         space.unmap(page, PAGE).expect("munmap");
@@ -114,7 +119,7 @@ fn text_of_the_target_stays_as_it_is() {
 fn code_faults_into_the_executors_handlers_whosever_calls_mean() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,tick"]) else { return };
-    let builder = AddressSpace::builder().handlers(Owner::Target);
+    let builder = LiveProcess::builder().handlers(Owner::Target);
     let space = attached_with(builder, target.pid());
     // ud2
     let page = code(&space, &[0x0f, 0x0b]);
@@ -132,16 +137,16 @@ fn functions_are_called(linked: Linked) {
     with_space(linked, |target, space| {
         let first = target.first.clone();
         for tls in [Tls::Own, Tls::Main] {
-            let call = |name: &str, args: &[u64]| space.call(first.number(name), args, tls);
+            let call = |name: &str, args: &[u64]| call(space, first.number(name), args, tls);
             assert_eq!(call("add", &[1, 10, 100, 1000, 10_000, 100_000]).expect("add"), 654_321);
             assert_eq!(call("stack", &[512]).expect("stack"), 511 * 512 / 2, "an aligned stack");
             for round in 0..200 {
                 assert_eq!(call("add", &[round, 1, 0, 0, 0, 0]).expect("add"), round + 2);
             }
-            let executor = space.syscall(process_vm_exec::Sysno::getpid, [0; 6]).expect("getpid");
+            let executor = space.execute(process_vm_exec::Sysno::getpid, [0; 6]).expect("getpid");
             assert_eq!(call("getpid", &[]).expect("getpid"), executor, "its calls are executed in the space");
         }
-        let call = |name: &str, tls| space.call(first.number(name), &[], tls).expect("a function");
+        let call = |name: &str, tls| call(space, first.number(name), &[], tls).expect("a function");
         assert_ne!(first.number("fs_base"), 0);
         assert_eq!(call("fs", Tls::Main), first.number("fs_base"));
         assert_eq!(call("tls", Tls::Main), first.number("magic"));
@@ -168,15 +173,18 @@ fn a_function_that_faults_is_told() {
         let (fault, add) = (target.first.number("fault"), target.first.number("add"));
         let word = target.first.number("word");
         for _ in rounds(50) {
-            match space.call(fault, &[8], Tls::Own) {
+            match call(space, fault, &[8], Tls::Own) {
                 Err(Error::Function { addr, exit }) if addr == fault => {
                     let exit = format!("{exit:?}");
                     assert!(exit.starts_with("Fault") && exit.contains("addr: 8,"), "{exit}");
                 }
                 other => panic!("{other:?}"),
             }
-            assert_eq!(space.call(fault, &[word], Tls::Own).expect("a readable word"), 0x0123_4567_89ab_cdef);
-            assert_eq!(space.call(add, &[1, 0, 0, 0, 0, 0], Tls::Own).expect("add"), 1);
+            assert_eq!(
+                call(space, fault, &[word], Tls::Own).expect("a readable word"),
+                0x0123_4567_89ab_cdef
+            );
+            assert_eq!(call(space, add, &[1, 0, 0, 0, 0, 0], Tls::Own).expect("add"), 1);
         }
         target.report();
     });

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use process_vm_exec::{AddressSpace, Call, Errno, Rseq, Sysno};
+use process_vm_exec::{Call, Errno, LiveProcess, Rseq, Sysno};
 
 use crate::{
     common::{Numbers, attached, kill, rounds, soon, turn},
@@ -28,11 +28,11 @@ const WAITS: [&str; 13] = [
     "pause",
 ];
 
-pub(crate) const GETTID: Call = Call { nr: Sysno::gettid, args: [0; 6] };
+pub(crate) const GETTID: Call = Call::with_args(Sysno::gettid, [0; 6]);
 
 /// The number that the kernel tells a thread; nothing if the thread has ended, as helpers of other supervisors do.
 #[track_caller]
-pub(crate) fn gettid_in(space: &AddressSpace, tid: i32) -> Option<i32> {
+pub(crate) fn gettid_in(space: &LiveProcess, tid: i32) -> Option<i32> {
     match space.batch_in_thread(tid, &[GETTID]) {
         Ok(results) => Some(results[0].expect("gettid cannot fail").try_into().expect("a number")),
         Err(error) if error.errno() == Errno::SRCH => None,
@@ -45,9 +45,9 @@ pub(crate) fn tasks(pid: i32) -> Vec<i32> {
 }
 
 /// The alternate stack (address, flags, length) that the kernel tells a thread of.
-fn alternate_stack(space: &AddressSpace, tid: i32) -> (u64, u32, u64) {
+fn alternate_stack(space: &LiveProcess, tid: i32) -> (u64, u32, u64) {
     let scratch = space.scratch(24).expect("scratch memory");
-    let ask = Call { nr: Sysno::sigaltstack, args: [0, scratch.addr(), 0, 0, 0, 0] };
+    let ask = Call::with_args(Sysno::sigaltstack, [0, scratch.addr(), 0, 0, 0, 0]);
     assert_eq!(space.batch_in_thread(tid, &[GETTID, ask]).expect("asking")[1], Ok(0));
     let mut words = [[0; 8]; 3];
     space.read(scratch.addr(), words.as_flattened_mut()).expect("what it said");

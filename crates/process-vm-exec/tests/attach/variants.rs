@@ -2,10 +2,10 @@
 
 use std::{os::unix::ffi::OsStrExt, process::Command, thread, time::Duration};
 
-use process_vm_exec::{AddressSpace, Call, Sysno};
+use process_vm_exec::{Call, LiveProcess, Sysno};
 
 use crate::{
-    common::{Numbers, attached, rounds, skip, turn},
+    common::{Execute as _, Numbers, attached, rounds, skip, turn},
     target::{Linked, Report, Target},
     trace::{Trace, assert_no_trace, assert_no_trace_but, has_region},
 };
@@ -31,17 +31,20 @@ fn storm_over(mut target: Target, least: u32) -> Report {
     let mut numbers = Numbers::new(u64::from(least));
     let mut before = target.first.clone();
     for round in rounds(least) {
-        let space = AddressSpace::attach_pid(pid).unwrap_or_else(|error| {
+        let space = LiveProcess::attach_pid(pid).unwrap_or_else(|error| {
             // What it says itself is of more interest.
             target.report();
             panic!("attaching: {error}")
         });
-        let executor = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+        let executor = space.execute(Sysno::getpid, [0; 6]).expect("getpid");
         assert_ne!(executor, u64::try_from(pid).expect("a pid"), "the executor is a process of its own");
         if round % 4 == 0 {
-            let yields = [Call { nr: Sysno::sched_yield, args: [0; 6] }; 8];
+            let yields = [Call::with_args(Sysno::sched_yield, [0; 6]); 8];
             let results = space.batch(&yields).expect("a batch");
-            assert!(results.iter().all(|result| *result == Ok(0)), "{results:?}");
+            assert!(
+                results.iter().all(|result| matches!(result, Ok(process_vm_exec::Returned { value: 0, .. }))),
+                "{results:?}"
+            );
         }
         thread::sleep(Duration::from_micros(numbers.below(1000)));
         space.detach().expect("detaching");
@@ -287,10 +290,10 @@ fn a_filter_that_kills() {
         let mut before = target.first.clone();
         let mut works = 0;
         for _ in rounds(ROUNDS) {
-            match process_vm_exec::AddressSpace::attach_pid(pid) {
+            match process_vm_exec::LiveProcess::attach_pid(pid) {
                 Ok(space) => {
                     assert!(has_region(pid), "attached to {pid}, and the library's pages are not there");
-                    space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
+                    space.execute(Sysno::getpid, [0; 6]).expect("getpid");
                     space.detach().expect("detaching");
                     works += 1;
                 }
@@ -317,7 +320,7 @@ fn several_targets_at_once() {
     for _ in rounds(ROUNDS / 4) {
         let spaces: Vec<_> = targets.iter().map(|target| attached(target.pid())).collect();
         let executors: std::collections::BTreeSet<_> =
-            spaces.iter().map(|space| space.syscall(Sysno::getpid, [0; 6]).expect("getpid")).collect();
+            spaces.iter().map(|space| space.execute(Sysno::getpid, [0; 6]).expect("getpid")).collect();
         assert_eq!(executors.len(), targets.len());
         for (space, target) in spaces.iter().zip(&targets) {
             let mut bytes = [0; 8];

@@ -13,7 +13,8 @@ use iced_x86::{
     code_asm::{CodeAssembler, eax},
 };
 use process_vm_exec::{
-    AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, SignalSet, Syscall,
+    AddressSpace, AddressSpaceBuilder, Context, Engine, Exit, Fault, Mapping, Protection, Registers,
+    SignalSet, Syscall,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -165,7 +166,12 @@ pub(crate) fn asm_at(addr: u64, build: impl FnOnce(&mut CodeAssembler) -> Result
 
 /// A space with code, data and stacks mapped.
 pub(crate) fn space(engine: Engine, code: &[u8]) -> AddressSpace {
-    let space = AddressSpace::builder().engine(engine).create().expect("an address space");
+    space_with(AddressSpace::builder().engine(engine), code)
+}
+
+/// The same, made as the builder says.
+pub(crate) fn space_with(builder: AddressSpaceBuilder, code: &[u8]) -> AddressSpace {
+    let space = builder.create().expect("an address space");
     space.map(Mapping::anonymous(CODE_LEN, READ_WRITE).at(CODE)).expect("room for code");
     space.map(Mapping::anonymous(DATA_LEN, READ_WRITE).at(DATA)).expect("room for data");
     space.map(Mapping::anonymous(STACK_LEN, READ_WRITE).at(STACK)).expect("room for stacks");
@@ -315,4 +321,10 @@ pub(crate) fn kill(pid: i32, signal: i32) {
     // SAFETY: kill(2) takes two integers and touches no memory of this process.
     let result = unsafe { libc::kill(pid, signal) };
     assert_eq!(result, 0, "kill({pid}, {signal}): {}", std::io::Error::last_os_error());
+}
+
+/// The number of a space's process.
+#[track_caller]
+pub(crate) fn pid_of(space: &AddressSpace) -> i32 {
+    space.pid().expect("a live space").as_raw_pid()
 }

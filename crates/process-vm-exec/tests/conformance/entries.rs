@@ -30,7 +30,7 @@ claims! {
                     assert_eq!((call.arch, call.nr & 0xffff_ffff), (Arch::I386, u64::from(nr)));
                     assert_eq!(call.args, [1, 2, 3, 4, 5, 6]);
                     assert_eq!(guest.ctx.registers().rip, CODE + 7);
-                    guest.ctx.set_return(0);
+                    guest.ctx.set_return(Ok(0));
                     let next = guest.call();
                     assert_eq!((next.arch, next.nr), (Arch::X86_64, u64::from(NR)));
                 }
@@ -101,7 +101,7 @@ claims! {
         for nr in (0..500).filter(|&nr| !is_unseen(nr)) {
             guest.regs().rbx = nr;
             assert_eq!(guest.call().nr, nr);
-            guest.ctx.set_return(0);
+            guest.ctx.set_return(Ok(0));
         }
     }
 

@@ -82,7 +82,7 @@ claims! {
                 guest.poke(DATA, 0x202 | flags);
                 guest.regs().rip = CODE;
                 guest.call();
-                guest.ctx.set_return(0);
+                guest.ctx.set_return(Ok(0));
                 guest.call();
                 assert_eq!(guest.peek(DATA + 8) & all_free(), flags, "{flags:#x}");
             }
@@ -148,7 +148,7 @@ claims! {
             assert_eq!(guest.ctx.registers().rip, CODE + 5);
             assert_eq!(guest.call().nr, u64::from(NR));
             assert_eq!(guest.ctx.registers().rip, CODE + 7);
-            guest.ctx.set_return(0);
+            guest.ctx.set_return(Ok(0));
             guest.regs().rflags &= !TF;
             assert_eq!(guest.call().nr, u64::from(NR) + 1);
         }

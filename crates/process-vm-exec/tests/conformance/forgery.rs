@@ -7,12 +7,13 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use iced_x86::code_asm::*;
-use process_vm_exec::{AddressSpace, Engine, Error, Exit, Mapping, SignalSet, Sysno, WaitStatus};
+use process_vm_exec::{AddressSpace, Context, Engine, Error, Exit, Mapping, SignalSet, Sysno, WaitStatus};
 use rustix::fs::MemfdFlags;
 use rustix::thread::CpuSet;
 
 use crate::common::{
-    CODE, DATA, Guest, NR, PAGE, READ, READ_WRITE, alone, asm, asm_at, call_loop, claims, kill, space, spin,
+    CODE, DATA, Guest, NR, PAGE, READ, READ_WRITE, STACK_TOP, alone, asm, asm_at, call_loop, claims, kill,
+    pid_of, space, space_with, spin,
 };
 
 /// Where the library's region has what a guest can see of requests, and write of results and mailboxes.
@@ -108,7 +109,7 @@ impl Attacker {
     /// Sees that the service task is late: it shares a processor with the attacker, and comes last there, while this
     /// thread looks on from another.
     fn delay_service(&self) {
-        let pid = self.space.pid();
+        let pid = pid_of(&self.space);
         let here = rustix::thread::sched_getaffinity(None).expect("processors");
         let mut cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| here.is_set(cpu));
         let (ours, theirs) = (cpus.next().expect("a processor"), cpus.next());
@@ -150,7 +151,7 @@ fn others_are_served(engine: Engine) {
     let file = file(b"ours");
     other.space.map(Mapping::file(file.as_fd(), 0, PAGE, READ).at(ELSEWHERE)).expect("room for a file");
     let fork = other.space.fork().expect("a fork");
-    assert!(fork.pid() != 0);
+    assert!(pid_of(&fork) != 0);
     assert_eq!(other.call().nr, u64::from(NR));
 }
 
@@ -161,7 +162,7 @@ claims! {
             space.map(Mapping::anonymous(PAGE, READ_WRITE).at(ELSEWHERE)).expect("what is to be unmapped");
             let attacker = Attacker::start_in(Arc::clone(&space));
             attacker.delay_service();
-            let pid = space.pid();
+            let pid = pid_of(&space);
             assert!(is_mapped(pid, ELSEWHERE));
             if space.unmap(ELSEWHERE, PAGE).is_ok() {
                 assert!(!is_mapped(pid, ELSEWHERE), "unmap returned before it had happened");
@@ -246,7 +247,7 @@ claims! {
                 a.jmp(top)
             }));
             let attacker = Attacker::start_in(Arc::new(space(engine, &code)));
-            let (pid, attacked) = (attacker.space.pid(), Arc::clone(&attacker.space));
+            let (pid, attacked) = (pid_of(&attacker.space), Arc::clone(&attacker.space));
             let second = thread::spawn(move || {
                 let mut second = process_vm_exec::Context::new(ENTRY, 0);
                 let _ = attacked.run(&mut second, &SignalSet::all());
@@ -286,7 +287,7 @@ claims! {
 
     fn nobody_waits_for_a_space_that_has_been_stopped(engine) {
         let stopped = Arc::new(space(engine, &asm(spin)));
-        let pid = stopped.pid();
+        let pid = pid_of(&stopped);
         kill(pid, libc::SIGSTOP);
         let is_done = Arc::new(AtomicBool::new(false));
         let asking: Vec<_> = [
@@ -312,7 +313,7 @@ claims! {
     fn a_space_that_does_not_answer_in_time_is_killed(engine) {
         const LIMIT: Duration = Duration::from_millis(20);
         let space = AddressSpace::builder().engine(engine).time_limit(LIMIT).create().expect("a space");
-        kill(space.pid(), libc::SIGSTOP);
+        kill(pid_of(&space), libc::SIGSTOP);
         let error = space.map(Mapping::anonymous(PAGE, READ)).expect_err("it is stopped");
         assert!(matches!(error, Error::TimedOut { limit: LIMIT }), "{error}");
         let mut ctx = process_vm_exec::Context::new(CODE, 0);
@@ -330,7 +331,7 @@ claims! {
                 stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)).expect("its parent").to_owned()
             };
             let probe = space(engine, &asm(spin));
-            let keeper = keeper_of(probe.pid());
+            let keeper = keeper_of(pid_of(&probe));
             for round in 0..300 {
                 let parent = Arc::new(space(engine, &asm(spin)));
                 let killed = Arc::clone(&parent);
@@ -342,7 +343,7 @@ claims! {
                 let fork = parent.fork();
                 killer.join().expect("the killer");
                 if let Ok(fork) = fork {
-                    assert_eq!(fork.syscall(Sysno::getpid, [0; 6]).ok(), u64::try_from(fork.pid()).ok());
+                    assert_eq!(fork.syscall(Sysno::getpid, [0; 6]).ok(), u64::try_from(pid_of(&fork)).ok());
                 }
             }
             drop(probe);
@@ -394,7 +395,7 @@ claims! {
         if matches!(engine, Engine::Ptrace | Engine::Native) {
             return;
         }
-        let mut guest = Guest::new(engine, |a| {
+        let code = asm(|a| {
             let mut top = a.create_label();
             a.mov(rsi, COMMAND)?;
             a.mov(rdi, MAILBOXES)?;
@@ -405,7 +406,11 @@ claims! {
             a.set_label(&mut top)?;
             a.jmp(top)
         });
-        let exit = run_until_seen(&mut guest);
+        // A supervisor that stays awake sees the report. An interrupt would also wake the executor.
+        let builder = AddressSpace::builder().engine(engine).spin_budget_ns(u64::MAX >> 1);
+        let mut guest =
+            Guest { space: Arc::new(space_with(builder, &code)), ctx: Context::new(CODE, STACK_TOP) };
+        let exit = guest.run();
         assert!(matches!(exit, Exit::Syscall), "{exit:?}");
         let other = Guest::new(engine, spin);
         let moved = other.space.run(&mut guest.ctx, &SignalSet::all());
@@ -515,7 +520,7 @@ claims! {
 
     fn the_region_has_no_room_for_mappings(engine) {
         let guest = Guest::new(engine, spin);
-        let maps = fs::read_to_string(format!("/proc/{}/maps", guest.space.pid())).expect("maps");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", pid_of(&guest.space))).expect("maps");
         let mut next = REGION;
         for line in maps.lines() {
             let (range, _) = line.split_once(' ').expect("a range");

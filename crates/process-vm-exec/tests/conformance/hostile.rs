@@ -6,7 +6,7 @@ use iced_x86::code_asm::*;
 use process_vm_exec::{Engine, Error, Exit, Mapping, Protection, Registers, SignalSet, Sysno};
 use rustix::fs::MemfdFlags;
 
-use crate::common::{CODE, Guest, NR, Numbers, PAGE, STACK_TOP, call_loop, claims, fill, kill};
+use crate::common::{CODE, Guest, NR, Numbers, PAGE, STACK_TOP, call_loop, claims, fill, kill, pid_of};
 
 /// The executor's pages.
 const RESERVED: std::ops::Range<u64> = 0x7000_0000_0000..0x7000_0400_0000;
@@ -61,7 +61,7 @@ claims! {
         for _ in 0..ATTACKS {
             let mut guest = Guest::new(engine, |a| { a.mov(eax, NR)?; a.syscall() });
             guest.call();
-            let text: Vec<_> = executor_pages(guest.space.pid()).into_iter().filter(|(.., rights)| rights.contains('x')).collect();
+            let text: Vec<_> = executor_pages(pid_of(&guest.space)).into_iter().filter(|(.., rights)| rights.contains('x')).collect();
             assert!(!text.is_empty(), "the executor has no code");
             let (start, end, _) = &text[usize::try_from(numbers.below(text.len() as u64)).expect("small")];
             fill(guest.regs(), &mut numbers);
@@ -76,7 +76,7 @@ claims! {
         let mut numbers = Numbers::new(2);
         let probe = Guest::new(engine, |a| a.nop());
         let mut sites = Vec::new();
-        for (start, end, rights) in executor_pages(probe.space.pid()) {
+        for (start, end, rights) in executor_pages(pid_of(&probe.space)) {
             let mut bytes = vec![0; usize::try_from(end - start).expect("small")];
             if rights.contains('x') && probe.space.read(start, &mut bytes).is_ok() {
                 let found = bytes.windows(2).enumerate().filter(|(_, two)| *two == [0x0f, 0x05]);
@@ -105,7 +105,7 @@ claims! {
             let mut numbers = Numbers::new(seed);
             let mut guest = Guest::new(engine, scribble);
             guest.call();
-            for (start, end, rights) in executor_pages(guest.space.pid()) {
+            for (start, end, rights) in executor_pages(pid_of(&guest.space)) {
                 if !rights.starts_with("rw") {
                     continue;
                 }
@@ -131,7 +131,7 @@ claims! {
             });
             guest.regs().rdi = crate::common::DATA;
             guest.call();
-            let writable: Vec<_> = executor_pages(guest.space.pid()).into_iter().filter(|(.., rights)| rights.starts_with("rw")).collect();
+            let writable: Vec<_> = executor_pages(pid_of(&guest.space)).into_iter().filter(|(.., rights)| rights.starts_with("rw")).collect();
             assert!(!writable.is_empty(), "the executor has no memory");
             for _ in 0..4 {
                 let (start, end, _) = &writable[usize::try_from(numbers.below(writable.len() as u64)).expect("small")];
@@ -159,7 +159,7 @@ claims! {
             victim.call();
             let mut attacker = victim.another(1);
             let entry = CODE + 16;
-            let pid = victim.space.pid();
+            let pid = pid_of(&victim.space);
             let running = thread::spawn(move || {
                 for _ in 0..20 {
                     let interrupter = victim.ctx.interrupter();
@@ -258,11 +258,11 @@ claims! {
             let fork = attacked.fork();
             // In the slot that the fork would have had.
             let mut other = Guest::new(engine, call_loop);
-            let pid = other.space.pid();
+            let pid = pid_of(&other.space);
             assert_eq!(other.space.syscall(Sysno::getpid, [0; 6]).ok(), u64::try_from(pid).ok());
             for _ in 0..20 {
                 assert_eq!(other.call().nr, u64::from(NR));
-                other.ctx.set_return(0);
+                other.ctx.set_return(Ok(0));
             }
             drop(fork);
             interrupter.interrupt();
@@ -322,6 +322,6 @@ claims! {
         });
         let call = guest.call();
         assert_eq!((call.nr, call.args[1]), (62, 9));
-        kill(guest.space.pid(), 0);
+        kill(pid_of(&guest.space), 0);
     }
 }

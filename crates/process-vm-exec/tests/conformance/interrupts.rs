@@ -46,10 +46,10 @@ claims! {
             guest.interrupted();
             guest.call();
             let count = guest.ctx.registers().rbx;
-            guest.ctx.set_return(count);
+            guest.ctx.set_return(Ok(count));
             guest.call();
             let count = guest.ctx.registers().rbx;
-            guest.ctx.set_return(count);
+            guest.ctx.set_return(Ok(count));
         }
     }
 
@@ -192,7 +192,7 @@ claims! {
                     let nr = guest.ctx.syscall().nr;
                     let count = guest.ctx.registers().rbx;
                     assert_eq!((nr, count), (u64::from(NR), calls), "after {interrupts} interrupts");
-                    guest.ctx.set_return(count);
+                    guest.ctx.set_return(Ok(count));
                 }
                 Exit::Interrupted => {
                     interrupts += 1;

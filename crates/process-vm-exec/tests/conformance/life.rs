@@ -11,7 +11,7 @@ use std::{
 
 use process_vm_exec::{AddressSpace, Context, Engine, Exit, SignalSet};
 
-use crate::common::{CODE, Guest, NR, STACK_TOP, alone, call_loop, claims, kill, space, this_claim};
+use crate::common::{CODE, Guest, NR, STACK_TOP, alone, call_loop, claims, kill, pid_of, space, this_claim};
 
 /// Set in the supervisor that is to be killed.
 const VICTIM: &str = "PVX_CONFORMANCE_VICTIM";
@@ -145,7 +145,7 @@ claims! {
             check_nothing_is_left(200, || {
                 let mut guest = Guest::new(engine, call_loop);
                 guest.call();
-                kill(guest.space.pid(), libc::SIGKILL);
+                kill(pid_of(&guest.space), libc::SIGKILL);
             });
         });
     }
@@ -162,7 +162,7 @@ claims! {
     fn a_dropped_space_takes_its_task_with_it(engine) {
         let mut guest = Guest::new(engine, call_loop);
         guest.call();
-        let pid = guest.space.pid();
+        let pid = pid_of(&guest.space);
         assert!(!tasks(pid).is_empty());
         drop(guest);
         soon("the guest's tasks are gone", || tasks(pid).is_empty());
@@ -182,7 +182,7 @@ claims! {
                     }
                 }
             }
-            let pids: BTreeSet<_> = guests.iter().map(|(space, _)| space.pid()).collect();
+            let pids: BTreeSet<_> = guests.iter().map(|(space, _)| pid_of(space)).collect();
             assert_eq!(pids.len(), 1000);
         });
     }
@@ -190,7 +190,7 @@ claims! {
     fn an_idle_guest_uses_no_processor_time(engine) {
         let mut guest = Guest::new(engine, call_loop);
         guest.call();
-        let pid = guest.space.pid();
+        let pid = pid_of(&guest.space);
         assert!(!executors(pid).is_empty());
         soon("all tasks sleep", || tasks(pid).iter().all(|&tid| !status(pid, tid, "State").starts_with('R')));
         // Time on a processor, time of waiting for one, and how often it got one (Documentation/scheduler/sched-stats.rst).
@@ -212,8 +212,8 @@ claims! {
         if env::var_os(VICTIM).is_some() {
             let mut guest = Guest::new(engine, call_loop);
             guest.call();
-            let tids: Vec<_> = tasks(guest.space.pid()).iter().map(ToString::to_string).collect();
-            println!("GUEST {} {}", guest.space.pid(), tids.join(" "));
+            let tids: Vec<_> = tasks(pid_of(&guest.space)).iter().map(ToString::to_string).collect();
+            println!("GUEST {} {}", pid_of(&guest.space), tids.join(" "));
             loop {
                 guest.call();
             }
@@ -258,13 +258,13 @@ claims! {
         let mut guest = Guest::new(engine, call_loop);
         guest.call();
         guest.another(1).call();
-        assert_no_descriptors(guest.space.pid());
+        assert_no_descriptors(pid_of(&guest.space));
     }
 
     fn a_guest_has_no_capabilities_and_a_filter(engine) {
         let mut guest = Guest::new(engine, call_loop);
         guest.call();
-        let pid = guest.space.pid();
+        let pid = pid_of(&guest.space);
         assert!(!executors(pid).is_empty());
         for tid in executors(pid) {
             for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
@@ -278,7 +278,7 @@ claims! {
     fn a_guest_has_no_memory_of_the_supervisor(engine) {
         let mut guest = Guest::new(engine, call_loop);
         guest.call();
-        let maps = fs::read_to_string(format!("/proc/{}/maps", guest.space.pid())).expect("maps");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", pid_of(&guest.space))).expect("maps");
         assert_ne!(maps.lines().count(), 0, "nothing is mapped");
         let mine = fs::read_link("/proc/self/exe").expect("this program");
         for line in maps.lines() {
@@ -292,7 +292,7 @@ claims! {
             let mut child = process::Command::new("true").spawn().expect("a child");
             let mut guest = Guest::new(engine, call_loop);
             guest.call();
-            kill(guest.space.pid(), libc::SIGKILL);
+            kill(pid_of(&guest.space), libc::SIGKILL);
             assert!(matches!(guest.run(), Exit::Died(_) | Exit::Syscall));
             drop(guest);
             thread::sleep(Duration::from_millis(50));

@@ -13,7 +13,7 @@ use process_vm_exec::{
 };
 
 use crate::common::{
-    CODE, DATA, Guest, NR, PAGE, READ, READ_WRITE, STACK_TOP, UNMAPPED, asm, claims, kill, space,
+    CODE, DATA, Guest, NR, PAGE, READ, READ_WRITE, STACK_TOP, UNMAPPED, asm, claims, kill, pid_of, space,
 };
 
 /// The executor's pages.
@@ -60,7 +60,7 @@ fn count(space: &AddressSpace, ctx: &mut Context) -> u64 {
 claims! {
     fn a_new_space_has_nothing_but_the_executor_and_the_vdso(engine) {
         let space = empty(engine);
-        let maps = fs::read_to_string(format!("/proc/{}/maps", space.pid())).expect("maps");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", pid_of(&space))).expect("maps");
         for line in maps.lines() {
             let start = line.split('-').next().and_then(|text| u64::from_str_radix(text, 16).ok()).expect("an address");
             let of_executor = (RESERVED..RESERVED + RESERVED_LEN).contains(&start);
@@ -225,13 +225,13 @@ claims! {
         guest.call();
         guest.space.map(Mapping::file(file.as_fd(), 0, PAGE, READ)).expect("a mapping");
         guest.call();
-        crate::life::assert_no_descriptors(guest.space.pid());
+        crate::life::assert_no_descriptors(pid_of(&guest.space));
     }
 
     fn system_calls_run_in_the_space(engine) {
         let space = empty(engine);
         let pid = space.syscall(Sysno::getpid, [0; 6]).expect("getpid");
-        assert_eq!(i32::try_from(pid).expect("a pid"), space.pid());
+        assert_eq!(i32::try_from(pid).expect("a pid"), pid_of(&space));
         let args = [0, PAGE, 3, u64::from((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned()), u64::MAX, 0];
         let addr = space.syscall(Sysno::mmap, args).expect("mmap");
         space.write(addr, b"here").expect("memory");
@@ -249,11 +249,11 @@ claims! {
         let space = empty(engine);
         let flags = u64::from((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED).cast_unsigned());
         let calls = [
-            Call { nr: Sysno::mmap, args: [UNMAPPED, PAGE, 3, flags, u64::MAX, 0] },
-            Call { nr: Sysno::munmap, args: [1, PAGE, 0, 0, 0, 0] },
-            Call { nr: Sysno::mprotect, args: [UNMAPPED, PAGE, 1, 0, 0, 0] },
-            Call { nr: Sysno::munmap, args: [UNMAPPED, PAGE, 0, 0, 0, 0] },
-            Call { nr: Sysno::mprotect, args: [UNMAPPED, PAGE, 1, 0, 0, 0] },
+            Call::with_args(Sysno::mmap, [UNMAPPED, PAGE, 3, flags, u64::MAX, 0]),
+            Call::with_args(Sysno::munmap, [1, PAGE, 0, 0, 0, 0]),
+            Call::with_args(Sysno::mprotect, [UNMAPPED, PAGE, 1, 0, 0, 0]),
+            Call::with_args(Sysno::munmap, [UNMAPPED, PAGE, 0, 0, 0, 0]),
+            Call::with_args(Sysno::mprotect, [UNMAPPED, PAGE, 1, 0, 0, 0]),
         ];
         let results = space.batch(&calls).expect("a batch");
         assert_eq!(results, [Ok(UNMAPPED), Err(Errno::INVAL), Ok(0), Ok(0), Err(Errno::NOMEM)]);
@@ -262,8 +262,8 @@ claims! {
 
     fn a_long_batch_is_done_whole(engine) {
         let space = empty(engine);
-        let pid = u64::from(space.pid().cast_unsigned());
-        let calls = vec![Call { nr: Sysno::getpid, args: [0; 6] }; 1000];
+        let pid = u64::from(pid_of(&space).cast_unsigned());
+        let calls = vec![Call::with_args(Sysno::getpid, [0; 6]); 1000];
         assert_eq!(space.batch(&calls).expect("a batch"), vec![Ok(pid); 1000]);
     }
 
@@ -293,7 +293,7 @@ claims! {
         let mut parent = Guest::new(engine, count_in_memory);
         assert_eq!(parent.call().args[0], 1);
         let child = parent.space.fork().expect("a fork");
-        assert_ne!(child.pid(), parent.space.pid());
+        assert_ne!(pid_of(&child), pid_of(&parent.space));
         assert_eq!(child.engine(), parent.space.engine());
         let mut child_ctx = parent.ctx.try_clone().expect("a copy");
         assert_eq!(count(&child, &mut child_ctx), 2);
@@ -315,7 +315,7 @@ claims! {
         let mut grandchild_ctx = child_ctx.try_clone().expect("a copy");
         drop(parent);
         assert_eq!(count(&child, &mut child_ctx), 2);
-        kill(child.pid(), libc::SIGKILL);
+        kill(pid_of(&child), libc::SIGKILL);
         assert!(matches!(child.run(&mut child_ctx, &SignalSet::all()), Ok(Exit::Died(_))));
         drop(child);
         assert_eq!(count(&grandchild, &mut grandchild_ctx), 2);

@@ -88,7 +88,7 @@ claims! {
         let mut guest = Guest::new(engine, store_and_call);
         guest.call();
         for answer in [0, 1, u64::MAX, 0x8000_0000_0000_0000, (-38i64).cast_unsigned(), 0xffff_ffff] {
-            guest.ctx.set_return(answer);
+            guest.ctx.set_return(Ok(answer));
             guest.call();
             assert_eq!(guest.peek(DATA), answer);
         }

@@ -23,7 +23,7 @@ use rustix::fs::MemfdFlags;
 
 use crate::common::{
     CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, alone, asm, claims,
-    kill, soak,
+    kill, pid_of, soak,
 };
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; jmp top`
@@ -243,7 +243,7 @@ fn trace(guest: &mut Guest, seed: u64, exits: usize) -> Vec<(i32, Registers)> {
                 other => panic!("{other:?} at exit {exit}"),
             };
             let seen = *guest.ctx.registers();
-            guest.ctx.set_return(exit as u64 % 3);
+            guest.ctx.set_return(Ok(exit as u64 % 3));
             (signal, seen)
         })
         .collect()
@@ -270,7 +270,7 @@ claims! {
             let call = guest.call();
             assert_eq!((call.nr, guest.ctx.registers().rbx), (u64::from(NR), round));
             assert_eq!(guest.ctx.registers().rip, CODE + 11, "round {round}");
-            guest.ctx.set_return(round);
+            guest.ctx.set_return(Ok(round));
         }
     }
 
@@ -727,7 +727,7 @@ claims! {
             match guest.run() {
                 Exit::Syscall => {
                     calls += 1;
-                    guest.ctx.set_return(calls);
+                    guest.ctx.set_return(Ok(calls));
                 }
                 Exit::Interrupted => {
                     // The guest is in its own code, never in a trampoline.
@@ -851,7 +851,7 @@ claims! {
         });
         for _ in 0..200 {
             assert_eq!(guest.call().nr, u64::from(NR));
-            guest.ctx.set_return(u64::from(NR));
+            guest.ctx.set_return(Ok(u64::from(NR)));
         }
         assert_eq!(guest.ctx.calls().rewritten > 150, engine == Engine::Rewrite, "{:?}", guest.ctx.calls());
     }
@@ -952,7 +952,7 @@ claims! {
         for _ in 0..20 {
             guest.call();
         }
-        let memory = format!("/proc/{}/mem", guest.space.pid());
+        let memory = format!("/proc/{}/mem", pid_of(&guest.space));
         let memory = File::options().write(true).open(memory).expect("the guest's memory");
         memory.write_all_at(&call_of(NR + 1), CODE).expect("text");
         guest.space.protect(CODE, PAGE, READ_EXEC).expect("text");
@@ -980,7 +980,7 @@ claims! {
                         Exit::Syscall => {
                             seen.store(guest.ctx.syscall().nr, Ordering::SeqCst);
                             calls.fetch_add(1, Ordering::SeqCst);
-                            guest.ctx.set_return(0);
+                            guest.ctx.set_return(Ok(0));
                         }
                         Exit::Interrupted => {
                             is_stopped.send(()).expect("the claim waits");
@@ -1084,9 +1084,9 @@ claims! {
         let file = TextFile::new(&call_of(NR));
         let mut guest = mapped(engine, &file.to_read());
         check_calls(&mut guest, NR, 20);
-        kill(guest.space.pid(), libc::SIGSTOP);
+        kill(pid_of(&guest.space), libc::SIGSTOP);
         file.to_write().write_all_at(&call_of(NR + 1), 0).expect("the file");
-        kill(guest.space.pid(), libc::SIGCONT);
+        kill(pid_of(&guest.space), libc::SIGCONT);
         // Those signals may be reported at any time.
         let mut next_call = || loop {
             guest.regs().rip = CODE;

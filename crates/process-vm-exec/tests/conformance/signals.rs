@@ -5,7 +5,7 @@ use std::{process, thread, time::Duration};
 use iced_x86::code_asm::*;
 use process_vm_exec::{Exit, Registers, SigInfo, SignalSet, WaitStatus};
 
-use crate::common::{CODE, Guest, NR, Numbers, call_loop, claims, fill, kill, spin};
+use crate::common::{CODE, Guest, NR, Numbers, call_loop, claims, fill, kill, pid_of, spin};
 
 fn my_pid() -> i32 {
     i32::try_from(process::id()).expect("a pid")
@@ -43,7 +43,7 @@ claims! {
         fill(guest.regs(), &mut numbers);
         let before = *guest.ctx.registers();
         for number in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGWINCH] {
-            let sender = kill_soon(guest.space.pid(), number);
+            let sender = kill_soon(pid_of(&guest.space), number);
             let info = signal(&mut guest);
             sender.join().expect("the sender");
             assert_eq!((info.signal(), info.pid(), info.code()), (number, my_pid(), libc::SI_USER));
@@ -54,7 +54,7 @@ claims! {
 
     fn a_signal_before_the_first_run_is_reported(engine) {
         let mut guest = Guest::new(engine, spin);
-        kill(guest.space.pid(), libc::SIGUSR1);
+        kill(pid_of(&guest.space), libc::SIGUSR1);
         assert_eq!(signal(&mut guest).signal(), libc::SIGUSR1);
     }
 
@@ -62,7 +62,7 @@ claims! {
         let mut guest = Guest::new(engine, spin);
         guest.spin_for(Duration::from_millis(1));
         for (number, value) in [(libc::SIGUSR1, 0x1234_5678_9abc), (libc::SIGRTMIN() + 3, 7)] {
-            queue(guest.space.pid(), number, value);
+            queue(pid_of(&guest.space), number, value);
             let info = signal(&mut guest);
             assert_eq!((info.signal(), info.code(), info.pid()), (number, libc::SI_QUEUE, my_pid()));
             assert_eq!(info.value(), value as u64);
@@ -76,7 +76,7 @@ claims! {
             let mut expected: Vec<i32> = vec![libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGWINCH, libc::SIGALRM];
             expected.extend((0..6).map(|i| libc::SIGRTMIN() + i));
             for &number in &expected {
-                kill(guest.space.pid(), number);
+                kill(pid_of(&guest.space), number);
             }
             let mut seen = Vec::new();
             // The guest may make some calls in between, but not for ever.
@@ -106,7 +106,7 @@ claims! {
             a.jmp(top)
         });
         guest.call();
-        let pid = guest.space.pid();
+        let pid = pid_of(&guest.space);
         let sender = thread::spawn(move || {
             for _ in 0..200 {
                 kill(pid, libc::SIGUSR1);
@@ -132,7 +132,7 @@ claims! {
     fn a_signal_that_is_not_asked_for_has_its_usual_effect(engine) {
         for number in [libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP, libc::SIGQUIT, libc::SIGRTMIN() + 1] {
             let mut guest = Guest::new(engine, spin);
-            let sender = kill_soon(guest.space.pid(), number);
+            let sender = kill_soon(pid_of(&guest.space), number);
             let set = SignalSet::all().without(number);
             for _ in 0..2 {
                 match guest.space.run(&mut guest.ctx, &set) {
@@ -148,7 +148,7 @@ claims! {
         let mut guest = Guest::new(engine, spin);
         let set = SignalSet::empty();
         for number in [libc::SIGWINCH, libc::SIGURG, libc::SIGCHLD, libc::SIGCONT] {
-            let sender = kill_soon(guest.space.pid(), number);
+            let sender = kill_soon(pid_of(&guest.space), number);
             let interrupter = guest.ctx.interrupter();
             let timer = thread::spawn(move || {
                 thread::sleep(Duration::from_millis(15));
@@ -181,7 +181,7 @@ claims! {
         let mut guest = Guest::new(engine, spin);
         guest.spin_for(Duration::from_millis(1));
         for number in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS] {
-            let sender = kill_soon(guest.space.pid(), number);
+            let sender = kill_soon(pid_of(&guest.space), number);
             let info = signal(&mut guest);
             sender.join().expect("the sender");
             assert_eq!((info.signal(), info.pid()), (number, my_pid()));
@@ -191,7 +191,7 @@ claims! {
 
     fn a_killed_guest_is_reported_dead_for_ever(engine) {
         let mut guest = Guest::new(engine, spin);
-        let sender = kill_soon(guest.space.pid(), libc::SIGKILL);
+        let sender = kill_soon(pid_of(&guest.space), libc::SIGKILL);
         for _ in 0..3 {
             match guest.run() {
                 Exit::Died(status) => assert_eq!(status, WaitStatus::Signaled(libc::SIGKILL)),
@@ -207,7 +207,7 @@ claims! {
         let mut one = Guest::new(engine, call_loop);
         let mut other = one.another(1);
         one.call();
-        let pid = one.space.pid();
+        let pid = pid_of(&one.space);
         // This thread has run a context, and now does nothing but wait for the other one.
         let thread = thread::spawn(move || {
             other.call();
@@ -227,7 +227,7 @@ claims! {
     fn a_guest_killed_at_an_exit_is_reported_dead_at_the_next_run(engine) {
         let mut guest = Guest::new(engine, call_loop);
         guest.call();
-        kill(guest.space.pid(), libc::SIGKILL);
+        kill(pid_of(&guest.space), libc::SIGKILL);
         loop {
             match guest.run() {
                 // The signal may take a moment.
@@ -240,7 +240,7 @@ claims! {
 
     fn a_dead_space_refuses_everything_with_an_error(engine) {
         let mut guest = Guest::new(engine, spin);
-        kill(guest.space.pid(), libc::SIGKILL);
+        kill(pid_of(&guest.space), libc::SIGKILL);
         assert!(matches!(guest.run(), Exit::Died(_)));
         assert!(guest.space.map(process_vm_exec::Mapping::anonymous(4096, crate::common::READ)).is_err());
         assert!(guest.space.syscall(process_vm_exec::Sysno::getpid, [0; 6]).is_err());
@@ -253,7 +253,7 @@ claims! {
         for round in 0..40 {
             let mut guest = Guest::new(engine, call_loop);
             guest.call();
-            let pid = guest.space.pid();
+            let pid = pid_of(&guest.space);
             let delay = Duration::from_micros(numbers.below(3000));
             let killer = thread::spawn(move || {
                 thread::sleep(delay);
@@ -261,7 +261,7 @@ claims! {
             });
             loop {
                 match guest.run() {
-                    Exit::Syscall => guest.ctx.set_return(0),
+                    Exit::Syscall => guest.ctx.set_return(Ok(0)),
                     Exit::Died(status) => break assert_eq!(status, WaitStatus::Signaled(libc::SIGKILL)),
                     other => panic!("round {round}: {other:?}"),
                 }

@@ -34,7 +34,7 @@ fn sums(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn add_once(guest: &mut Guest, step: u64, round: u64) {
     let call = guest.call();
     assert_eq!(call.args[..2], [step * round; 2], "step {step}, round {round}");
-    guest.ctx.set_return(round);
+    guest.ctx.set_return(Ok(round));
 }
 
 claims! {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use process_vm_exec::{AddressSpace, Sysno};
+use process_vm_exec::{Call, LiveProcess, Sysno};
 use serde::Serialize;
 
 use super::{
@@ -35,7 +35,7 @@ pub(super) fn measure(calls: usize) -> Result<Disturbance> {
     ensure!(cpus.has_two(), "--calls: a busy process and its caller need two CPUs");
     let mut target = Target::start_at(Work::Busy, Placement::TwoCpus, &cpus)?;
     cpus.pin_supervisor()?;
-    let space = AddressSpace::attach_pid(target.pid()?)?;
+    let space = LiveProcess::attach_pid(target.pid()?)?;
     let (mut call, mut undisturbed, mut called) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..TURNS {
         let share = calls * (turn + 1) / TURNS - calls * turn / TURNS;
@@ -45,7 +45,7 @@ pub(super) fn measure(calls: usize) -> Result<Disturbance> {
         target.ask()?;
         let start = Instant::now();
         for _ in 0..share {
-            space.syscall(Sysno::getpid, [0; 6])?;
+            space.syscall(&Call::new(Sysno::getpid))?;
         }
         let took = start.elapsed();
         called.push(rate(&mut target, took)?);

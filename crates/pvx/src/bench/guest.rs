@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use process_vm_exec::{AddressSpace, Context, Engine, Exit, Mapping, Protection, SignalSet};
 
 use super::{
@@ -58,10 +58,14 @@ impl Guest {
         Ok(Self { space, ctx })
     }
 
+    fn pid(&self) -> Result<i32> {
+        Ok(self.space.pid().context("the guest has died")?.as_raw_pid())
+    }
+
     /// One system call, answered.
     pub(super) fn answer_one_call(&mut self) -> Result<()> {
         match self.space.run(&mut self.ctx, &SignalSet::all())? {
-            Exit::Syscall => self.ctx.set_return(ANSWER),
+            Exit::Syscall => self.ctx.set_return(Ok(ANSWER)),
             other => bail!("a system call was expected, not {other:?}"),
         }
         Ok(())
@@ -80,14 +84,14 @@ impl Guest {
 pub(super) fn syscall_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Rounds> {
     let mut guest = Guest::new(engine, CALL_LOOP)?;
     guest.answer_one_call()?;
-    cpus.pin_guest(guest.space.pid(), placement)?;
+    cpus.pin_guest(guest.pid()?, placement)?;
     Ok(Box::new(move |rounds| timed(rounds, || guest.answer_one_call())))
 }
 
 pub(super) fn fault_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Rounds> {
     let mut guest = Guest::new(engine, FAULT_LOOP)?;
     guest.step_over_one_fault()?;
-    cpus.pin_guest(guest.space.pid(), placement)?;
+    cpus.pin_guest(guest.pid()?, placement)?;
     Ok(Box::new(move |rounds| timed(rounds, || guest.step_over_one_fault())))
 }
 
@@ -108,7 +112,7 @@ pub(super) fn interrupt_rounds(engine: Engine, placement: Placement, cpus: &Cpus
     let interrupter = guest.ctx.interrupter();
     interrupter.interrupt();
     guest.space.run(&mut guest.ctx, &SignalSet::all())?;
-    cpus.pin_guest(guest.space.pid(), placement)?;
+    cpus.pin_guest(guest.pid()?, placement)?;
 
     let epoch = Instant::now();
     let sent_ns = Arc::new(AtomicU64::new(0));

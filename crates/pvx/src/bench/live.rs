@@ -14,7 +14,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use process_vm_exec::{AddressSpace, Sysno};
+use process_vm_exec::{Call, LiveProcess, Sysno};
 use serde::Serialize;
 
 use super::{
@@ -37,7 +37,7 @@ pub(super) fn attach_rounds(placement: Placement, cpus: &Cpus) -> Rounds {
             let mut total = Duration::ZERO;
             for _ in 0..rounds {
                 let start = Instant::now();
-                let space = AddressSpace::attach_pid(pid)?;
+                let space = LiveProcess::attach_pid(pid)?;
                 total += start.elapsed();
                 space.detach()?;
             }
@@ -53,11 +53,11 @@ pub(super) fn syscall_rounds(placement: Placement, cpus: &Cpus) -> Rounds {
         let target = Target::start_at(Work::Sleeping, placement, &cpus)?;
         // The executor runs where its supervisor does when it attaches.
         cpus.pin_to(placement)?;
-        let space = AddressSpace::attach_pid(target.pid()?);
+        let space = LiveProcess::attach_pid(target.pid()?);
         cpus.pin_supervisor()?;
         let space = space?;
         super::guest::timed(rounds, || {
-            space.syscall(Sysno::getpid, [0; 6])?;
+            space.syscall(&Call::new(Sysno::getpid))?;
             Ok(())
         })
     })
@@ -164,7 +164,7 @@ fn attach_to(work: Work, attachments: usize) -> Result<Line> {
         std::thread::sleep(WATCH);
         undisturbed.push(target.ask()?.0);
         let start = Instant::now();
-        let space = AddressSpace::attach_pid(pid)?;
+        let space = LiveProcess::attach_pid(pid)?;
         calls.push(start.elapsed().as_secs_f64() * 1e9);
         std::thread::sleep(WATCH.saturating_sub(start.elapsed()));
         gaps.push(target.ask()?.0);

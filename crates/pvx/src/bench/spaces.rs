@@ -92,7 +92,7 @@ fn memory_of(spaces: usize, engine: Engine) -> Result<Memory> {
     let available_after = mem_kib("MemAvailable").unwrap_or(0) as f64;
     let (mut rss, mut pss) = (0, 0);
     for space in &alive {
-        let path = format!("/proc/{}/smaps_rollup", space.pid());
+        let path = format!("/proc/{}/smaps_rollup", space.pid().expect("a live space").as_raw_pid());
         let rollup = fs::read_to_string(&path).with_context(|| path.clone())?;
         rss += field_kib(&rollup, "Rss").unwrap_or(0);
         pss += field_kib(&rollup, "Pss").unwrap_or(0);

@@ -95,7 +95,7 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(REFUSED));
         }
     };
-    let outcome = perform::perform(&space, &plan);
+    let outcome = perform::perform(&space, &plan, files);
     live::leave(space);
     let failed = |error| anyhow!("{} in process {}: {}", args.name, args.pid, live::explain(&error));
     let outcome = outcome.map_err(failed)?;

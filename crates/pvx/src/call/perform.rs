@@ -1,13 +1,16 @@
 //! A call is made in an address space: its buffers are put there, and taken out again whatever happens.
 
 use appkernel::calls::Kind;
-use process_vm_exec::{AddressSpace, Call, Errno, Result};
+use std::os::fd::{AsFd, OwnedFd};
+
+use process_vm_exec::{Call, Errno, Owner, Result, Space};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::{
     plan::{Argument, Plan},
     word::Value,
 };
-use crate::live::with_scratch;
+use crate::live::{Calls, with_scratch};
 
 /// What became of a call.
 #[derive(Debug)]
@@ -35,20 +38,43 @@ const ALIGNMENT: u64 = 16;
 ///
 /// # Errors
 /// If the call could not be made, or what it needs not be put there.
-pub(crate) fn perform(space: &AddressSpace, plan: &Plan) -> Result<Outcome> {
+pub(crate) fn perform(space: &impl Calls, plan: &Plan, files: Owner) -> Result<Outcome> {
     let len = plan.args.iter().map(room).sum();
     with_scratch(space, len, |scratch| {
         let args = place(space, plan, scratch)?;
         let mut registers = [0; 6];
         registers[..args.len()].copy_from_slice(&args);
+        let call = Call::with_args(plan.call, registers);
+        let copies = match files {
+            Owner::Caller => copies_of_descriptors(&call),
+            Owner::Target => Ok(Vec::new()),
+        };
         // Unlike a single call, a batch tells an errno of the call from one of ours.
-        let result = space.batch(&[Call { nr: plan.call, args: registers }])?[0];
+        let result = match copies {
+            Ok(copies) => {
+                let passed =
+                    copies.iter().fold(call, |call, (argument, copy)| call.fd(*argument, copy.as_fd()));
+                space.make(&[passed])?[0]
+            }
+            Err(errno) => Err(errno),
+        };
         let buffers = match result {
             Ok(value) => collect(space, plan, &args, value)?,
             Err(_) => Vec::new(),
         };
         Ok(Outcome { args, result, buffers })
     })
+}
+
+/// A copy of each descriptor of pvx's own that the call names by its number.
+fn copies_of_descriptors(call: &Call<'_>) -> std::result::Result<Vec<(usize, OwnedFd)>, Errno> {
+    let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let copy = |argument: usize| {
+        // The kernel takes the lower half for the number.
+        let number = i32::try_from(call.args()[argument] & 0xffff_ffff).map_err(|_| Errno::BADF)?;
+        Ok((argument, pidfd_getfd(&ourselves, number, PidfdGetfdFlags::empty())?))
+    };
+    call.descriptor_arguments().map(copy).collect()
 }
 
 /// How many bytes of scratch memory an argument takes.
@@ -63,7 +89,7 @@ fn room(argument: &Argument) -> u64 {
 }
 
 /// Writes what goes in, and returns the arguments' registers.
-fn place(space: &AddressSpace, plan: &Plan, scratch: u64) -> Result<Vec<u64>> {
+fn place(space: &Space, plan: &Plan, scratch: u64) -> Result<Vec<u64>> {
     let mut free = scratch;
     let mut args = Vec::new();
     for argument in &plan.args {
@@ -82,7 +108,7 @@ fn place(space: &AddressSpace, plan: &Plan, scratch: u64) -> Result<Vec<u64>> {
 }
 
 /// Reads what the call left, `value` being its result.
-fn collect(space: &AddressSpace, plan: &Plan, args: &[u64], value: u64) -> Result<Vec<Buffer>> {
+fn collect(space: &Space, plan: &Plan, args: &[u64], value: u64) -> Result<Vec<Buffer>> {
     let mut buffers = Vec::new();
     for (index, argument) in plan.args.iter().enumerate() {
         if let (Value::In(before), Kind::Hex) = (&argument.value, argument.kind) {
@@ -124,7 +150,7 @@ fn shown_room(argument: &Argument, address: u64, value: u64) -> Option<usize> {
     }
 }
 
-fn read_length(space: &AddressSpace, address: u64) -> Result<usize> {
+fn read_length(space: &Space, address: u64) -> Result<usize> {
     let mut len = [0; 4];
     if address != 0 {
         space.read(address, &mut len)?;
@@ -134,7 +160,7 @@ fn read_length(space: &AddressSpace, address: u64) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use process_vm_exec::ServiceCalls;
+    use process_vm_exec::{AddressSpace, ServiceCalls};
 
     use super::*;
 
@@ -146,18 +172,22 @@ mod tests {
     fn outcome(space: &AddressSpace, line: &str) -> Outcome {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let plan = Plan::new(&words[0], &words[1..]).expect("the line is right");
-        perform(space, &plan).expect("the call is made")
+        perform(space, &plan, Owner::Target).expect("the call is made")
     }
 
     fn maps(space: &AddressSpace) -> String {
-        std::fs::read_to_string(format!("/proc/{}/maps", space.pid())).expect("it has maps")
+        std::fs::read_to_string(format!("/proc/{}/maps", space.pid().expect("a live space").as_raw_pid()))
+            .expect("it has maps")
     }
 
     #[test]
     fn a_call_is_made_in_the_space() {
         let space = space();
         let outcome = outcome(&space, "getpid");
-        assert_eq!(outcome.result, Ok(u64::try_from(space.pid()).unwrap()));
+        assert_eq!(
+            outcome.result,
+            Ok(u64::try_from(space.pid().expect("a live space").as_raw_pid()).unwrap())
+        );
         assert!(outcome.buffers.is_empty());
     }
 
@@ -232,6 +262,6 @@ mod tests {
     fn an_empty_string_has_an_address() {
         let space = space();
         let plan = Plan::new("open", &[String::new(), "O_RDONLY".to_owned()]).unwrap();
-        assert_eq!(perform(&space, &plan).unwrap().result, Err(Errno::NOENT));
+        assert_eq!(perform(&space, &plan, Owner::Target).unwrap().result, Err(Errno::NOENT));
     }
 }

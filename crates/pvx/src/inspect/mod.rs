@@ -13,7 +13,7 @@ mod visits;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use process_vm_exec::{AddressSpace, Call, Exposure, Owner, Sysno};
+use process_vm_exec::{Call, Exposure, LiveProcess, Owner, Sysno};
 use procfs::{
     ProcError,
     process::{Process, Stat},
@@ -25,7 +25,7 @@ use self::{
     text::Length,
     threads::{Address, Thread},
 };
-use crate::live::{self, Owners, with_scratch};
+use crate::live::{self, Calls, Owners, with_scratch};
 
 /// Report what a live process is and has: memory, threads, signals, descriptors, rights, limits.
 ///
@@ -167,7 +167,7 @@ impl Report {
 }
 
 /// What a task in the process can find out.
-fn ask(space: &AddressSpace, report: &mut Report) -> Result<()> {
+fn ask(space: &LiveProcess, report: &mut Report) -> Result<()> {
     report.handlers =
         Some(signals::handlers(space, report.memory.as_ref()).context("asking for signal handlers")?);
     if let Some(threads) = &mut report.threads {
@@ -177,7 +177,7 @@ fn ask(space: &AddressSpace, report: &mut Report) -> Result<()> {
 }
 
 /// Asks for the list of each thread (get_robust_list(2)); threads that are refused keep none.
-fn robust_lists(space: &AddressSpace, threads: &mut [Thread]) -> process_vm_exec::Result<()> {
+fn robust_lists(space: &impl Calls, threads: &mut [Thread]) -> process_vm_exec::Result<()> {
     /// For each thread the address of the list's head, and the size of that, which is always the same.
     const ANSWER: u64 = 16;
     with_scratch(space, threads.len() as u64 * ANSWER, |scratch| {
@@ -185,12 +185,14 @@ fn robust_lists(space: &AddressSpace, threads: &mut [Thread]) -> process_vm_exec
         let calls: Vec<_> = threads
             .iter()
             .zip(places.clone())
-            .map(|(thread, at)| Call {
-                nr: Sysno::get_robust_list,
-                args: [u64::from(thread.tid_inside.cast_unsigned()), at, at + 8, 0, 0, 0],
+            .map(|(thread, at)| {
+                Call::with_args(
+                    Sysno::get_robust_list,
+                    [u64::from(thread.tid_inside.cast_unsigned()), at, at + 8, 0, 0, 0],
+                )
             })
             .collect();
-        for ((thread, at), result) in threads.iter_mut().zip(places).zip(space.batch(&calls)?) {
+        for ((thread, at), result) in threads.iter_mut().zip(places).zip(space.make(&calls)?) {
             let mut head = [0; 8];
             if result.is_ok() {
                 space.read(at, &mut head)?;
@@ -203,7 +205,7 @@ fn robust_lists(space: &AddressSpace, threads: &mut [Thread]) -> process_vm_exec
 
 #[cfg(test)]
 mod tests {
-    use process_vm_exec::ServiceCalls;
+    use process_vm_exec::{AddressSpace, ServiceCalls};
 
     use super::*;
 
@@ -211,11 +213,14 @@ mod tests {
     #[test]
     fn a_space_is_asked_for_what_only_it_can_tell() {
         let space = AddressSpace::builder().service_calls(ServiceCalls::All).create().unwrap();
-        let mut report = from_proc(space.pid()).unwrap();
-        ask(&space, &mut report).unwrap();
-        assert!(!report.handlers.unwrap().is_empty());
-        let threads = report.threads.unwrap();
-        let main = threads.iter().find(|thread| thread.tid == space.pid()).expect("its service task");
+        let mut report = from_proc(space.pid().expect("a live space").as_raw_pid()).unwrap();
+        assert!(!signals::handlers(&space, report.memory.as_ref()).unwrap().is_empty());
+        let threads = report.threads.as_mut().unwrap();
+        robust_lists(&space, threads).unwrap();
+        let main = threads
+            .iter()
+            .find(|thread| thread.tid == space.pid().expect("a live space").as_raw_pid())
+            .expect("its service task");
         assert!(main.robust_list.is_some(), "a task may ask for its own: {main:?}");
     }
 

@@ -1,12 +1,12 @@
 //! Signals: what /proc/PID/status tells of them, and what only the process itself can: its handlers.
 
 use appkernel::calls::{FieldValue, SIGACTION, name_of_signal};
-use process_vm_exec::{AddressSpace, Call, Result, Sysno};
+use process_vm_exec::{Call, Result, Sysno};
 use procfs::process::Status;
 use serde::Serialize;
 
 use super::memory::Memory;
-use crate::live::with_scratch;
+use crate::live::{Calls, with_scratch};
 
 /// The highest signal (signal(7)).
 const LAST: u32 = 64;
@@ -62,17 +62,16 @@ pub(super) fn name(signal: u32) -> String {
 }
 
 /// Asks the space, in one batch, what is done at each signal.
-pub(crate) fn handlers(space: &AddressSpace, memory: Option<&Memory>) -> Result<Vec<Handler>> {
+pub(crate) fn handlers(space: &impl Calls, memory: Option<&Memory>) -> Result<Vec<Handler>> {
     let len = SIGACTION.len as u64;
     with_scratch(space, u64::from(LAST) * len, |scratch| {
         let at = |signal: u32| scratch + u64::from(signal - 1) * len;
         let calls: Vec<_> = (1..=LAST)
-            .map(|signal| Call {
-                nr: Sysno::rt_sigaction,
-                args: [signal.into(), 0, at(signal), SIGSET_SIZE, 0, 0],
+            .map(|signal| {
+                Call::with_args(Sysno::rt_sigaction, [signal.into(), 0, at(signal), SIGSET_SIZE, 0, 0])
             })
             .collect();
-        let results = space.batch(&calls)?;
+        let results = space.make(&calls)?;
         let mut handlers = Vec::new();
         for (signal, result) in (1..=LAST).zip(results) {
             let mut record = vec![0; SIGACTION.len];
@@ -112,7 +111,7 @@ impl Handler {
 
 #[cfg(test)]
 mod tests {
-    use process_vm_exec::ServiceCalls;
+    use process_vm_exec::{AddressSpace, ServiceCalls};
 
     use super::*;
 
@@ -138,7 +137,10 @@ mod tests {
     #[test]
     fn one_batch_asks_for_all_signals_and_leaves_nothing_mapped() {
         let space = AddressSpace::builder().service_calls(ServiceCalls::All).create().unwrap();
-        let maps = || std::fs::read_to_string(format!("/proc/{}/maps", space.pid())).unwrap();
+        let maps = || {
+            std::fs::read_to_string(format!("/proc/{}/maps", space.pid().expect("a live space").as_raw_pid()))
+                .unwrap()
+        };
         let before = maps();
         let found = handlers(&space, None).unwrap();
         // The space's own: its executors are told of system calls by SIGSYS.

@@ -1,8 +1,8 @@
 //! What belongs to a thread, which only the thread itself is told, or a tracer sees: each is stopped for a moment and
-//! makes some calls about itself (`AddressSpace::batch_in_thread`). The first that answers is also asked about the whole
+//! makes some calls about itself (`LiveProcess::batch_in_thread`). The first that answers is also asked about the whole
 //! process.
 
-use process_vm_exec::{AddressSpace, Call, Errno, Error, Result, Sysno};
+use process_vm_exec::{Call, Errno, Error, LiveProcess, Result, Sysno};
 use serde::Serialize;
 
 use super::{
@@ -63,7 +63,7 @@ const PR_GET_MDWE: i32 = 66;
 const PR_GET_MEMORY_MERGE: i32 = 68;
 
 /// Visits all threads and fills in what they tell. What a thread does not tell stays null, and the report says why.
-pub(crate) fn visit_all(space: &AddressSpace, report: &mut Report) -> Result<()> {
+pub(crate) fn visit_all(space: &LiveProcess, report: &mut Report) -> Result<()> {
     let buffers = space.scratch(Buffers::LEN)?;
     let buffers = Buffers { space, start: buffers.addr() };
     let mut threads = report.threads.take().unwrap_or_default();
@@ -98,7 +98,7 @@ pub(crate) fn visit_all(space: &AddressSpace, report: &mut Report) -> Result<()>
 
 /// Memory for what calls of threads leave.
 struct Buffers<'a> {
-    space: &'a AddressSpace,
+    space: &'a LiveProcess,
     start: u64,
 }
 
@@ -112,7 +112,7 @@ impl Buffers<'_> {
 
     /// The calls' results, of those that could be made and succeeded; and why one could not. A seccomp filter may refuse
     /// some and allow others.
-    fn told(&self, tid: i32, calls: &[Call]) -> (Vec<Option<u64>>, Option<Error>) {
+    fn told(&self, tid: i32, calls: &[Call<'_>]) -> (Vec<Option<u64>>, Option<Error>) {
         let told = |call| self.space.batch_in_thread(tid, std::slice::from_ref(call)).ok()?[0].ok();
         match self.space.batch_in_thread(tid, calls) {
             Ok(results) => (results.into_iter().map(std::result::Result::ok).collect(), None),
@@ -134,14 +134,14 @@ impl Buffers<'_> {
         Ok(u32::from_ne_bytes(bytes))
     }
 
-    fn prctl(&self, option: i32, buffer: Option<u64>) -> Call {
+    fn prctl(&self, option: i32, buffer: Option<u64>) -> Call<'static> {
         let buffer = buffer.map_or(0, |offset| self.start + offset);
-        Call { nr: Sysno::prctl, args: [u64::from(option.unsigned_abs()), buffer, 0, 0, 0, 0] }
+        Call::with_args(Sysno::prctl, [u64::from(option.unsigned_abs()), buffer, 0, 0, 0, 0])
     }
 
     fn ask_about_itself(&self, thread: &mut Thread) -> Result<Option<String>> {
         let calls = [
-            Call { nr: Sysno::sigaltstack, args: [0, self.start + Self::STACK, 0, 0, 0, 0] },
+            Call::with_args(Sysno::sigaltstack, [0, self.start + Self::STACK, 0, 0, 0, 0]),
             self.prctl(libc::PR_GET_PDEATHSIG, Some(Self::DEATH_SIGNAL)),
             self.prctl(libc::PR_GET_TSC, Some(Self::TSC)),
             self.prctl(libc::PR_GET_TIMERSLACK, None),
@@ -168,7 +168,7 @@ impl Buffers<'_> {
     fn ask_about_all(&self, tid: i32, report: &mut Report) -> Result<Option<String>> {
         let timer = |which: u64| {
             let args = [which, self.start + Self::TIMERS + 32 * which, 0, 0, 0, 0];
-            Call { nr: Sysno::getitimer, args }
+            Call::with_args(Sysno::getitimer, args)
         };
         let calls = [
             timer(0),

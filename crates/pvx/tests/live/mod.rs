@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Errno, Sysno};
+use process_vm_exec::{Errno, LiveProcess, Sysno};
 use tempfile::TempDir;
 
 /// A `sleep`, or a shell, in a directory and process group of its own. It ends with the value.
@@ -85,7 +85,7 @@ impl Target {
             println!("SKIP: kernel.yama.ptrace_scope={} lets only root attach", scope.trim());
             return None;
         }
-        match AddressSpace::attach_pid(self.number()) {
+        match LiveProcess::attach_pid(self.number()) {
             Err(error) if error.errno() == Errno::NOSYS => {
                 println!("SKIP: {error}");
                 None

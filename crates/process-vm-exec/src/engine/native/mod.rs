@@ -342,7 +342,7 @@ fn this_thread() -> libc::pid_t {
         unsafe {
             libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const kick, 0, size_of_val(&kick))
         };
-        TID.set(rustix::thread::gettid().as_raw_nonzero().get());
+        TID.set(rustix::thread::gettid().as_raw_pid());
     }
     TID.get()
 }

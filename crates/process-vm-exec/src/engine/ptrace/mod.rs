@@ -93,7 +93,7 @@ struct Guest {
 /// Begins to trace an executor, which is asleep in its own code, and tells its registers. No signal passes it from then
 /// on.
 fn seize(executor: &Executor) -> Result<libc::user_regs_struct> {
-    let tid = executor.tid.as_raw_nonzero().get();
+    let tid = executor.tid.as_raw_pid();
     crate::ptrace::seize(tid)
         .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
     request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
@@ -112,7 +112,7 @@ pub(super) struct Parked(libc::pid_t);
 
 impl Parked {
     pub(super) fn seize(executor: &Executor) -> Result<Self> {
-        seize(executor).map(|_| Self(executor.tid.as_raw_nonzero().get()))
+        seize(executor).map(|_| Self(executor.tid.as_raw_pid()))
     }
 
     /// Waits for the next signal, which has no effect; or the end of the process.
@@ -142,7 +142,7 @@ fn siginfo(tid: libc::pid_t) -> rustix::io::Result<SigInfo> {
 
 impl Tracee {
     fn attach(executor: Executor, untraced: Arc<Mutex<Vec<Executor>>>) -> Result<Self> {
-        let tid = executor.tid.as_raw_nonzero().get();
+        let tid = executor.tid.as_raw_pid();
         let mut asleep = seize(&executor)?;
         if asleep.orig_rax != NO_SYSCALL {
             // The sleep in a futex is not restarted but looks again.
@@ -371,7 +371,7 @@ impl Drop for Traced {
 }
 
 fn this_thread() -> libc::pid_t {
-    thread_local!(static TID: Cell<libc::pid_t> = Cell::new(rustix::thread::gettid().as_raw_nonzero().get()));
+    thread_local!(static TID: Cell<libc::pid_t> = Cell::new(rustix::thread::gettid().as_raw_pid()));
     TID.get()
 }
 

@@ -208,7 +208,7 @@ fn take(file: &OwnedFd, listener: Pid) -> Result<(), Errno> {
     const F_SETSIG: libc::c_int = 10;
     const F_SETOWN_EX: libc::c_int = 15;
     const F_OWNER_TID: libc::c_int = 0;
-    let owner = Owner { kind: F_OWNER_TID, number: listener.as_raw_nonzero().get() };
+    let owner = Owner { kind: F_OWNER_TID, number: listener.as_raw_pid() };
     let fd = file.as_raw_fd();
     let check = |result| if result == -1 { Err(crate::ptrace::last_errno()) } else { Ok(()) };
     // SAFETY: the second call reads `owner`, which is as the kernel has it; the others take integers.

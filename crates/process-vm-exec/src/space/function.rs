@@ -3,13 +3,24 @@
 use rustix::io::Errno;
 use syscalls::Sysno;
 
-use super::Tls;
+use super::live::LiveProcess;
+use crate::call::Call;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::exit::{Exit, Syscall};
 use crate::memory::{Mapping, Protection};
 use crate::signal::SignalSet;
-use crate::space::AddressSpace;
+
+/// Which thread-local storage a called function finds: see [`LiveProcess::call`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// One of its own: FS base points to zeroes, but for the pointer to itself that the ABI wants there. Enough for
+    /// code that has no variables in it.
+    Own,
+    /// That of the target's main thread, which goes on using it: for functions that only read theirs, or while that
+    /// thread is known to be still.
+    Main,
+}
 
 /// Length of the stack.
 const STACK: u64 = 256 << 10;
@@ -20,14 +31,14 @@ const GUARD: u64 = 4096;
 
 /// Pages for one call, unmapped afterwards.
 struct Room<'a> {
-    space: &'a AddressSpace,
+    space: &'a LiveProcess,
     start: u64,
 }
 
 impl<'a> Room<'a> {
     const LEN: u64 = GUARD + STACK + TLS + GUARD;
 
-    fn new(space: &'a AddressSpace) -> Result<Self> {
+    fn new(space: &'a LiveProcess) -> Result<Self> {
         let start = space.map(Mapping::anonymous(Self::LEN, Protection::empty()))?;
         let room = Self { space, start };
         space.protect(start + GUARD, STACK + TLS, Protection::READ | Protection::WRITE)?;
@@ -60,9 +71,12 @@ impl Drop for Room<'_> {
     }
 }
 
-/// Calls the function at `addr`: see [`AddressSpace::call`].
-pub(crate) fn call(
-    space: &AddressSpace,
+/// Calls the function at `addr`: see [`LiveProcess::call`].
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn call(
+    space: &LiveProcess,
     addr: u64,
     args: &[u64],
     tls: Tls,
@@ -90,7 +104,8 @@ pub(crate) fn call(
     loop {
         match space.run(&mut ctx, &SignalSet::all())? {
             Exit::Syscall => {
-                let answer = execute(space, ctx.syscall())?;
+                // SAFETY: the caller promises that.
+                let answer = unsafe { execute(space, ctx.syscall())? };
                 ctx.set_return(answer);
             }
             Exit::Fault(fault) if fault.addr == room.end() && ctx.registers().rip == room.end() => {
@@ -102,16 +117,18 @@ pub(crate) fn call(
     }
 }
 
-/// Executes a call that the function makes, and gives what the kernel would leave in `rax`.
-fn execute(space: &AddressSpace, call: &Syscall) -> Result<u64> {
-    let errno = match Sysno::new(usize::try_from(call.nr).unwrap_or(usize::MAX)) {
-        None => Errno::NOSYS,
-        Some(nr) => match space.syscall(nr, call.args) {
-            Ok(result) => return Ok(result),
-            Err(Error::Space { errno, .. }) => errno,
-            Err(Error::Reserved { .. }) => Errno::INVAL,
-            Err(error) => return Err(error),
-        },
-    };
-    Ok((-i64::from(errno.raw_os_error())).cast_unsigned())
+/// Executes a call that the function makes.
+///
+/// # Safety
+/// As for [`Call::with_descriptor_numbers`].
+unsafe fn execute(space: &LiveProcess, call: &Syscall) -> Result<std::result::Result<u64, Errno>> {
+    let Some(nr) = usize::try_from(call.nr).ok().and_then(Sysno::new) else { return Ok(Err(Errno::NOSYS)) };
+    // SAFETY: the caller promises that.
+    let call = unsafe { Call::with_descriptor_numbers(nr, call.args) };
+    match space.syscall(&call) {
+        Ok(result) => Ok(Ok(result.into_number())),
+        Err(Error::Space { errno, .. }) => Ok(Err(errno)),
+        Err(Error::Reserved { .. }) => Ok(Err(Errno::INVAL)),
+        Err(error) => Err(error),
+    }
 }

@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
+use super::Space;
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::layout;
-use crate::space::AddressSpace;
 use crate::sync::lock;
 
-/// Memory of a space for the buffers of calls there: see [`AddressSpace::scratch`]. Free again when dropped.
+/// Memory of a space for the buffers of calls there: see [`Space::scratch`]. Free again when dropped.
 #[derive(Debug)]
 pub struct Scratch<'space> {
     shelf: &'space Shelf,
@@ -29,7 +29,7 @@ impl Drop for Scratch<'_> {
     }
 }
 
-impl AddressSpace {
+impl Space {
     /// Memory of `len` bytes, all zeroes and aligned to 64, for the buffers of calls in this space. Unlike what
     /// [`map`](Self::map) makes, it is gone with the executor, also if this process is killed. Contents are read and
     /// written by [`read`](Self::read) and [`write`](Self::write).
@@ -50,7 +50,7 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::TooMany`] if so much is not free; a space has 29 MiB.
     pub fn scratch(&self, len: u64) -> Result<Scratch<'_>> {
-        self.shelf().take(self.slot(), len)
+        self.0.shelf.take(&self.0.service.life.slot, len)
     }
 }
 
@@ -83,6 +83,7 @@ impl Shelf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::space::AddressSpace;
 
     #[test]
     fn pieces_do_not_overlap_and_are_used_again() {

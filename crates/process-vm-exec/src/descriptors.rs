@@ -5,21 +5,32 @@ use syscalls::Sysno;
 
 /// The descriptors of one system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Descriptors {
-    /// Bit n of `arguments` for the n-th argument, counted from 0.
-    Some { arguments: u8, returned: Returned },
-    /// The call is about a table of descriptors, and not about memory.
-    Here,
+pub(crate) struct Descriptors {
+    /// Bit n for the n-th argument, counted from 0.
+    pub(crate) arguments: u8,
+    pub(crate) made: Made,
+    pub(crate) executed: Executed,
 }
 
 /// Descriptors that a call makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Returned {
+pub(crate) enum Made {
     None,
     /// Its result is one.
     Result,
     /// Two, in the array of `int` that this argument points to.
     Pair(usize),
+}
+
+/// Where a call has to be executed to mean the caller's descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Executed {
+    /// In the other space, with copies of the descriptors.
+    There,
+    /// By the caller itself: it is about the table of descriptors, and not about memory.
+    Here,
+    /// The same, and it closes descriptors by their numbers.
+    HereByNumber,
 }
 
 /// The descriptor that an argument is: its lower half. Negative ones mean something else, such as `AT_FDCWD`.
@@ -29,17 +40,25 @@ pub(crate) fn number(argument: u64) -> Option<i32> {
 
 impl Descriptors {
     /// None.
-    pub(crate) const NONE: Self = Self::Some { arguments: 0, returned: Returned::None };
+    pub(crate) const NONE: Self = Self { arguments: 0, made: Made::None, executed: Executed::There };
 
     /// Those of `nr`, from the prototypes of the manual pages. Calls that take descriptors inside structures (sendmsg,
     /// ppoll, io_submit ...) have those of the executor there.
     pub(crate) fn of(nr: Sysno, args: &[u64; 6]) -> Self {
         use Sysno as S;
-        let table = [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD]
-            .map(|command| u64::from(command.unsigned_abs()));
-        let (arguments, returned) = match nr {
-            S::close | S::close_range | S::dup | S::dup2 | S::dup3 => return Self::Here,
-            S::fcntl if table.contains(&args[1]) => return Self::Here,
+        let is_one_of =
+            |commands: [i32; 2]| commands.map(|command| u64::from(command.unsigned_abs())).contains(&args[1]);
+        let here = |arguments, made, executed| Self { arguments, made, executed };
+        let (arguments, made) = match nr {
+            S::close => return here(0b1, Made::None, Executed::HereByNumber),
+            S::close_range | S::dup2 | S::dup3 => return here(0b11, Made::None, Executed::HereByNumber),
+            S::dup => return here(0b1, Made::Result, Executed::Here),
+            S::fcntl if is_one_of([libc::F_DUPFD, libc::F_DUPFD_CLOEXEC]) => {
+                return here(0b1, Made::Result, Executed::Here);
+            }
+            S::fcntl if is_one_of([libc::F_GETFD, libc::F_SETFD]) => {
+                return here(0b1, Made::None, Executed::Here);
+            }
             S::read
             | S::write
             | S::pread64
@@ -121,7 +140,7 @@ impl Descriptors {
             | S::mq_getsetattr
             | S::quotactl_fd
             | S::fsconfig
-            | S::mount_setattr => (0b1, Returned::None),
+            | S::mount_setattr => (0b1, Made::None),
             S::openat
             | S::openat2
             | S::accept
@@ -130,9 +149,9 @@ impl Descriptors {
             | S::open_tree
             | S::fsmount
             | S::fspick
-            | S::pidfd_getfd => (0b1, Returned::Result),
-            S::fcntl => (0b1, Returned::None),
-            S::signalfd | S::signalfd4 if number(args[0]).is_some() => (0b1, Returned::None),
+            | S::pidfd_getfd => (0b1, Made::Result),
+            S::fcntl => (0b1, Made::None),
+            S::signalfd | S::signalfd4 if number(args[0]).is_some() => (0b1, Made::None),
             S::open
             | S::creat
             | S::socket
@@ -154,18 +173,18 @@ impl Descriptors {
             | S::signalfd4
             | S::io_uring_setup
             | S::mq_open
-            | S::landlock_create_ruleset => (0, Returned::Result),
-            S::pipe | S::pipe2 => (0, Returned::Pair(0)),
-            S::socketpair => (0, Returned::Pair(3)),
-            S::mmap if args[3] & libc::MAP_ANONYMOUS as u64 == 0 => (0b1_0000, Returned::None),
-            S::sendfile | S::tee => (0b11, Returned::None),
-            S::splice | S::copy_file_range => (0b101, Returned::None),
-            S::renameat | S::renameat2 | S::linkat | S::move_mount => (0b101, Returned::None),
-            S::symlinkat => (0b10, Returned::None),
-            S::epoll_ctl => (0b101, Returned::None),
-            S::kexec_file_load => (0b11, Returned::None),
-            _ => (0, Returned::None),
+            | S::landlock_create_ruleset => (0, Made::Result),
+            S::pipe | S::pipe2 => (0, Made::Pair(0)),
+            S::socketpair => (0, Made::Pair(3)),
+            S::mmap if args[3] & libc::MAP_ANONYMOUS as u64 == 0 => (0b1_0000, Made::None),
+            S::sendfile | S::tee => (0b11, Made::None),
+            S::splice | S::copy_file_range => (0b101, Made::None),
+            S::renameat | S::renameat2 | S::linkat | S::move_mount => (0b101, Made::None),
+            S::symlinkat => (0b10, Made::None),
+            S::epoll_ctl => (0b101, Made::None),
+            S::kexec_file_load => (0b11, Made::None),
+            _ => (0, Made::None),
         };
-        Self::Some { arguments, returned }
+        Self { arguments, made, executed: Executed::There }
     }
 }

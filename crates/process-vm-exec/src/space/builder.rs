@@ -1,0 +1,217 @@
+//! How a space is to be, before it is made or attached to.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use syscalls::Sysno;
+
+use super::created::AddressSpace;
+use super::live::LiveProcess;
+use crate::attach;
+use crate::attach::owners::{Exposure, Owner, Owners};
+use crate::detection;
+use crate::error::Result;
+use crate::executor::filter::{self, ServiceCalls};
+use crate::executor::keeper::Birth;
+use crate::executor::machine::DEFAULT_SPIN_BUDGET_NS;
+use crate::name::Engine;
+
+/// How a space is to be created: see [`AddressSpace::builder`].
+#[derive(Clone, Copy, Debug)]
+pub struct AddressSpaceBuilder {
+    engine: Option<Engine>,
+    rewriting: Rewriting,
+    spin_budget_ns: u64,
+    time_limit: Option<Duration>,
+    service_calls: ServiceCalls,
+}
+
+/// Whether the `rewrite` engine may rewrite call sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewriting {
+    /// It may.
+    On,
+    /// It must not: the guest's text stays as it is, and `rewrite` is as `trap`.
+    Off,
+}
+
+impl Default for AddressSpaceBuilder {
+    fn default() -> Self {
+        Self {
+            engine: None,
+            rewriting: Rewriting::On,
+            spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
+            time_limit: None,
+            service_calls: ServiceCalls::Memory,
+        }
+    }
+}
+
+impl AddressSpaceBuilder {
+    /// Uses this engine instead of the best that works.
+    #[must_use]
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// Whether call sites may be rewritten; on unless told otherwise.
+    #[must_use]
+    pub fn rewriting(mut self, rewriting: Rewriting) -> Self {
+        self.rewriting = rewriting;
+        self
+    }
+
+    /// For how many nanoseconds either side stays awake for the other; then it sleeps and costs nothing. 50,000
+    /// unless told otherwise. 0 sleeps at once, which suits guests that compute much and call little.
+    #[must_use]
+    pub fn spin_budget_ns(mut self, spin_budget_ns: u64) -> Self {
+        self.spin_budget_ns = spin_budget_ns;
+        self
+    }
+
+    /// How long whatever is executed in the space for its supervisor may take: a [`map`](super::Space::map), a
+    /// [`fork`](AddressSpace::fork), a [`syscall`](AddressSpace::syscall), but not a [`run`](super::Space::run). Then the space is killed, and the call returns
+    /// [`Error::TimedOut`](crate::Error::TimedOut). No limit unless told otherwise, so that calls may wait; two seconds for a context's extended
+    /// state, which no honest guest keeps back.
+    ///
+    /// A hostile guest can keep answers from being seen, and a stop signal keeps a process from answering. A supervisor that runs guests it does not trust sets some seconds here, or has another thread
+    /// [`kill`](super::Space::kill) the space; other spaces do not wait for this one in any case.
+    #[must_use]
+    pub fn time_limit(mut self, time_limit: Duration) -> Self {
+        self.time_limit = Some(time_limit);
+        self
+    }
+
+    /// Which system calls can be executed in the space: those of [`ServiceCalls::Memory`] unless told otherwise.
+    /// Forks have the same.
+    #[must_use]
+    pub fn service_calls(mut self, service_calls: ServiceCalls) -> Self {
+        self.service_calls = service_calls;
+        self
+    }
+
+    /// Creates the space.
+    ///
+    /// # Errors
+    /// [`Error::Engine`](crate::Error::Engine) if the engine does not work here, [`Error::Host`](crate::Error::Host) or [`Error::Space`](crate::Error::Space) if the kernel refuses what it
+    /// takes, such as another process.
+    pub fn create(self) -> Result<AddressSpace> {
+        let Self { engine, rewriting, spin_budget_ns, time_limit, service_calls } = self;
+        let engine = match engine {
+            Some(engine) => engine.require().map(|()| engine)?,
+            None => detection::default_engine()?,
+        };
+        AddressSpace::with(Settings { engine, rewriting, spin_budget_ns, time_limit, service_calls })
+    }
+}
+
+/// How a live process is to be attached to: see [`LiveProcess::builder`].
+#[derive(Clone, Copy, Debug)]
+pub struct LiveProcessBuilder {
+    spin_budget_ns: u64,
+    owners: Owners,
+}
+
+impl Default for LiveProcessBuilder {
+    fn default() -> Self {
+        Self { spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, owners: Owners::default() }
+    }
+}
+
+impl LiveProcessBuilder {
+    /// For how many nanoseconds either side stays awake for the other; then it sleeps and costs nothing. 50,000
+    /// unless told otherwise. 0 sleeps at once.
+    #[must_use]
+    pub fn spin_budget_ns(mut self, spin_budget_ns: u64) -> Self {
+        self.spin_budget_ns = spin_budget_ns;
+        self
+    }
+
+    /// Whose descriptors calls in a live process mean: the caller's, unless told otherwise. Descriptors among a call's
+    /// arguments are passed there, and those it returns come back.
+    #[must_use]
+    pub fn files(mut self, files: Owner) -> Self {
+        self.owners.files = files;
+        self
+    }
+
+    /// Whose working directory and umask calls in a live process mean: the caller's, as they are when it attaches,
+    /// unless told otherwise.
+    ///
+    /// A target that shares them may execute a set-user-ID program meanwhile: the kernel gives such a program none of its
+    /// rights while somebody else has the same directory (execve(2)). It runs as if the bit were not set.
+    #[must_use]
+    pub fn directory(mut self, directory: Owner) -> Self {
+        self.owners.directory = directory;
+        self
+    }
+
+    /// Whose signal handlers calls in a live process mean: the executor's own, unless told otherwise. What is
+    /// [run](super::Space::run) there has the executor's in any case.
+    #[must_use]
+    pub fn handlers(mut self, handlers: Owner) -> Self {
+        self.owners.handlers = handlers;
+        self
+    }
+
+    /// Whether descriptors and the working directory of the caller may be passed to a live process with fewer rights than the
+    /// caller's: not unless told otherwise, [`Error::Exposed`](crate::Error::Exposed) says so instead.
+    ///
+    /// They are in a task there that has the target's credentials, for as long as the call lasts. Whoever has those
+    /// may take them from it (pidfd_getfd(2), ptrace(2)): the target's user, unless that could take them from the
+    /// caller as well. It may be allowed for what that user may have.
+    #[must_use]
+    pub fn exposure(mut self, exposure: Exposure) -> Self {
+        self.owners.exposure = exposure;
+        self
+    }
+
+    /// Attaches to the process of `target`, a pidfd (pidfd_open(2)): see [`LiveProcess::attach`].
+    ///
+    /// # Errors
+    /// As for [`LiveProcess::attach`].
+    pub fn attach(self, target: BorrowedFd<'_>) -> Result<LiveProcess> {
+        LiveProcess::with(target, self.owners, self.spin_budget_ns)
+    }
+
+    /// Attaches to the process that has this number now.
+    ///
+    /// # Errors
+    /// As for [`LiveProcess::attach`].
+    pub fn attach_pid(self, pid: i32) -> Result<LiveProcess> {
+        self.attach(attach::open(pid)?.as_fd())
+    }
+}
+
+/// How a space is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) engine: Engine,
+    pub(crate) rewriting: Rewriting,
+    pub(crate) spin_budget_ns: u64,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) service_calls: ServiceCalls,
+}
+
+impl Settings {
+    /// How the process of such a space is to be.
+    pub(crate) fn birth(&self) -> Birth {
+        let Self { engine, spin_budget_ns, time_limit, .. } = *self;
+        Birth { engine, spin_budget_ns, time_limit }
+    }
+
+    /// Can this call be executed in such a space?
+    pub(crate) fn require_call(&self, call: Sysno) -> Result<()> {
+        match self.service_calls {
+            ServiceCalls::Memory if !filter::is_about_memory(call) => {
+                Err(crate::Error::Confined { call: call.name() })
+            }
+            ServiceCalls::Memory | ServiceCalls::All => Ok(()),
+        }
+    }
+
+    pub(crate) fn rewrites(&self) -> bool {
+        self.engine == Engine::Rewrite && self.rewriting == Rewriting::On
+    }
+}

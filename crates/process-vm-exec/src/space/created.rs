@@ -1,0 +1,128 @@
+//! Spaces that the supervisor makes: created, or forked.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+use syscalls::Sysno;
+
+use super::Space;
+use super::builder::{AddressSpaceBuilder, Settings};
+use super::inner::{Inner, Origin};
+use crate::call::Call;
+use crate::error::Result;
+use crate::executor::keeper::Keeper;
+
+/// An address space of its own, in which the supervisor runs code.
+///
+/// It starts empty: nothing is mapped but the vDSO and the executor's pages, at `0x7000_0000_0000` to
+/// `0x7000_0400_0000`, which cannot be changed. Code in it can ask the host kernel for nothing; every system call,
+/// fault and signal comes out of [`run`](Self::run).
+///
+/// The space belongs to a process of the host that dies when the value is dropped, or when the supervisor ends in
+/// whatever way.
+///
+/// ```
+/// use process_vm_exec::{AddressSpace, Context, Exit, Mapping, Protection, SignalSet};
+///
+/// # fn main() -> process_vm_exec::Result<()> {
+/// let space = AddressSpace::create()?;
+/// let code = space.map(Mapping::anonymous(4096, Protection::READ | Protection::WRITE))?;
+/// // mov $39, %eax; syscall; hlt
+/// space.write(code, &[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xf4])?;
+/// space.protect(code, 4096, Protection::READ | Protection::EXEC)?;
+///
+/// let mut ctx = Context::new(code, 0);
+/// let Exit::Syscall = space.run(&mut ctx, &SignalSet::all())? else { panic!() };
+/// assert_eq!(ctx.syscall().nr, 39);
+/// ctx.set_return(Ok(1));
+/// let Exit::Fault(fault) = space.run(&mut ctx, &SignalSet::all())? else { panic!() };
+/// assert_eq!((fault.signal, ctx.registers().rax), (libc::SIGSEGV, 1));
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct AddressSpace {
+    space: Space,
+    keeper: Arc<Keeper>,
+}
+
+impl AddressSpace {
+    /// An empty space with the best engine that works here.
+    ///
+    /// # Errors
+    /// As for [`AddressSpaceBuilder::create`].
+    pub fn create() -> Result<Self> {
+        Self::builder().create()
+    }
+
+    /// To create a space with something else than the defaults.
+    pub fn builder() -> AddressSpaceBuilder {
+        AddressSpaceBuilder::default()
+    }
+
+    pub(super) fn with(settings: Settings) -> Result<Self> {
+        let keeper = Keeper::get()?;
+        let service = keeper.create(settings.service_calls, settings.birth())?;
+        let rewriter = settings.rewrites().then(Arc::default);
+        let space = Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, rewriter));
+        Ok(Self { space, keeper })
+    }
+
+    /// A new space with a copy of this one's memory (shared mappings stay shared), engine and settings. Contexts
+    /// stay here: [`Context::try_clone`] makes some to run there.
+    ///
+    /// # Errors
+    /// As for [`AddressSpaceBuilder::create`].
+    pub fn fork(&self) -> Result<Self> {
+        let Inner { service, settings, rewriter, .. } = &*self.space.0;
+        let fork = || self.keeper.fork(service, settings.birth());
+        let (service, rewriter) = match rewriter {
+            Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(Arc::new(copy))))?,
+            None => (fork()?, None),
+        };
+        let origin = Origin::Created(Arc::clone(&self.keeper));
+        let fork = Inner::new(origin, service, *settings, rewriter);
+        if let Some(rewriter) = &fork.rewriter {
+            rewriter.adopt(&fork);
+        }
+        Ok(Self { space: Space(fork), keeper: Arc::clone(&self.keeper) })
+    }
+
+    /// The host's process that the space belongs to; `None` once it is dead.
+    pub fn pid(&self) -> Option<Pid> {
+        self.executing()
+    }
+
+    /// Executes a system call in the space: system call mode. Addresses in it are the space's; descriptors are those
+    /// of the space's service task, which has none that a guest could use.
+    ///
+    /// # Errors
+    /// [`Error::Space`](crate::Error::Space) with the errno of the call; [`Error::Reserved`](crate::Error::Reserved) if it would change the executor's pages.
+    pub fn syscall(&self, nr: Sysno, args: [u64; 6]) -> Result<u64> {
+        self.space.call(&Call::with_args(nr, args))
+    }
+
+    /// Executes several system calls in order, each whatever the results of those before: with one hand-off, unless
+    /// descriptors are passed.
+    ///
+    /// # Errors
+    /// As for [`syscall`](Self::syscall), but errnos of calls are among the results. If one call would change the
+    /// executor's pages, none is executed.
+    pub fn batch(&self, calls: &[Call<'_>]) -> Result<Vec<std::result::Result<u64, Errno>>> {
+        self.space.0.calls(calls)
+    }
+
+    /// How many stretches of the guest's text are rewritten now.
+    pub fn rewritten_sites(&self) -> usize {
+        self.space.0.rewriter.as_ref().map_or(0, |rewriter| rewriter.count())
+    }
+}
+
+impl Deref for AddressSpace {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.space
+    }
+}

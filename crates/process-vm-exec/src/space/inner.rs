@@ -1,0 +1,279 @@
+//! A space as its owner, and the contexts that run in it, share it.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::PidfdFlags;
+use syscalls::Sysno;
+
+use super::builder::Settings;
+use super::scratch::Shelf;
+use crate::arch::x86_64::{RFLAGS_TF, Registers};
+use crate::attach::target::Target;
+use crate::call::Call;
+use crate::context::Home;
+use crate::engine::Seat;
+use crate::engine::native::Native;
+use crate::engine::ptrace::Tracees;
+use crate::engine::rewrite::{Closed, Rewriter};
+use crate::engine::trap::ExecutorSeat;
+use crate::error::{Error, Result};
+use crate::executor::keeper::Keeper;
+use crate::executor::layout;
+use crate::executor::machine::Host;
+use crate::executor::passage::Passage;
+use crate::executor::service::{Entry, Outcome, Service};
+use crate::executor::task::Executor;
+use crate::exit::{Fault, WaitStatus};
+use crate::maps::FileId;
+use crate::name::Engine;
+use crate::sync::lock;
+
+/// A space, shared by its owner and the contexts that run in it.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(super) origin: Origin,
+    pub(super) service: Service,
+    pub(super) settings: Settings,
+    /// Executors that no context uses.
+    free: Mutex<Vec<Arc<dyn Seat>>>,
+    executors: AtomicU64,
+    pub(super) rewriter: Option<Arc<Rewriter>>,
+    is_late: AtomicBool,
+    /// The way of files to map, where the space was created here.
+    passage: Mutex<Option<Passage>>,
+    pub(super) tracees: Tracees,
+    native: Native,
+    pub(super) shelf: Shelf,
+}
+
+/// Where a space comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// It was made here: a process of the keeper's.
+    Created(Arc<Keeper>),
+    /// A live process has it.
+    Attached(Arc<Target>),
+}
+
+impl Inner {
+    pub(super) fn new(
+        origin: Origin,
+        service: Service,
+        settings: Settings,
+        rewriter: Option<Arc<Rewriter>>,
+    ) -> Arc<Self> {
+        let free = Mutex::default();
+        let executors = AtomicU64::new(0);
+        let is_late = AtomicBool::new(false);
+        let (passage, tracees, native, shelf) = <_>::default();
+        Arc::new(Self {
+            origin,
+            service,
+            settings,
+            free,
+            executors,
+            rewriter,
+            is_late,
+            passage,
+            tracees,
+            native,
+            shelf,
+        })
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.settings.engine
+    }
+
+    fn start_executor(&self) -> Result<Executor> {
+        if let Origin::Attached(target) = &self.origin {
+            target.prepare_to_run(&self.service)?;
+        }
+        let index = self.executors.fetch_add(1, Ordering::Relaxed);
+        Executor::start(&self.service, Host::new(self.settings.spin_budget_ns), index)
+    }
+
+    /// Executes one call. Allocates nothing if no descriptors are passed.
+    pub(super) fn call(&self, call: &Call<'_>) -> Result<Outcome> {
+        if call.has_files() {
+            return self.call_with_files(call);
+        }
+        let _closed = self.prepare_one(call)?;
+        match &self.origin {
+            Origin::Created(_) => self.service.request_one(call.into()),
+            Origin::Attached(target) => target.execute_one(&self.service, call),
+        }
+    }
+
+    /// Executes calls in order in a space that was created.
+    pub(super) fn calls(&self, calls: &[Call<'_>]) -> Result<Vec<Outcome>> {
+        let _closed = self.prepare(calls)?;
+        if calls.iter().any(Call::has_files) {
+            return calls.iter().map(|call| self.call(call)).collect();
+        }
+        self.service.request(&calls.iter().map(Entry::from).collect::<Vec<_>>())
+    }
+
+    /// See [`Self::prepare_one`].
+    pub(super) fn prepare(&self, calls: &[Call<'_>]) -> Result<Vec<[Option<Closed<'_>>; 2]>> {
+        calls.iter().map(|call| self.prepare_one(call)).collect()
+    }
+
+    /// Sees that a call is one for this space, touches nothing that is ours, and finds no rewritten text as long as the
+    /// value is there.
+    fn prepare_one(&self, call: &Call<'_>) -> Result<[Option<Closed<'_>>; 2]> {
+        self.settings.require_call(call.nr())?;
+        let mut closed = [None, None];
+        for (range, closed) in changed_ranges(call).zip(&mut closed) {
+            let len = range.end - range.start;
+            if layout::overlaps_region(range.start, len) {
+                return Err(Error::Reserved { addr: range.start, len });
+            }
+            if let Some(rewriter) = &self.rewriter {
+                *closed = Some(rewriter.before_change(self, range)?);
+            }
+        }
+        Ok(closed)
+    }
+
+    /// Executes a call to which descriptors are passed.
+    fn call_with_files(&self, call: &Call<'_>) -> Result<Outcome> {
+        let _closed = self.prepare_one(call)?;
+        if let Origin::Attached(target) = &self.origin {
+            return target.execute_one(&self.service, call);
+        }
+        let mut passage = lock(&self.passage);
+        let way = match passage.take() {
+            Some(way) => way,
+            None => self.open_passage()?,
+        };
+        let outcome = way.carry(&self.service, call);
+        if let Ok(_) | Err(Error::Host { .. }) = outcome {
+            *passage = Some(way);
+        }
+        outcome
+    }
+
+    fn open_passage(&self) -> Result<Passage> {
+        let pid = self.service.life.pid().ok_or(Error::Dead)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(Error::host("pidfd_open of the space's process"))?;
+        const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
+        Passage::open(&self.service, pidfd, FIRST_FILE)
+    }
+
+    /// Has this space not yet restored the text of a file that somebody wanted to write to? See [`Self::give_up_text_of`].
+    pub(crate) fn is_late(&self) -> &AtomicBool {
+        &self.is_late
+    }
+
+    /// Somebody is about to write to a file, which waits until this is done.
+    pub(crate) fn give_up_text_of(&self, file: FileId) {
+        if let Some(rewriter) = &self.rewriter {
+            rewriter.give_up(self, file);
+        }
+    }
+
+    pub(super) fn before_step_is_seen(&self, fault: &Fault) {
+        const DEBUG: u32 = 1;
+        if fault.trapno == DEBUG
+            && let Some(rewriter) = &self.rewriter
+        {
+            rewriter.stop(self);
+        }
+    }
+
+    /// The process is dead or dying, or its guest has done what nobody here does; how it ended.
+    pub(super) fn end(&self) -> WaitStatus {
+        self.service.life.kill();
+        self.tracees.collect();
+        self.service.life.wait_for_end();
+        self.service.life.status().unwrap_or(WaitStatus::Signaled(libc::SIGKILL))
+    }
+
+    /// What a signal does that nobody catches (signal(7)): the end, or nothing.
+    pub(super) fn default_action(&self, signal: i32) -> Option<WaitStatus> {
+        match signal {
+            libc::SIGCHLD | libc::SIGCONT | libc::SIGURG | libc::SIGWINCH => None,
+            libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => {
+                self.service.life.signal(libc::SIGSTOP);
+                None
+            }
+            _ => Some(self.die_of(signal)),
+        }
+    }
+
+    /// Kills the process, as if by `signal`. Not by the signal itself: SIGKILL overtakes those that dump core, and a
+    /// live process would leave the executor's pages in its dump.
+    pub(super) fn die_of(&self, signal: i32) -> WaitStatus {
+        self.service.life.end_by(WaitStatus::Signaled(signal));
+        self.end()
+    }
+}
+
+impl Home for Inner {
+    fn seat(self: Arc<Self>) -> Result<Arc<dyn Seat>> {
+        match self.settings.engine {
+            Engine::Ptrace => return self.tracees.seat(|| self.start_executor()),
+            Engine::Native => return self.native.seat(&self.service.life, || self.start_executor()),
+            Engine::Trap | Engine::Rewrite => {}
+        }
+        let free = lock(&self.free).pop();
+        match free {
+            Some(seat) => Ok(seat),
+            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.rewriter.clone()))),
+        }
+    }
+
+    fn give_back(&self, seat: Arc<dyn Seat>) {
+        if !self.settings.engine.traces() {
+            lock(&self.free).push(seat);
+        }
+    }
+
+    fn is_particular(&self) -> bool {
+        self.settings.engine == Engine::Ptrace
+    }
+
+    fn original_registers(&self, registers: Registers) -> Registers {
+        self.rewriter.as_ref().map_or(registers, |rewriter| rewriter.original_registers(registers))
+    }
+
+    fn present_registers(&self, registers: Registers) -> Registers {
+        let Some(rewriter) = &self.rewriter else { return registers };
+        if registers.rflags & RFLAGS_TF != 0 || registers.gs_base != 0 {
+            rewriter.stop(self);
+        }
+        Registers { rip: rewriter.present(registers.rip), ..registers }
+    }
+}
+
+/// The ranges of memory whose mapping `call` changes, or may: a hint is where it goes if there is room.
+fn changed_ranges(call: &Call<'_>) -> impl Iterator<Item = Range<u64>> + use<> {
+    const FIXED: u64 = libc::MAP_FIXED as u64;
+    let [first, second, third, fourth, fifth, _] = call.args();
+    let moves = |flags: u64| flags & (libc::MREMAP_FIXED as u64) != 0;
+    let range =
+        |start: u64, len: u64| start..start.saturating_add(len.checked_next_multiple_of(4096).unwrap_or(len));
+    let (one, other) = match call.nr() {
+        Sysno::munmap
+        | Sysno::mprotect
+        | Sysno::pkey_mprotect
+        | Sysno::madvise
+        | Sysno::remap_file_pages
+        | Sysno::mseal => (Some(range(first, second)), None),
+        Sysno::mmap => ((first != 0 || fourth & FIXED != 0).then(|| range(first, second)), None),
+        Sysno::mremap => (Some(range(first, second)), moves(fourth).then(|| range(fifth, third))),
+        // How long the segment is, only the kernel knows.
+        Sysno::shmat if third & (libc::SHM_REMAP as u64) != 0 => (Some(second..u64::MAX), None),
+        Sysno::shmat => ((second != 0).then(|| range(second, 1)), None),
+        _ => (None, None),
+    };
+    one.into_iter().chain(other)
+}
