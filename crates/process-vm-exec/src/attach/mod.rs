@@ -29,7 +29,7 @@ mod stat;
 mod stop;
 pub(crate) mod target;
 pub(crate) mod thread;
-mod verdict;
+pub(crate) mod verdict;
 mod visit;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
