@@ -15,7 +15,7 @@ pub(super) const CAP_SYS_ADMIN: Capability = Capability(21, "CAP_SYS_ADMIN");
 impl Capability {
     /// Has this thread it?
     pub(super) fn is_ours(self) -> bool {
-        Status::ours().is_some_and(|status| status.capabilities("CapEff") >> self.0 & 1 != 0)
+        Status::ours().is_some_and(|status| status.has(self))
     }
 
     /// What to do without it.
@@ -69,6 +69,10 @@ impl Status {
         self.field(name).and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0)
     }
 
+    fn has(&self, capability: Capability) -> bool {
+        self.capabilities("CapEff") >> capability.0 & 1 != 0
+    }
+
     /// Is it a thread of this process, that has not ended?
     pub(super) fn is_thread_of(&self, process: i32) -> bool {
         let has_ended = self.field("State").is_some_and(|state| state.starts_with(['Z', 'X']));
@@ -93,11 +97,10 @@ impl Status {
             ids.filter_map(|id| id.parse().ok()).collect()
         };
         let has_its_ids = ["Uid", "Gid"].iter().all(|name| ids(self, name) == ids(other, name));
-        let has = |capability: Capability| self.capabilities("CapEff") >> capability.0 & 1 != 0;
         let lacks_none_of_its = other.capabilities("CapPrm") & !self.capabilities("CapPrm") == 0;
         let space = |process: i32| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
         let is_in_its_user_namespace = space(self.pid).is_some_and(|mine| Some(mine) == space(other.pid));
-        is_in_its_user_namespace && (has(CAP_SYS_PTRACE) || has_its_ids && lacks_none_of_its)
+        is_in_its_user_namespace && (self.has(CAP_SYS_PTRACE) || has_its_ids && lacks_none_of_its)
     }
 
     fn user(&self) -> u32 {
