@@ -136,38 +136,47 @@ impl Status {
         }
     }
 
-    /// Why `PTRACE_SEIZE` said `EPERM`: the rules of ptrace(2), "Ptrace access mode checking".
+    /// Why `PTRACE_SEIZE` said `EPERM`.
     pub(super) fn why_not_permitted(&self) -> Error {
-        let ours = rustix::process::geteuid().as_raw();
-        let theirs: Vec<_> = self.field("Uid").unwrap_or("").split_ascii_whitespace().collect();
         let scope = procfs::read("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-        let needed = CAP_SYS_PTRACE.is_needed();
-        let has_more = || {
-            let ours = Self::ours().map_or(0, |status| status.capabilities("CapEff"));
-            self.capabilities("CapPrm") & !ours != 0
+        let why = match Self::ours() {
+            Some(ours) => self.why_not_traced_by(&ours, scope.trim()),
+            None => "the kernel refuses".to_owned(),
         };
-        let why = match scope.trim() {
+        refusal(self.pid, Errno::PERM, &why)
+    }
+
+    /// By the rules of ptrace(2), "Ptrace access mode checking".
+    fn why_not_traced_by(&self, ours: &Self, scope: &str) -> String {
+        let uids = |status: &Self| -> Vec<u64> {
+            let uids = status.field("Uid").unwrap_or("").split_ascii_whitespace();
+            uids.filter_map(|uid| uid.parse().ok()).collect()
+        };
+        let (euid, theirs) = (uids(ours).get(1).copied().unwrap_or(0), uids(self));
+        let needed = CAP_SYS_PTRACE.is_needed();
+        match scope {
             _ if self.number("TracerPid") != 0 => "somebody traces it".to_owned(),
             "3" => {
                 "the sysctl kernel.yama.ptrace_scope is 3: nobody may trace anything until the next boot".to_owned()
             }
-            _ if CAP_SYS_PTRACE.is_ours() => {
+            _ if ours.has(CAP_SYS_PTRACE) => {
                 "the kernel refuses, although this process has CAP_SYS_PTRACE: it belongs to a user namespace where that \
                  does not count, or a security module protects it"
                     .to_owned()
             }
-            _ if theirs.iter().any(|uid| uid.parse() != Ok(ours)) => format!(
-                "it belongs to uid {}, you are uid {ours}; become that user, or {needed}",
-                theirs.first().unwrap_or(&"?")
+            _ if theirs.iter().any(|&uid| uid != euid) => format!(
+                "it belongs to uid {}, you are uid {euid}; become that user, or {needed}",
+                self.user()
             ),
             "2" => format!("the sysctl kernel.yama.ptrace_scope is 2; {needed}"),
             "1" => format!(
                 "the sysctl kernel.yama.ptrace_scope is 1: only descendants may be traced; {needed}, or set it to 0"
             ),
-            _ if has_more() => format!("it has capabilities that this process lacks; {needed}"),
+            _ if self.capabilities("CapPrm") & !ours.capabilities("CapEff") != 0 => {
+                format!("it has capabilities that this process lacks; {needed}")
+            }
             _ => format!("it is not dumpable, or in another user namespace; {needed}"),
-        };
-        refusal(self.pid, Errno::PERM, &why)
+        }
     }
 }
 
@@ -237,6 +246,34 @@ mod tests {
             (us(), "State:\tS\nVmSize:\t4 kB\n", "itself"),
         ] {
             assert!(why(pid, rest).contains(word), "{rest} of {pid}: {}", why(pid, rest));
+        }
+    }
+
+    #[test]
+    fn what_would_help_is_said_where_the_kernel_refuses() {
+        let of = |uid: u32, tracer: u32, permitted: u64, effective: u64| {
+            let ids = format!("TracerPid:\t{tracer}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n");
+            status(7, &format!("{ids}CapPrm:\t{permitted:016x}\nCapEff:\t{effective:016x}\n"))
+        };
+        let ours = of(7, 0, 0b11, 0b11);
+        let root = of(0, 0, 0, 1 << CAP_SYS_PTRACE.0);
+        for (theirs, ours, scope, word) in [
+            (of(7, 9, 0, 0), &ours, "3", "somebody traces it"),
+            (of(7, 0, 0b10, 0), &root, "3", "until the next boot"),
+            (of(7, 0, 0b10, 0), &root, "2", "although this process has CAP_SYS_PTRACE"),
+            (
+                of(8, 0, 0, 0),
+                &ours,
+                "2",
+                "uid 8, you are uid 7; become that user, or run with CAP_SYS_PTRACE",
+            ),
+            (of(7, 0, 0b100, 0), &ours, "2", "ptrace_scope is 2; run with"),
+            (of(7, 0, 0b100, 0), &ours, "1", "only descendants"),
+            (of(7, 0, 0b100, 0), &ours, "0", "it has capabilities"),
+            (of(7, 0, 0b10, 0), &ours, "", "not dumpable"),
+        ] {
+            let why = theirs.why_not_traced_by(ours, scope);
+            assert!(why.contains(word), "{word}: {why}");
         }
     }
 
