@@ -379,7 +379,8 @@ mod tests {
         let code = [0x0f, 0x05, 0xe9, 0xe0, 0xff, 0xff, 0xff];
         let form = Form::Behind { moved: std::iter::once(SITE + 2..SITE + 7).collect() };
         let (_, decoded) = stub_of(&code, 2, &form);
-        // rcx is as the `syscall` leaves it.
+        // The call comes back behind itself, where rcx becomes what the `syscall` leaves there.
+        assert_eq!(decoded[0].ip_rel_memory_address(), decoded[2].ip());
         assert_eq!((decoded[2].code(), decoded[2].ip_rel_memory_address()), (Code::Lea_r64_m, SITE + 2));
         assert_eq!(decoded[3].code(), Code::Jmp_rel32_64);
         assert_eq!(decoded[3].near_branch_target(), SITE + 7 - 0x20);
@@ -478,6 +479,7 @@ mod tests {
             let start = place_for_page(&maps, jump)?;
             let around = start.saturating_sub(if start < MIB { 0 } else { MIB })..start + PAGE_LEN + MIB;
             assert!(start.abs_diff(at) < REACH && start.is_multiple_of(PAGE_LEN), "{start:#x}");
+            assert_ne!(start, 0, "a null pointer leads there");
             assert!(!layout::overlaps_region(around.start, around.end - around.start), "{start:#x}");
             let meets = |map: &Map| map.range.start < around.end && around.start < map.range.end;
             assert!(!maps.iter().any(meets), "{start:#x}");
