@@ -507,10 +507,10 @@ mod tests {
     #[test]
     fn traps_at_ever_new_addresses_do_not_take_ever_more_memory() {
         let mut sites = Sites::default();
-        for rip in 0..3 * MOST_TRAPS as u64 {
+        for rip in 0..50_000 {
             assert_eq!(sites.count_trap(rip), 1);
             assert_eq!(sites.count_trap(rip), 2);
-            assert!(sites.traps.len() <= MOST_TRAPS);
+            assert!(sites.traps.len() <= 20_000);
         }
     }
 
