@@ -515,6 +515,25 @@ mod tests {
     }
 
     #[test]
+    fn text_is_decoded_as_it_was_before_its_neighbours_were_rewritten() {
+        let patch = Patch {
+            original: vec![1, 2, 3, 4, 5],
+            jump: vec![0xe9; 5],
+            breakpoints: Vec::new(),
+            moved: Vec::new(),
+            site: 0x1009,
+            file: None,
+            breakpoints_met: 0,
+        };
+        let sites = Sites { patches: BTreeMap::from([(0x1002, patch)]), ..Sites::default() };
+        for (start, expected) in [(0x1000, [0, 0, 1, 2]), (0x1004, [3, 4, 5, 0]), (0x1007, [0; 4])] {
+            let mut bytes = [0; 4];
+            sites.undo_patches_in(&mut bytes, start);
+            assert_eq!(bytes, expected, "{start:#x}");
+        }
+    }
+
+    #[test]
     fn calls_from_our_own_pages_or_from_nowhere_are_no_sites() {
         let mut sites = Sites { pages: vec![Page::new(0x10_0000)], ..Sites::default() };
         sites.closed.push(0x20_0000..0x20_1000);
