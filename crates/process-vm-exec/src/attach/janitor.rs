@@ -182,3 +182,26 @@ fn wait_for(supervisor: Pid, table: &[Added], large: &[Range<usize>]) -> ! {
     // SAFETY: ends this process, which has nothing to clean up.
     unsafe { libc::_exit(0) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attachment_has_a_line_of_its_own_as_long_as_there_are_any() {
+        let supervisor = rustix::process::getpid();
+        let table = shared_table().expect("a table");
+        let free = Mutex::new((0..ATTACHMENTS).rev().collect());
+        let janitor = Arc::new(Janitor { supervisor, pid: 0, table, free });
+        let mut lines: Vec<_> = (0..ATTACHMENTS).map(|_| janitor.line().expect("a line")).collect();
+        let places: std::collections::BTreeSet<_> =
+            lines.iter().map(|line| &raw const *line.added()).collect();
+        assert_eq!(places.len(), ATTACHMENTS);
+        assert!(matches!(janitor.line(), Err(Error::TooMany(_))));
+        drop(lines.pop());
+        assert!(!janitor.is_idle());
+        lines.push(janitor.line().expect("the line that came back"));
+        drop(lines);
+        assert!(janitor.is_idle());
+    }
+}

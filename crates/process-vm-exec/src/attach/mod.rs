@@ -28,7 +28,7 @@ mod stat;
 mod stop;
 pub(crate) mod target;
 pub(crate) mod thread;
-mod verdict;
+pub(crate) mod verdict;
 pub(crate) mod visit;
 
 use std::os::fd::{BorrowedFd, OwnedFd};

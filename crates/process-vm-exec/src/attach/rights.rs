@@ -15,7 +15,7 @@ pub(super) const CAP_SYS_ADMIN: Capability = Capability(21, "CAP_SYS_ADMIN");
 impl Capability {
     /// Has this thread it?
     pub(super) fn is_ours(self) -> bool {
-        Status::ours().is_some_and(|status| status.capabilities("CapEff") >> self.0 & 1 != 0)
+        Status::ours().is_some_and(|status| status.has(self))
     }
 
     /// What to do without it.
@@ -69,6 +69,10 @@ impl Status {
         self.field(name).and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0)
     }
 
+    fn has(&self, capability: Capability) -> bool {
+        self.capabilities("CapEff") >> capability.0 & 1 != 0
+    }
+
     /// Is it a thread of this process, that has not ended?
     pub(super) fn is_thread_of(&self, process: i32) -> bool {
         let has_ended = self.field("State").is_some_and(|state| state.starts_with(['Z', 'X']));
@@ -83,19 +87,20 @@ impl Status {
     /// The user of a process whose credentials would not do to trace us (ptrace(2)). Whoever has them can take from that
     /// process what is passed to it, but not from us.
     pub(super) fn weaker_user(&self) -> Option<u32> {
-        let Some(ours) = Self::ours() else { return Some(self.user()) };
+        let is_as_strong = Self::ours().is_some_and(|ours| self.could_trace(&ours));
+        (!is_as_strong).then(|| self.user())
+    }
+
+    fn could_trace(&self, other: &Self) -> bool {
         let ids = |status: &Self, name| -> Vec<u64> {
             let ids = status.field(name).unwrap_or("").split_ascii_whitespace().take(3);
             ids.filter_map(|id| id.parse().ok()).collect()
         };
-        let has_ids_of_ours = ["Uid", "Gid"].iter().all(|name| ids(self, name) == ids(&ours, name));
-        let has = |capability: Capability| self.capabilities("CapEff") >> capability.0 & 1 != 0;
-        let lacks_none_of_ours = ours.capabilities("CapPrm") & !self.capabilities("CapPrm") == 0;
+        let has_its_ids = ["Uid", "Gid"].iter().all(|name| ids(self, name) == ids(other, name));
+        let lacks_none_of_its = other.capabilities("CapPrm") & !self.capabilities("CapPrm") == 0;
         let space = |process: i32| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
-        let is_in_our_user_namespace = space(self.pid).is_some_and(|theirs| Some(theirs) == space(ours.pid));
-        let is_as_strong =
-            is_in_our_user_namespace && (has(CAP_SYS_PTRACE) || has_ids_of_ours && lacks_none_of_ours);
-        (!is_as_strong).then(|| self.user())
+        let is_in_its_user_namespace = space(self.pid).is_some_and(|mine| Some(mine) == space(other.pid));
+        is_in_its_user_namespace && (self.has(CAP_SYS_PTRACE) || has_its_ids && lacks_none_of_its)
     }
 
     fn user(&self) -> u32 {
@@ -131,42 +136,162 @@ impl Status {
         }
     }
 
-    /// Why `PTRACE_SEIZE` said `EPERM`: the rules of ptrace(2), "Ptrace access mode checking".
+    /// Why `PTRACE_SEIZE` said `EPERM`.
     pub(super) fn why_not_permitted(&self) -> Error {
-        let ours = rustix::process::geteuid().as_raw();
-        let theirs: Vec<_> = self.field("Uid").unwrap_or("").split_ascii_whitespace().collect();
         let scope = procfs::read("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-        let needed = CAP_SYS_PTRACE.is_needed();
-        let has_more = || {
-            let ours = Self::ours().map_or(0, |status| status.capabilities("CapEff"));
-            self.capabilities("CapPrm") & !ours != 0
+        let why = match Self::ours() {
+            Some(ours) => self.why_not_traced_by(&ours, scope.trim()),
+            None => "the kernel refuses".to_owned(),
         };
-        let why = match scope.trim() {
+        refusal(self.pid, Errno::PERM, &why)
+    }
+
+    /// By the rules of ptrace(2), "Ptrace access mode checking".
+    fn why_not_traced_by(&self, ours: &Self, scope: &str) -> String {
+        let uids = |status: &Self| -> Vec<u64> {
+            let uids = status.field("Uid").unwrap_or("").split_ascii_whitespace();
+            uids.filter_map(|uid| uid.parse().ok()).collect()
+        };
+        let (euid, theirs) = (uids(ours).get(1).copied().unwrap_or(0), uids(self));
+        let needed = CAP_SYS_PTRACE.is_needed();
+        match scope {
             _ if self.number("TracerPid") != 0 => "somebody traces it".to_owned(),
             "3" => {
                 "the sysctl kernel.yama.ptrace_scope is 3: nobody may trace anything until the next boot".to_owned()
             }
-            _ if CAP_SYS_PTRACE.is_ours() => {
+            _ if ours.has(CAP_SYS_PTRACE) => {
                 "the kernel refuses, although this process has CAP_SYS_PTRACE: it belongs to a user namespace where that \
                  does not count, or a security module protects it"
                     .to_owned()
             }
-            _ if theirs.iter().any(|uid| uid.parse() != Ok(ours)) => format!(
-                "it belongs to uid {}, you are uid {ours}; become that user, or {needed}",
-                theirs.first().unwrap_or(&"?")
+            _ if theirs.iter().any(|&uid| uid != euid) => format!(
+                "it belongs to uid {}, you are uid {euid}; become that user, or {needed}",
+                self.user()
             ),
             "2" => format!("the sysctl kernel.yama.ptrace_scope is 2; {needed}"),
             "1" => format!(
                 "the sysctl kernel.yama.ptrace_scope is 1: only descendants may be traced; {needed}, or set it to 0"
             ),
-            _ if has_more() => format!("it has capabilities that this process lacks; {needed}"),
+            _ if self.capabilities("CapPrm") & !ours.capabilities("CapEff") != 0 => {
+                format!("it has capabilities that this process lacks; {needed}")
+            }
             _ => format!("it is not dumpable, or in another user namespace; {needed}"),
-        };
-        refusal(self.pid, Errno::PERM, &why)
+        }
     }
 }
 
 /// An error that says why.
 pub(super) fn refusal(pid: i32, errno: Errno, why: &str) -> Error {
     Error::Attach { pid, why: why.to_owned(), errno }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn us() -> i32 {
+        rustix::process::getpid().as_raw_nonzero().get()
+    }
+
+    fn status(pid: i32, text: &str) -> Status {
+        Status { pid, text: text.to_owned() }
+    }
+
+    #[test]
+    fn who_has_other_rights_could_not_trace_us() {
+        let of = |uid: &str, gid: &str, permitted: u64, effective: u64| {
+            let caps = format!("CapPrm:\t{permitted:016x}\nCapEff:\t{effective:016x}");
+            status(us(), &format!("Uid:\t{uid}\nGid:\t{gid}\n{caps}\n"))
+        };
+        const IDS: &str = "7\t7\t7\t7";
+        let ours = of(IDS, IDS, 0b101, 0b101);
+        assert!(of(IDS, IDS, 0b101, 0).could_trace(&ours));
+        assert!(of(IDS, IDS, 0b111, 0).could_trace(&ours));
+        // The last is of file systems only.
+        assert!(of("7\t7\t7\t8", IDS, 0b101, 0).could_trace(&ours));
+        for (uid, gid) in [("8\t7\t7\t7", IDS), ("7\t8\t7\t7", IDS), ("7\t7\t8\t7", IDS), (IDS, "7\t8\t7\t7")]
+        {
+            assert!(!of(uid, gid, 0b101, !0 ^ 1 << CAP_SYS_PTRACE.0).could_trace(&ours), "{uid} {gid}");
+            assert!(of(uid, gid, 0, 1 << CAP_SYS_PTRACE.0).could_trace(&ours), "{uid} {gid}");
+        }
+        assert!(!of(IDS, IDS, 0b100, 0).could_trace(&ours));
+        let elsewhere = Status { pid: -1, ..of(IDS, IDS, !0, !0) };
+        assert!(!elsewhere.could_trace(&ours) && !elsewhere.could_trace(&Status { pid: -1, ..ours }));
+    }
+
+    #[test]
+    fn a_thread_of_a_process_is_one_of_its_own_that_has_not_ended() {
+        for (state, tgid, is_one) in
+            [("S", 7, true), ("R", 7, true), ("Z", 7, false), ("X", 7, false), ("S", 8, false)]
+        {
+            let text = format!("State:\t{state} (whatever)\nTgid:\t{tgid}\n");
+            assert_eq!(status(9, &text).is_thread_of(7), is_one, "{text}");
+        }
+    }
+
+    #[test]
+    fn why_a_process_cannot_be_attached_to_is_said() {
+        let why = |pid, rest: &str| match status(pid, &format!("Tgid:\t7\n{rest}")).require_possible() {
+            Ok(()) => String::new(),
+            Err(Error::Attach { why, .. }) => why,
+            Err(other) => panic!("{other:?}"),
+        };
+        assert_eq!(why(7, "State:\tS\nVmSize:\t4 kB\nTracerPid:\t0\n"), "");
+        for (pid, rest, word) in [
+            (8, "State:\tS\nVmSize:\t4 kB\n", "thread"),
+            (7, "State:\tZ\nVmSize:\t4 kB\n", "zombie"),
+            (7, "State:\tX\n", "zombie"),
+            (7, "State:\tS\n", "no memory"),
+            (7, "State:\tS\nVmSize:\t4 kB\nTracerPid:\t9\n", "process 9"),
+            (us(), "State:\tS\nVmSize:\t4 kB\n", "itself"),
+        ] {
+            assert!(why(pid, rest).contains(word), "{rest} of {pid}: {}", why(pid, rest));
+        }
+    }
+
+    #[test]
+    fn what_would_help_is_said_where_the_kernel_refuses() {
+        let of = |uid: u32, tracer: u32, permitted: u64, effective: u64| {
+            let ids = format!("TracerPid:\t{tracer}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n");
+            status(7, &format!("{ids}CapPrm:\t{permitted:016x}\nCapEff:\t{effective:016x}\n"))
+        };
+        let ours = of(7, 0, 0b11, 0b11);
+        let root = of(0, 0, 0, 1 << CAP_SYS_PTRACE.0);
+        for (theirs, ours, scope, word) in [
+            (of(7, 9, 0, 0), &ours, "3", "somebody traces it"),
+            (of(7, 0, 0b10, 0), &root, "3", "until the next boot"),
+            (of(7, 0, 0b10, 0), &root, "2", "although this process has CAP_SYS_PTRACE"),
+            (
+                of(8, 0, 0, 0),
+                &ours,
+                "2",
+                "uid 8, you are uid 7; become that user, or run with CAP_SYS_PTRACE",
+            ),
+            (of(7, 0, 0b100, 0), &ours, "2", "ptrace_scope is 2; run with"),
+            (of(7, 0, 0b100, 0), &ours, "1", "only descendants"),
+            (of(7, 0, 0b100, 0), &ours, "0", "it has capabilities"),
+            (of(7, 0, 0b10, 0), &ours, "", "not dumpable"),
+        ] {
+            let why = theirs.why_not_traced_by(ours, scope);
+            assert!(why.contains(word), "{word}: {why}");
+        }
+    }
+
+    #[test]
+    fn both_kinds_of_seccomp_judge_calls() {
+        for (mode, is_judged) in [(0, false), (1, true), (2, true)] {
+            // Not the other field whose name begins so.
+            let text = format!("Seccomp_filters:\t3\nSeccomp:\t{mode}\n");
+            assert_eq!(status(7, &text).is_under_seccomp(), is_judged);
+        }
+    }
+
+    /// Whether this runs with rights or without.
+    #[test]
+    fn our_own_capabilities_are_the_kernels_word() {
+        for capability in [CAP_SYS_PTRACE, CAP_SYS_ADMIN] {
+            let set = rustix::thread::capabilities(None).expect("our capabilities").effective;
+            assert_eq!(capability.is_ours(), set.bits() >> capability.0 & 1 != 0, "{capability:?}");
+        }
+    }
 }

@@ -73,21 +73,33 @@ fn filters_of(tid: i32) -> std::result::Result<Vec<Vec<sock_filter>>, Errno> {
     }
 }
 
-/// Does the filter say yes? One that uses what filters hardly use, or looks at where the call is made, is not understood
-/// and does not.
+/// Does the filter say yes? One that looks at where the call is made does not.
 pub(super) fn allows(filter: &[sock_filter], call: &Call<'_>) -> bool {
+    let verdict = judge(filter, &data(call.nr().id().cast_unsigned(), None, call.args()));
+    verdict.is_some_and(|verdict| {
+        [SECCOMP_RET_ALLOW, SECCOMP_RET_LOG].contains(&(verdict & SECCOMP_RET_ACTION_FULL))
+    })
+}
+
+/// `struct seccomp_data` (linux/seccomp.h), in halves: number, architecture, where the call is made, arguments.
+pub(crate) fn data(nr: u32, ip: Option<u64>, args: [u64; 6]) -> Vec<Option<u32>> {
+    let half = |half: u64| u32::try_from(half).expect("a half");
+    let halves =
+        |word: Option<u64>| [word.map(|word| half(word & 0xffff_ffff)), word.map(|word| half(word >> 32))];
+    let words = [ip].into_iter().chain(args.map(Some)).flat_map(halves);
+    [Some(nr), Some(AUDIT_ARCH_X86_64)].into_iter().chain(words).collect()
+}
+
+/// What the filter returns. None if it uses what filters hardly use, or looks at what is not known.
+pub(crate) fn judge(filter: &[sock_filter], data: &[Option<u32>]) -> Option<u32> {
     const NEXT: usize = 1;
-    // struct seccomp_data (linux/seccomp.h), in halves: number, architecture, where the call is made, arguments.
-    let halves = |arg: u64| [arg & 0xffff_ffff, arg >> 32].map(|half| u32::try_from(half).expect("a half"));
-    let head = [Some(call.nr().id().cast_unsigned()), Some(AUDIT_ARCH_X86_64), None, None];
-    let data: Vec<_> = head.into_iter().chain(call.args().into_iter().flat_map(halves).map(Some)).collect();
     let (mut at, mut accumulator) = (0, 0);
-    while let Some(&sock_filter { code, jt, jf, k }) = filter.get(at) {
+    loop {
+        let &sock_filter { code, jt, jf, k } = filter.get(at)?;
         let jump = |is_so: bool| NEXT + usize::from(if is_so { jt } else { jf });
         at += match u32::from(code) {
             code if code == BPF_LD | BPF_W | BPF_ABS => {
-                let Some(&Some(word)) = data.get(k as usize / 4) else { return false };
-                accumulator = word;
+                accumulator = (*data.get(k as usize / 4)?)?;
                 NEXT
             }
             code if code == BPF_ALU | BPF_AND | BPF_K => {
@@ -99,13 +111,10 @@ pub(super) fn allows(filter: &[sock_filter], call: &Call<'_>) -> bool {
             code if code == BPF_JMP | BPF_JGT | BPF_K => jump(accumulator > k),
             code if code == BPF_JMP | BPF_JGE | BPF_K => jump(accumulator >= k),
             code if code == BPF_JMP | BPF_JSET | BPF_K => jump(accumulator & k != 0),
-            code if code == BPF_RET | BPF_K => {
-                return [SECCOMP_RET_ALLOW, SECCOMP_RET_LOG].contains(&(k & SECCOMP_RET_ACTION_FULL));
-            }
-            _ => return false,
+            code if code == BPF_RET | BPF_K => return Some(k),
+            _ => return None,
         };
     }
-    false
 }
 
 #[cfg(test)]
@@ -139,6 +148,44 @@ mod tests {
         let of = |option| Call::new(Sysno::prctl).arg(0, option);
         assert!(allows(&prctl, &of(3)) && allows(&prctl, &of(11)) && !allows(&prctl, &of(12)));
         assert!(!allows(&prctl, &GETPID));
+    }
+
+    /// Each kind of jump, at its edge.
+    #[test]
+    fn jumps_go_where_the_kernel_would() {
+        let ends =
+            [(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO), (BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW)];
+        let nr = GETPID.nr().id().cast_unsigned();
+        for (condition, k, is_so) in [
+            (BPF_JEQ, nr, true),
+            (BPF_JEQ, nr + 1, false),
+            (BPF_JGT, nr - 1, true),
+            (BPF_JGT, nr, false),
+            (BPF_JGE, nr, true),
+            (BPF_JGE, nr + 1, false),
+            (BPF_JSET, nr | 1 << 31, true),
+            (BPF_JSET, !nr, false),
+        ] {
+            let jump = (BPF_JMP | condition | BPF_K, 1, 0, k);
+            let filter = filter(&[&[(LOAD, 0, 0, 0), jump], &ends[..]].concat());
+            assert_eq!(allows(&filter, &GETPID), is_so, "{condition:#x} {k:#x}");
+        }
+        let always = (BPF_JMP | BPF_JA, 0, 0, 1);
+        assert!(allows(&filter(&[&[always], &ends[..]].concat()), &GETPID));
+    }
+
+    #[test]
+    fn both_halves_of_each_argument_are_seen() {
+        let args = [1, 2, 3, 4, 5, 6].map(|arg| arg << 32 | (arg + 0x10));
+        for (index, arg) in (0..).zip(args) {
+            for (offset, half) in [(16 + 8 * index, arg & 0xffff_ffff), (20 + 8 * index, arg >> 32)] {
+                let equal = (BPF_JMP | BPF_JEQ | BPF_K, 0, 1, u32::try_from(half).expect("a half"));
+                let yes = (BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW);
+                let no = (BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_TRAP);
+                let filter = filter(&[(LOAD, 0, 0, offset), equal, yes, no]);
+                assert!(allows(&filter, &Call::with_args(Sysno::getpid, args)), "at {offset}");
+            }
+        }
     }
 
     #[test]

@@ -198,3 +198,45 @@ unsafe impl Plain for u64 {}
 unsafe impl<const N: usize> Plain for [u64; N] {}
 // SAFETY: `repr(C)` and made of `u64` only.
 unsafe impl Plain for crate::arch::x86_64::Registers {}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    const LAST: u64 = layout::SIZE - 8;
+
+    /// The executor in a live process has such a file open, and whoever may trace that can take it.
+    #[test]
+    fn the_file_of_a_slot_cannot_be_made_shorter_by_others_who_have_it() {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("slot", flags).expect("a memory file");
+        let others = file.try_clone().expect("another descriptor");
+        let slot = Slot::of_file(file).expect("a slot");
+        for len in [0, layout::SIZE - 4096] {
+            assert_eq!(rustix::fs::ftruncate(&others, len), Err(Errno::PERM));
+        }
+        // Nor can they forbid us to write to it.
+        assert_eq!(rustix::fs::fcntl_add_seals(&others, SealFlags::FUTURE_WRITE), Err(Errno::PERM));
+        slot.write(LAST, 1u64);
+        assert_eq!(slot.read::<u64>(LAST), 1);
+    }
+
+    #[test]
+    fn a_slot_that_is_used_again_has_nothing_of_its_last_space() {
+        let arena = Arena::new().expect("an arena");
+        let first = arena.slot().expect("a slot");
+        let place = first.file_offset();
+        let other = arena.slot().expect("another one");
+        for slot in [&first, &other] {
+            slot.write(0, 1u64);
+            slot.write(LAST, 1u64);
+        }
+        drop(first);
+        let again = arena.slot().expect("a slot");
+        assert_eq!(again.file_offset(), place);
+        assert_eq!([again.read::<u64>(0), again.read(LAST)], [0, 0]);
+        assert_eq!([other.read::<u64>(0), other.read(LAST)], [1, 1], "its neighbour is untouched");
+    }
+}

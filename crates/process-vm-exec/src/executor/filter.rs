@@ -333,7 +333,83 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+    use crate::attach::verdict::{data, judge};
     use crate::space::AddressSpace;
+
+    /// What executors' calls come to: whose instruction ends at `ip`, in code of this architecture.
+    fn of_executor(arch: u32, ip: u64, (nr, args): (libc::c_long, [u64; 6])) -> u32 {
+        let mut data = data(number(nr), Some(ip), args);
+        data[ARCH as usize / 4] = Some(arch);
+        judge(&executor(), &data).expect("a verdict")
+    }
+
+    /// What code of the executor needs; a number, arguments, and the bits that matter of each.
+    fn harmless_calls() -> Vec<(libc::c_long, [u64; 6], [u64; 6])> {
+        const HALF: u64 = 0xffff_ffff;
+        let mask = layout::BASE + layout::PARAMS + layout::SIGMASK;
+        let block = [libc::SIG_SETMASK as u64, mask, 0, 8, 0, 0];
+        let mailbox = layout::BASE + layout::MAILBOXES;
+        let last = layout::BASE + layout::SIZE - 1;
+        // Whatever moves the word to be slept on out of the library's pages.
+        let futex = [!(layout::SIZE - 1), HALF & !1, 0, 0, 0, 0];
+        vec![
+            (libc::SYS_sched_yield, [0; 6], [0; 6]),
+            (libc::SYS_rt_sigreturn, [0; 6], [0; 6]),
+            (libc::SYS_rt_sigprocmask, block, [HALF, !0, !0, HALF, 0, 0]),
+            (libc::SYS_futex, [mailbox, 0, 0, 0, 0, 0], futex),
+            (libc::SYS_futex, [last, 1, 0, 0, 0, 0], futex),
+        ]
+    }
+
+    #[test]
+    fn an_executor_makes_harmless_calls_only_with_no_argument_changed() {
+        let code = code::range();
+        for ip in [code.start, code.end] {
+            let verdict = |nr, args| of_executor(code::AUDIT_ARCH_X86_64, ip, (nr, args));
+            for (nr, args, relevant) in harmless_calls() {
+                assert_eq!(verdict(nr, args), SECCOMP_RET_ALLOW, "{nr} {args:x?}");
+                for (index, bit) in (0..6).flat_map(|index| (0..64).map(move |bit| (index, 1 << bit))) {
+                    let mut changed = args;
+                    changed[index] ^= bit;
+                    let is_harmless = relevant[index] & bit == 0;
+                    let expected = if is_harmless { SECCOMP_RET_ALLOW } else { SECCOMP_RET_KILL_PROCESS };
+                    assert_eq!(verdict(nr, changed), expected, "{nr} {changed:x?}");
+                }
+            }
+            assert_eq!(verdict(libc::SYS_getpid, [0; 6]), SECCOMP_RET_KILL_PROCESS);
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_executors_code_makes_no_call() {
+        let code = code::range();
+        let elsewhere = [code.start - 1, code.end + 1, code.start + (1 << 32), code.start - (1 << 32), 0, !0];
+        for (nr, args, _) in harmless_calls() {
+            for ip in elsewhere {
+                let verdict = of_executor(code::AUDIT_ARCH_X86_64, ip, (nr, args));
+                assert_eq!(verdict, SECCOMP_RET_TRAP, "{nr} at {ip:#x}");
+            }
+            // int $0x80
+            const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+            assert_eq!(of_executor(AUDIT_ARCH_I386, code.start, (nr, args)), SECCOMP_RET_TRAP);
+        }
+    }
+
+    #[test]
+    fn a_service_task_maps_the_memory_file_only_as_a_new_process() {
+        let adopting = code::adopting();
+        let map = |ip, fd: libc::c_int| {
+            let args = [0, 4096, 3, 1, fd.unsigned_abs().into(), 0];
+            judge(&service(), &data(number(libc::SYS_mmap), Some(ip), args))
+        };
+        let refused = Some(SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs());
+        let elsewhere = [adopting.start - 1, adopting.end + 1, adopting.end ^ 1 << 32, code::syscall() + 2];
+        for ip in elsewhere {
+            assert_eq!(map(ip, layout::ARENA_FD), refused, "{ip:#x}");
+            assert_eq!(map(ip, layout::ARENA_FD + 1), Some(SECCOMP_RET_ALLOW), "{ip:#x}");
+        }
+        assert_eq!(map(adopting.end, layout::ARENA_FD), Some(SECCOMP_RET_ALLOW));
+    }
 
     /// Whoever might have it make them.
     #[test]

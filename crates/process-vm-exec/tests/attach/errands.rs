@@ -1,7 +1,8 @@
 //! Errands that threads are not sent on, or do not come back from in the usual way.
 
 use std::{
-    env,
+    env, fs,
+    io::Read,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -52,6 +53,27 @@ int main(void)
 }
 ";
 
+/// Has the kernel tell it of its system calls (Syscall User Dispatch) whenever its selector says so, which is never.
+const DISPATCHER: &str = "\
+#include <sys/prctl.h>
+#include <unistd.h>
+static char selector;
+int main(void)
+{
+    if (prctl(59, 1, 0, 0, &selector))
+        return 1;
+    write(1, \"\", 1);
+    for (;;)
+        pause();
+}
+";
+
+fn is_before_linux_6_4() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) < (Some(6), Some(4))
+}
+
 /// Detaches from a target, which has gone on since it was started, goes on, and has nothing of ours.
 fn part(space: LiveProcess, mut target: Target) {
     space.detach().expect("detaching");
@@ -64,7 +86,7 @@ fn part(space: LiveProcess, mut target: Target) {
 #[test]
 fn a_thread_that_does_not_stop_is_refused_and_let_go() {
     let _turn = turn();
-    std::fs::write(scratch().join("vfork.c"), LONG_VFORK).expect("the source is written");
+    fs::write(scratch().join("vfork.c"), LONG_VFORK).expect("the source is written");
     let program = match compile("vfork", "vfork.c", &[]) {
         Ok(program) => program,
         Err(why) => return skip(&why),
@@ -85,6 +107,31 @@ fn a_thread_that_does_not_stop_is_refused_and_let_go() {
     assert_eq!(gettid_in(&space, pid), Some(pid));
     space.detach().expect("detaching");
     assert_eq!(target.0.wait().expect("its status").code(), Some(7));
+}
+
+#[test]
+fn a_thread_that_dispatches_its_calls_to_itself_is_not_sent_on_errands() {
+    fs::write(scratch().join("dispatcher.c"), DISPATCHER).expect("the source is written");
+    let program = match compile("dispatcher", "dispatcher.c", &[]) {
+        Ok(program) => program,
+        Err(why) => return skip(&why),
+    };
+    let _turn = turn();
+    let mut target = Killed(Command::new(program).stdout(Stdio::piped()).spawn().expect("the program"));
+    let mut byte = [0];
+    if target.0.stdout.take().expect("its output").read_exact(&mut byte).is_err() {
+        return skip("no Syscall User Dispatch here");
+    }
+    let pid = target.pid();
+    let space = attached(pid);
+    if is_before_linux_6_4() {
+        skip("this kernel does not tell who dispatches its calls");
+    } else {
+        let why = refused(&space, pid, &[GETTID], Errno::PERM);
+        assert!(why.contains("dispatches"), "{why}");
+    }
+    space.detach().expect("detaching");
+    assert_no_trace(pid);
 }
 
 #[test]

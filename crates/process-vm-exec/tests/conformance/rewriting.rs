@@ -856,6 +856,28 @@ claims! {
         assert_eq!(guest.ctx.calls().rewritten > 150, engine == Engine::Rewrite, "{:?}", guest.ctx.calls());
     }
 
+    fn a_fork_may_come_to_an_instruction_that_its_parents_call_has_moved(engine) {
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.xor(eax, eax)?;
+            a.syscall()?;
+            a.add(rbx, 1)?;
+            a.jmp(top)
+        });
+        for _ in 0..20 {
+            assert_eq!(guest.call().nr, 0);
+        }
+        let fork = guest.space.fork().expect("a fork");
+        let behind = guest.ctx.registers().rip;
+        let mut child = Guest { space: Arc::new(fork), ctx: Context::new(CODE, 0) };
+        for round in 1..20 {
+            child.regs().rip = behind;
+            assert_eq!((child.call().nr, child.ctx.registers().rbx), (0, round));
+        }
+        assert_eq!(child.space.rewritten_sites(), usize::from(engine == Engine::Rewrite));
+    }
+
     fn a_breakpoint_of_the_guests_own_behind_a_call_is_its_own(engine) {
         let mut guest = Guest::new(engine, |a| {
             let mut top = a.create_label();

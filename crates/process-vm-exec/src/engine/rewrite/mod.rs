@@ -507,10 +507,29 @@ mod tests {
     #[test]
     fn traps_at_ever_new_addresses_do_not_take_ever_more_memory() {
         let mut sites = Sites::default();
-        for rip in 0..3 * MOST_TRAPS as u64 {
+        for rip in 0..50_000 {
             assert_eq!(sites.count_trap(rip), 1);
             assert_eq!(sites.count_trap(rip), 2);
-            assert!(sites.traps.len() <= MOST_TRAPS);
+            assert!(sites.traps.len() <= 20_000);
+        }
+    }
+
+    #[test]
+    fn text_is_decoded_as_it_was_before_its_neighbours_were_rewritten() {
+        let patch = Patch {
+            original: vec![1, 2, 3, 4, 5],
+            jump: vec![0xe9; 5],
+            breakpoints: Vec::new(),
+            moved: Vec::new(),
+            site: 0x1009,
+            file: None,
+            breakpoints_met: 0,
+        };
+        let sites = Sites { patches: BTreeMap::from([(0x1002, patch)]), ..Sites::default() };
+        for (start, expected) in [(0x1000, [0, 0, 1, 2]), (0x1004, [3, 4, 5, 0]), (0x1007, [0; 4])] {
+            let mut bytes = [0; 4];
+            sites.undo_patches_in(&mut bytes, start);
+            assert_eq!(bytes, expected, "{start:#x}");
         }
     }
 

@@ -200,17 +200,16 @@ fn run_before(text: Text<'_>, end: u64, nearest: usize) -> Vec<Instruction> {
         return Vec::new();
     }
     let mut run = Vec::new();
-    let mut next = end;
     for at in (starts.end - 1..end).rev() {
         let index = distance(starts.start, at);
         match &decoded[index] {
             Some(instruction) if passing[index] > 0 => {
-                // Some way passes here; if others do not, nothing is sure from here on.
-                if passing[index] != leading || instruction.next_ip() != next || instruction.is_invalid() {
+                // Some way passes here; if others do not, nothing is sure from here on. If all do, they go on to what
+                // was found last, as there is nothing between.
+                if passing[index] != leading || instruction.is_invalid() {
                     break;
                 }
                 run.push(*instruction);
-                next = at;
             }
             _ => {}
         }
@@ -247,8 +246,6 @@ fn value_of(registers: &Registers, register: Register) -> Option<u64> {
 
 fn is_filler(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
-        || instruction.code() == Code::Xchg_rm16_r16
-            && instruction.op0_register() == instruction.op1_register()
 }
 
 /// The instructions behind the `syscall` that ends at `rip`, if they are sure to be those that others come to.
@@ -343,6 +340,49 @@ mod tests {
     }
 
     #[test]
+    fn what_any_register_was_moved_to_is_seen() {
+        let set: [fn(&mut Registers); 14] = [
+            |registers| registers.rax = 7,
+            |registers| registers.rdx = 7,
+            |registers| registers.rbx = 7,
+            |registers| registers.rsp = 7,
+            |registers| registers.rbp = 7,
+            |registers| registers.rsi = 7,
+            |registers| registers.rdi = 7,
+            |registers| registers.r8 = 7,
+            |registers| registers.r9 = 7,
+            |registers| registers.r10 = 7,
+            |registers| registers.r12 = 7,
+            |registers| registers.r13 = 7,
+            |registers| registers.r14 = 7,
+            |registers| registers.r15 = 7,
+        ];
+        // As instructions number them, without rcx and r11, which a `syscall` changes.
+        for (number, set) in [0u8, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 15].into_iter().zip(set) {
+            let prefix: &[u8] = if number < 8 { &[] } else { &[0x41] };
+            let code = [prefix, &[0xb8 | (number & 7), 7, 0, 0, 0, 0x0f, 0x05]].concat();
+            let mut registers = Registers::default();
+            assert_eq!(before_of(&code, registers), None, "register {number}");
+            set(&mut registers);
+            assert!(before_of(&code, registers).is_some(), "register {number}");
+        }
+    }
+
+    #[test]
+    fn what_is_shorter_than_a_jump_is_not_replaced_by_one() {
+        // lea 8(%rdi),%rsi; syscall
+        let registers = Registers { rdi: 0x1000, rsi: 0x1008, ..Registers::default() };
+        assert_eq!(before_of(&[0x48, 0x8d, 0x77, 0x08, 0x0f, 0x05], registers), None);
+    }
+
+    #[test]
+    fn a_call_that_half_of_all_ways_of_decoding_miss_is_left_alone() {
+        // cmp $0x3c,%al, whose constant is the same instruction: every other way ends in the middle of the `syscall`.
+        let code = [&[0x3c; 100][..], &[0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff]].concat();
+        assert_eq!(forms_of(&code, Registers::default()), []);
+    }
+
+    #[test]
     fn bytes_of_a_longer_instruction_are_not_taken_for_a_move() {
         let registers = Registers { rax: 39, ..Registers::default() };
         // movabs $..., %rcx, whose immediate ends in b8 27 00 00 00; then syscall.
@@ -433,6 +473,7 @@ mod tests {
             // jmp rel8 and ret with something behind that nothing is known to come to
             &[0xeb, 0x20, 0x55],
             &[0xc3, 0x55, 0x55],
+            &[0xc3, 0x31, 0xc0],
             // lock xadd, which may be entered behind its prefix; fldz
             &[0xf0, 0x48, 0x0f, 0xc1, 0x07],
             &[0xd9, 0xee, 0x90],
@@ -443,10 +484,10 @@ mod tests {
 
     #[test]
     fn what_a_branch_before_the_call_leads_to_is_sure_to_be_an_instruction() {
-        // je to the push; forty bytes; xor %eax,%eax; syscall; ret; push %rbp; push %rbp
-        let code = [&[0x74, 45][..], &[0x50; 40], &[0x31, 0xc0, 0x0f, 0x05, 0xc3, 0x55, 0x55]].concat();
+        // je to the move; forty bytes; xor %eax,%eax; syscall; ret; mov %ebx,%eax
+        let code = [&[0x74, 45][..], &[0x50; 40], &[0x31, 0xc0, 0x0f, 0x05, 0xc3, 0x89, 0xd8]].concat();
         let rip = SITE + 46;
-        let moved = [rip..rip + 1, rip + 1..rip + 2, rip + 2..rip + 3].to_vec();
+        let moved = [rip..rip + 1, rip + 1..rip + 3].to_vec();
         assert_eq!(forms_of(&code, Registers::default()), [Form::Behind { moved }]);
     }
 

@@ -379,7 +379,8 @@ mod tests {
         let code = [0x0f, 0x05, 0xe9, 0xe0, 0xff, 0xff, 0xff];
         let form = Form::Behind { moved: std::iter::once(SITE + 2..SITE + 7).collect() };
         let (_, decoded) = stub_of(&code, 2, &form);
-        // rcx is as the `syscall` leaves it.
+        // The call comes back behind itself, where rcx becomes what the `syscall` leaves there.
+        assert_eq!(decoded[0].ip_rel_memory_address(), decoded[2].ip());
         assert_eq!((decoded[2].code(), decoded[2].ip_rel_memory_address()), (Code::Lea_r64_m, SITE + 2));
         assert_eq!(decoded[3].code(), Code::Jmp_rel32_64);
         assert_eq!(decoded[3].near_branch_target(), SITE + 7 - 0x20);
@@ -405,6 +406,8 @@ mod tests {
             let text = Text { start: SITE, bytes: &code };
             let moved = text.decode(SITE + 2).map(|moved| moved.ip()..moved.next_ip()).collect();
             for jump in Jump::all(&Form::Behind { moved }, text, SITE + 2) {
+                // Breakpoints come and go with the jump.
+                assert!(jump.breakpoints.iter().all(|at| (SITE..jump.end()).contains(at)), "{jump:?}");
                 let start = place_for_page(&maps, &jump).unwrap_or(SITE.wrapping_sub(0x3333_4000));
                 let Some(stub) = Page::new(start).stub(text, SITE + 2, &jump) else {
                     // Where each byte is given, the place is a matter of luck.
@@ -434,22 +437,73 @@ mod tests {
         let mut page = Page::new(PAGE);
         let mut ends = BTreeMap::new();
         for site in 0..2000u64 {
-            // syscall; cmp $-4095,%rax
-            let code = [0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff];
             let start = SITE + 8 * site;
-            let text = Text { start, bytes: &code };
-            let form = Form::Behind { moved: std::iter::once(start + 2..start + 8).collect() };
-            let jump = Jump::all(&form, text, start + 2).into_iter().next().expect("a jump");
-            if let Some(stub) = page.stub(text, start + 2, &jump) {
-                ends.insert(stub.start, stub.start + stub.bytes.len() as u64);
+            // syscall; cmp $-4095,%rax, whose stub has to be at certain places; or mov $1,%eax; syscall, whose may be anywhere.
+            let (code, rip, form) = if site % 2 == 0 {
+                let moved = std::iter::once(start + 2..start + 8).collect();
+                (&[0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff][..], start + 2, Form::Behind { moved })
+            } else {
+                (
+                    &[0xb8, 1, 0, 0, 0, 0x0f, 0x05][..],
+                    start + 7,
+                    Form::Before { at: start, moved: start..start + 5 },
+                )
+            };
+            let text = Text { start, bytes: code };
+            let jump = Jump::all(&form, text, rip).into_iter().next().expect("a jump");
+            if let Some(stub) = page.stub(text, rip, &jump) {
+                assert_eq!(ends.insert(stub.start, stub.start + stub.bytes.len() as u64), None);
             }
         }
-        assert!(ends.len() > 500, "{} stubs", ends.len());
+        assert!(ends.len() > 1200, "{} stubs", ends.len());
         assert!(ends.iter().zip(ends.iter().skip(1)).all(|((_, end), (next, _))| end <= next));
         assert!(ends.iter().all(|(&start, &end)| start >= PAGE + 8 && end <= PAGE + PAGE_LEN));
     }
 
     fn map_of_a_program() -> Map {
-        crate::maps::parse("401000-402000 r-xp 00000000 00:00 0").expect("a line of the file")
+        map_of(0x40_1000..0x40_2000)
+    }
+
+    fn map_of(range: Range<u64>) -> Map {
+        let line = format!("{:x}-{:x} r-xp 00000000 00:00 0", range.start, range.end);
+        crate::maps::parse(&line).expect("a line of the file")
+    }
+
+    /// Where pages of stubs go for a site at `at` that may be anywhere, one after the other, until there is no place.
+    fn places_for(at: u64, mut maps: Vec<Map>) -> Vec<u64> {
+        const MIB: u64 = 1 << 20;
+        let moved = at..at + JUMP;
+        let text = Text { start: at, bytes: &[0xb8, 1, 0, 0, 0, 0x0f, 0x05] };
+        let jump = &Jump::all(&Form::Before { at, moved }, text, at + 7)[0];
+        let place = || {
+            let start = place_for_page(&maps, jump)?;
+            let around = start.saturating_sub(if start < MIB { 0 } else { MIB })..start + PAGE_LEN + MIB;
+            assert!(start.abs_diff(at) < REACH && start.is_multiple_of(PAGE_LEN), "{start:#x}");
+            assert_ne!(start, 0, "a null pointer leads there");
+            assert!(!layout::overlaps_region(around.start, around.end - around.start), "{start:#x}");
+            let meets = |map: &Map| map.range.start < around.end && around.start < map.range.end;
+            assert!(!maps.iter().any(meets), "{start:#x}");
+            maps.push(map_of(start..start + PAGE_LEN));
+            Some(start)
+        };
+        std::iter::from_fn(place).take(100).collect()
+    }
+
+    #[test]
+    fn pages_of_stubs_are_within_reach_and_away_from_all_that_grows() {
+        // Text in the middle of nowhere, with 16 MiB, 64 MiB and more below it; low text; and text behind the region.
+        for (at, count) in
+            [(0x5555_5555_4000, 7), (0x40_1000, 4), (layout::BASE + layout::SIZE + (17 << 20), 6)]
+        {
+            let text = map_of(at..at + 0x1000);
+            assert_eq!(places_for(at, vec![text]).len(), count, "{at:#x}");
+        }
+        // What is there already keeps its distance: a heap just below the second place, a stack just above the third.
+        let at = 0x5555_5550_0000u64;
+        let below = |mib: u64| at - (mib << 20);
+        let heap = map_of(below(16) - (3 << 19)..below(16) - (1 << 19));
+        let stack = map_of(below(64) + PAGE_LEN + (1 << 19)..below(63) + (1 << 20));
+        let places = places_for(at, vec![map_of(at..at + 0x1000), heap, stack]);
+        assert_eq!(places[..2], [below(256), below(1024)]);
     }
 }

@@ -106,3 +106,16 @@ pub(super) fn drop_copies(service: &Service, pages: &BTreeSet<u64>) {
 pub(super) fn pages(at: u64, len: usize) -> impl Iterator<Item = u64> {
     (at / PAGE..=(at + len as u64 - 1) / PAGE).map(|page| page * PAGE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_across_the_end_of_a_page_is_in_two_pages_and_no_other() {
+        let of = |at, len| pages(at, len).collect::<Vec<_>>();
+        assert_eq!(of(0x1ffb, 5), [0x1000]);
+        assert_eq!(of(0x1ffc, 5), [0x1000, 0x2000]);
+        assert_eq!(of(0x2000, 5), [0x2000]);
+    }
+}
