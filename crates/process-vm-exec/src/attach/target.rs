@@ -65,7 +65,7 @@ impl Target {
     ) -> Result<(Service, Self)> {
         let Attachment { pid, service, executor, sharer, fs_base, tracing, visits } =
             super::attach(pidfd, owners, engine, spin_budget_ns)?;
-        let executing = service.life.pid().map_or(0, |pid| pid.as_raw_pid());
+        let executing = service.life.pid().map_or(0, Pid::as_raw_pid);
         let exposed_to = match owners.exposure {
             Exposure::Allowed => None,
             Exposure::Refused => Status::of(executing).map_or(Some(u32::MAX), |status| status.weaker_user()),
@@ -305,7 +305,8 @@ impl Target {
 
     pub(crate) fn look_at_memory(&self, service: &Service) -> Result<()> {
         let now = machine::tsc();
-        let Some(executor) = *service.life.pid() else { return Err(Error::Dead) };
+        let held = service.life.pid();
+        let Some(executor) = *held else { return Err(Error::Dead) };
         if differ_in_memory(self.pid(), executor.as_raw_pid()) {
             service.life.kill();
             return Err(Error::Dead);
@@ -350,7 +351,8 @@ impl Worker<'_> {
 
     /// The same for the two that it has written to `addr`, where their new numbers are then.
     fn take_pair(&self, addr: u64) -> Result<[OwnedFd; 2]> {
-        let pid = self.service.life.pid().ok_or(Error::Dead)?.as_raw_pid();
+        let held = self.service.life.pid();
+        let pid = held.ok_or(Error::Dead)?.as_raw_pid();
         let mut bytes = [0u8; 8];
         let fault = |errno| Error::Space { call: "reading a pair of descriptors", errno };
         memory::read(pid, addr, &mut bytes).map_err(fault)?;

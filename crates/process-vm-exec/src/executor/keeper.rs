@@ -197,7 +197,14 @@ impl Keeper {
             }
         }
         drop(turn);
-        service.wait_for_start().inspect_err(|_| life.kill())?;
+        service.wait_for_start().inspect_err(|_| life.kill()).map_err(|error| match error {
+            // It has ended before anybody could have killed it.
+            Error::Dead if parent.life.status().is_none() => Error::Host {
+                call: "starting a copy of an address space (has it as many mappings as vm.max_map_count allows?)",
+                errno: Errno::NOMEM,
+            },
+            error => error,
+        })?;
         Key::hide(&slot);
         Ok(service)
     }
@@ -412,12 +419,18 @@ fn reap(service: &Service, living: &Mutex<Living>) {
             _ => break,
         }
         let (pid, status) = dead_child(&service.life.slot, info);
-        let mut living = lock(living);
-        match living.lives.remove(&pid) {
-            Some(life) => life.die(status),
-            None => drop(living.stillborn.insert(pid, status)),
+        let life = {
+            let mut living = lock(living);
+            let life = living.lives.remove(&pid);
+            if life.is_none() {
+                living.stillborn.insert(pid, status);
+            }
+            life
+        };
+        // Not with the lock: spaces are born while this waits for those who use the number.
+        if let Some(life) = life {
+            life.die(status);
         }
-        drop(living);
         // Only now may the number be used again.
         entries = vec![wait(u64::from(libc::P_PID), pid, 0), next];
     }

@@ -1,8 +1,11 @@
 //! Whether the process of a space is alive, and what its end means to those who wait for it.
 
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
@@ -15,8 +18,11 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub(crate) struct Life {
     pub(crate) slot: Arc<Slot>,
-    /// The process, until it is dead; it is reaped only after that, so that the number is not another's yet.
-    pid: RwLock<Option<Pid>>,
+    /// The process, until it is dead; else 0.
+    pid: AtomicI32,
+    /// How many have been told the number and may still use it. The process is reaped after that, and its number not another's
+    /// before.
+    holders: AtomicU32,
     ended: (Mutex<bool>, Condvar),
     /// 0 while alive.
     end: AtomicU64,
@@ -27,6 +33,31 @@ pub(crate) struct Life {
     pub(crate) executors: AtomicU32,
 }
 
+/// The number of a process, which is not another's as long as the value is there.
+#[derive(Debug)]
+pub(crate) struct HeldPid<'a> {
+    pid: Option<Pid>,
+    holders: &'a AtomicU32,
+}
+
+impl Deref for HeldPid<'_> {
+    type Target = Option<Pid>;
+
+    fn deref(&self) -> &Option<Pid> {
+        &self.pid
+    }
+}
+
+impl Drop for HeldPid<'_> {
+    fn drop(&mut self) {
+        self.holders.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// For how long those who use the number of a process that has ended keep it from being reaped. What they do with it takes
+/// less, unless a file system does not answer; and the other processes' ends are not to wait for that.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 const DIED: u64 = 1 << 63;
 const BY_SIGNAL: u64 = 1 << 62;
 
@@ -34,7 +65,8 @@ impl Life {
     pub(crate) fn new(slot: Arc<Slot>) -> Self {
         Self {
             slot,
-            pid: RwLock::new(None),
+            pid: AtomicI32::new(0),
+            holders: AtomicU32::new(0),
             ended: <_>::default(),
             end: AtomicU64::new(0),
             removal: None,
@@ -49,12 +81,14 @@ impl Life {
 
     /// The process has been created.
     pub(crate) fn begin(&self, pid: Pid) {
-        *self.pid.write().unwrap_or_else(PoisonError::into_inner) = Some(pid);
+        self.pid.store(pid.as_raw_pid(), Ordering::SeqCst);
     }
 
-    /// Its pid while it lives, which stays its own as long as the guard is held.
-    pub(crate) fn pid(&self) -> RwLockReadGuard<'_, Option<Pid>> {
-        self.pid.read().unwrap_or_else(PoisonError::into_inner)
+    /// Its pid while it lives, which stays its own as long as the value is held: not for longer than [`PATIENCE`].
+    pub(crate) fn pid(&self) -> HeldPid<'_> {
+        self.holders.fetch_add(1, Ordering::SeqCst);
+        let pid = Pid::from_raw(self.pid.load(Ordering::SeqCst));
+        HeldPid { pid, holders: &self.holders }
     }
 
     /// Its guest has done what no guest does: nothing is asked of the process from now on, and it is killed.
@@ -108,10 +142,14 @@ impl Life {
         let _ = self.end.compare_exchange(0, end, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    /// Its process is gone, or killed: ends every wait.
+    /// Its process is gone, or killed: ends every wait, and waits until nobody uses its number.
     pub(crate) fn die(&self, status: WaitStatus) {
         self.end_by(status);
-        *self.pid.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.pid.store(0, Ordering::SeqCst);
+        let deadline = Instant::now() + PATIENCE;
+        while self.holders.load(Ordering::SeqCst) != 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_micros(50));
+        }
         let (ended, changed) = &self.ended;
         *lock(ended) = true;
         changed.notify_all();
@@ -122,5 +160,36 @@ impl Life {
             word.store(layout::DEAD, Ordering::SeqCst);
             machine::wake(word);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::executor::arena::Arena;
+
+    #[test]
+    fn a_process_is_not_reaped_while_somebody_uses_its_number() {
+        let slot = Arena::new().and_then(|arena| arena.slot()).expect("a slot");
+        let life = Life::new(Arc::new(slot));
+        life.begin(rustix::process::getpid());
+        let held = life.pid();
+        assert!(held.is_some());
+        thread::scope(|scope| {
+            let (ended, end) = mpsc::channel();
+            scope.spawn(|| {
+                life.die(WaitStatus::Signaled(libc::SIGKILL));
+                drop(ended);
+            });
+            while life.pid().is_some() {
+                thread::yield_now();
+            }
+            // Nobody gets it any more, and who has it keeps it.
+            assert_eq!(end.recv_timeout(PATIENCE / 10), Err::<(), _>(mpsc::RecvTimeoutError::Timeout));
+            drop(held);
+            assert_eq!(end.recv(), Err(mpsc::RecvError));
+        });
     }
 }

@@ -57,7 +57,8 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
     let mut arguments = Arguments { slot, next: layout::ARGUMENTS };
     let root = arguments.put(&[u64::from(b'/')]);
     let name = arguments.put(&[u64::from_le_bytes(*b"pvx-spac"), u64::from(b'e')]);
-    let no_core = arguments.put(&[0, 0]);
+    // Not 0: programs that take core dumps over a pipe would get one (core(5)).
+    let no_core = arguments.put(&[1, 1]);
     const CAPABILITY_VERSION_3: u64 = 0x2008_0522;
     let cap_header = arguments.put(&[CAPABILITY_VERSION_3]);
     let no_caps = arguments.put(&[0; 3]);

@@ -161,9 +161,10 @@ impl Inner {
     }
 
     fn open_passage(&self) -> Result<Passage> {
-        let pid = self.service.life.pid().ok_or(Error::Dead)?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        let held = self.service.life.pid();
+        let pidfd = rustix::process::pidfd_open(held.ok_or(Error::Dead)?, PidfdFlags::empty())
             .map_err(Error::host("pidfd_open of the space's process"))?;
+        drop(held);
         const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
         Passage::open(&self.service, pidfd, FIRST_FILE)
     }

@@ -29,6 +29,9 @@ use crate::memory::{self, Mapping, Protection};
 use crate::name::Engine;
 use crate::signal::SignalSet;
 
+/// Memory is copied in pieces of so many bytes: a process is kept from being reaped while it is named by its number.
+const PIECE: usize = 4 << 20;
+
 /// An address space with a task of this library in it: what an [`AddressSpace`] and a [`LiveProcess`] have in common. Both
 /// dereference to it.
 #[derive(Debug)]
@@ -104,8 +107,12 @@ impl Space {
     /// # Errors
     /// [`Error::Space`] with `EFAULT` if it may not read all of it; `buffer`'s contents are unspecified then.
     pub fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
-        let pid = self.executing().ok_or(Error::Dead)?.as_raw_pid();
-        memory::read(pid, addr, buffer).map_err(|errno| Error::Space { call: "process_vm_readv", errno })
+        for (addr, piece) in (addr..).step_by(PIECE).zip(buffer.chunks_mut(PIECE)) {
+            let pid = self.0.service.life.pid();
+            memory::read(pid.ok_or(Error::Dead)?.as_raw_pid(), addr, piece)
+                .map_err(|errno| Error::Space { call: "process_vm_readv", errno })?;
+        }
+        Ok(())
     }
 
     /// Copies `bytes` to the space's memory at `addr`, as far as the guest may write there.
@@ -113,8 +120,12 @@ impl Space {
     /// # Errors
     /// [`Error::Space`] with `EFAULT` if it may not write all of it; what comes before that is written.
     pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
-        let pid = self.executing().ok_or(Error::Dead)?.as_raw_pid();
-        memory::write(pid, addr, bytes).map_err(|errno| Error::Space { call: "process_vm_writev", errno })
+        for (addr, piece) in (addr..).step_by(PIECE).zip(bytes.chunks(PIECE)) {
+            let pid = self.0.service.life.pid();
+            memory::write(pid.ok_or(Error::Dead)?.as_raw_pid(), addr, piece)
+                .map_err(|errno| Error::Space { call: "process_vm_writev", errno })?;
+        }
+        Ok(())
     }
 
     /// Kills the space's process, from any thread: calls and runs in it end. For a guest that an

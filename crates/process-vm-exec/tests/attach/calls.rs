@@ -3,12 +3,15 @@
 use std::{
     env, fs,
     io::Read,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     path::PathBuf,
     thread,
 };
 
-use process_vm_exec::{Errno, Error, LiveProcess, LiveProcessBuilder, Mapping, Owner, Protection, Sysno};
+use process_vm_exec::{
+    Call, DescriptorError, Errno, Error, LiveProcess, LiveProcessBuilder, Mapping, Owner, Protection,
+    Returned, Sysno,
+};
 
 use crate::{
     common::{Execute as _, attached, attached_with, scratch, turn},
@@ -69,6 +72,46 @@ fn a_call_comes_from_another_process_with_the_rights_of_the_target() {
         // SAFETY: getuid(2) takes nothing.
         let uid = unsafe { libc::getuid() };
         assert_eq!(space.execute(Sysno::getuid, [0; 6]).expect("getuid"), u64::from(uid));
+    });
+}
+
+/// What somebody else in this program has open is not for calls that happen to know its number.
+#[test]
+fn descriptors_are_passed_as_such_and_numbers_are_refused() {
+    with_space(builder(), |_, space| {
+        let page = page_with(space, b"four");
+        let refusal = |call: &Call<'_>| match space.syscall(call) {
+            Err(Error::Descriptor { why, .. }) => why,
+            other => panic!("{other:?}"),
+        };
+        let write = Call::new(Sysno::write).arg(1, page).arg(2, 4);
+        assert_eq!(refusal(&write.arg(0, 1)), DescriptorError::Number(0));
+        assert_eq!(refusal(&Call::new(Sysno::dup).arg(0, 1)), DescriptorError::Number(0));
+        for nr in [Sysno::close, Sysno::close_range, Sysno::dup2, Sysno::dup3] {
+            assert_eq!(refusal(&Call::new(nr).arg(0, 987_654)), DescriptorError::Closes);
+        }
+        let of_batch = space.batch(&[Call::new(Sysno::getpid), write.arg(0, 1)]);
+        assert!(matches!(of_batch, Err(Error::Descriptor { .. })), "{of_batch:?}");
+        // Numbers that are no descriptors, and descriptors.
+        let name = page_with(space, b"/proc/self/status\0");
+        let open = Call::new(Sysno::openat).arg(0, AT_FDCWD).arg(1, name);
+        let status = space.syscall(&open).expect("openat").into_file().expect("a descriptor");
+        let stat = Call::new(Sysno::fstat).fd(0, status.as_fd()).arg(1, page);
+        assert_eq!(space.syscall(&stat).expect("fstat").value, 0);
+        let copy = space.syscall(&Call::new(Sysno::dup).fd(0, status.as_fd())).expect("dup").into_file();
+        assert!(copy.is_some_and(|copy| copy.as_raw_fd() != status.as_raw_fd()));
+        let Returned { files, .. } = space.syscall(&Call::new(Sysno::pipe2).arg(0, page)).expect("pipe2");
+        let [reader, writer] = <[OwnedFd; 2]>::try_from(files).expect("two ends");
+        assert_eq!(space.syscall(&write.fd(0, writer.as_fd())).expect("write").value, 4);
+        drop(writer);
+        let mut bytes = Vec::new();
+        fs::File::from(reader).read_to_end(&mut bytes).expect("the pipe");
+        assert_eq!(bytes.len(), 4);
+    });
+    with_space(builder().files(Owner::Target), |_, space| {
+        let ours = fs::File::open("/dev/null").expect("a descriptor");
+        let read = space.syscall(&Call::new(Sysno::read).fd(0, ours.as_fd()));
+        assert!(matches!(read, Err(Error::Descriptor { why: DescriptorError::Targets, .. })), "{read:?}");
     });
 }
 

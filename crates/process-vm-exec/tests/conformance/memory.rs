@@ -20,6 +20,9 @@ use crate::common::{
 const RESERVED: u64 = 0x7000_0000_0000;
 const RESERVED_LEN: u64 = 0x400_0000;
 
+/// Where nothing is mapped, for many mappings.
+const ROOM: u64 = 0x10_0000_0000;
+
 fn empty(engine: Engine) -> AddressSpace {
     AddressSpace::builder().engine(engine).create().expect("an address space")
 }
@@ -58,6 +61,32 @@ fn count(space: &AddressSpace, ctx: &mut Context) -> u64 {
 }
 
 claims! {
+    fn descriptors_are_passed_to_calls_of_a_batch(engine) {
+        let space = empty(engine);
+        let (first, second) = (file(engine, "first", b"first"), file(engine, "second", b"second"));
+        let flags = u64::from(libc::MAP_PRIVATE.unsigned_abs());
+        let map = Call::with_args(Sysno::mmap, [0, PAGE, u64::from(READ.bits()), flags, 0, 0]);
+        let calls = [map.fd(4, first.as_fd()), Call::new(Sysno::getpid), map.fd(4, second.as_fd())];
+        let results = space.batch(&calls).expect("the space lives");
+        assert_eq!(read(&space, results[0].expect("mmap"), 5), b"first");
+        assert_eq!(results[1].map(|pid| pid.cast_signed()), Ok(pid_of(&space).into()));
+        assert_eq!(read(&space, results[2].expect("mmap"), 6), b"second");
+        assert_eq!(space.batch(&[map.arg(4, 3)]).expect("the space lives"), [Err(Errno::BADF)]);
+    }
+
+    fn a_fork_that_has_no_room_for_its_pages_is_refused_and_leaves_its_parent(engine) {
+        let space = space(engine, &[]);
+        let most: u64 = fs::read_to_string("/proc/sys/vm/max_map_count").expect("the limit").trim().parse().expect("a number");
+        space.map(Mapping::anonymous(2 * most * PAGE, READ).at(ROOM)).expect("memory");
+        // Every other page has other rights, so that each is a mapping of its own.
+        let protect = |page: u64| Call::with_args(Sysno::mprotect, [ROOM + 2 * page * PAGE, PAGE, 0, 0, 0, 0]);
+        let results = space.batch(&(0..most).map(protect).collect::<Vec<_>>()).expect("the space lives");
+        assert!(results.contains(&Err(Errno::NOMEM)));
+        let fork = space.fork();
+        assert!(matches!(&fork, Err(error) if error.errno() == Errno::NOMEM), "{fork:?}");
+        space.syscall(Sysno::getpid, [0; 6]).expect("the parent lives");
+    }
+
     fn a_new_space_has_nothing_but_the_executor_and_the_vdso(engine) {
         let space = empty(engine);
         let maps = fs::read_to_string(format!("/proc/{}/maps", pid_of(&space))).expect("maps");

@@ -1124,6 +1124,21 @@ claims! {
         }
     }
 
+    fn a_space_that_gives_a_file_up_late_does_not_keep_others_from_rewriting_it(engine) {
+        let file = TextFile::new(&call_of(NR));
+        let mut late = mapped(engine, &file.to_read());
+        check_calls(&mut late, NR, 20);
+        kill(pid_of(&late.space), libc::SIGSTOP);
+        drop(file.to_write());
+        let mut other = mapped(engine, &file.to_read());
+        check_calls(&mut other, NR, 20);
+        assert_eq!(other.ctx.calls().rewritten > 0, engine == Engine::Rewrite);
+        // And that is given up like any other.
+        file.to_write().write_all_at(&call_of(NR + 1), 0).expect("the file");
+        check_calls(&mut other, NR + 1, 20);
+        late.space.kill();
+    }
+
     fn files_whose_text_is_gone_are_not_kept_open(engine) {
         alone(engine, module_path!(), "files_whose_text_is_gone_are_not_kept_open", || {
             let open = || fs::read_dir("/proc/self/fd").expect("descriptors").count();

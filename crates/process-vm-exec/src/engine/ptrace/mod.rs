@@ -239,8 +239,8 @@ impl Tracee {
             return Ok(Event::Signal { rax: registers.rax, info });
         }
         let xstate = lock(&self.guest).xstate.clone();
-        let process = *self.life.pid();
-        let fault = inference::fault(&info, &registers, &xstate, process);
+        let process = self.life.pid();
+        let fault = inference::fault(&info, &registers, &xstate, *process);
         Ok(Event::Fault { rax: registers.rax, fault })
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn on(map: &Map, pid: Pid) -> Option<Arc<Lease>> {
     let listener = {
         let mut leases = lock(&LEASES);
         let leases = Leases::of_this_process(&mut leases);
-        if let Some(lease) = leases.by_file.get(&id).and_then(Weak::upgrade) {
+        if let Some(lease) = leases.in_force(id) {
             return Some(lease);
         }
         leases.listener()?
@@ -82,7 +82,7 @@ pub(super) fn on(map: &Map, pid: Pid) -> Option<Arc<Lease>> {
     let mut leases = lock(&LEASES);
     let leases = Leases::of_this_process(&mut leases);
     leases.by_file.retain(|_, lease| lease.strong_count() != 0);
-    let lease = match leases.by_file.get(&id).and_then(Weak::upgrade) {
+    let lease = match leases.in_force(id) {
         Some(other) => other,
         None => {
             leases.by_file.insert(id, Arc::downgrade(&lease));
@@ -99,6 +99,12 @@ impl Leases {
         // A fork of the supervisor begins with none.
         leases.take_if(|leases| leases.holder != holder);
         leases.get_or_insert_with(|| Self { holder, listener: None, by_file: HashMap::new() })
+    }
+
+    /// The lease on a file, unless it has been given up: a space that does not answer may keep that for long, and others are
+    /// not to go without.
+    fn in_force(&self, id: FileId) -> Option<Arc<Lease>> {
+        self.by_file.get(&id).and_then(Weak::upgrade).filter(|lease| !lease.is_broken())
     }
 
     fn listener(&mut self) -> Option<Pid> {

@@ -297,7 +297,8 @@ impl Sites {
     fn map_of(&mut self, space: &Inner, addr: u64) -> Option<&Map> {
         let is_text = |map: &Map| map.range.contains(&addr) && map.is_private_text();
         if !self.maps.iter().flatten().any(is_text) {
-            self.maps = Some(maps::of((*space.service().life.pid())?).ok()?);
+            let held = space.service().life.pid();
+            self.maps = Some(maps::of((*held)?).ok()?);
         }
         self.maps.iter().flatten().find(|map| is_text(map))
     }
@@ -338,7 +339,9 @@ impl Sites {
         if self.pages.len() == MOST_PAGES {
             return None;
         }
-        let maps = maps::of((*space.service().life.pid())?).ok()?;
+        let held = space.service().life.pid();
+        let maps = maps::of((*held)?).ok()?;
+        drop(held);
         let start = stub::place_for_page(&maps, jump)?;
         let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
@@ -388,7 +391,8 @@ impl Sites {
     /// Sees that writing `len` bytes at `at` will not hide what somebody writes to a file. Says which file it is.
     fn prepare_pages(&mut self, space: &Arc<Inner>, at: u64, len: usize) -> Option<Option<FileId>> {
         let service = space.service();
-        let pid = (*service.life.pid())?;
+        let held = service.life.pid();
+        let pid = (*held)?;
         if self.leases.len() == MOST_FILES {
             self.drop_leases();
         }

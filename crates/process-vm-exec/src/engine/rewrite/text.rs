@@ -17,7 +17,8 @@ pub(super) struct Memory(File);
 
 impl Memory {
     pub(super) fn open(service: &Service) -> Option<Self> {
-        let pid = (*service.life.pid())?.as_raw_nonzero();
+        let held = service.life.pid();
+        let pid = (*held)?;
         File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).ok().map(Self)
     }
 
@@ -83,7 +84,8 @@ pub(super) fn is_of_file(service: &Service, addr: u64) -> Option<bool> {
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
     const FILE_OR_SHARED: u64 = 1 << 61;
-    let pid = (*service.life.pid())?.as_raw_nonzero();
+    let held = service.life.pid();
+    let pid = (*held)?;
     let mut entry = [0; 8];
     File::open(format!("/proc/{pid}/pagemap")).ok()?.read_exact_at(&mut entry, addr / PAGE * 8).ok()?;
     let entry = u64::from_ne_bytes(entry);
