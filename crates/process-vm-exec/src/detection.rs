@@ -7,6 +7,7 @@ use crate::name::Engine;
 
 /// What works on this machine.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Detection {
     /// The engine that [`AddressSpace::create`](crate::AddressSpace::create) uses.
     pub best: Engine,

@@ -12,6 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a call of this library failed. [`Error::errno`] gives the number that a system call would.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A system call of the host failed.
     #[error("{call}: {errno}")]

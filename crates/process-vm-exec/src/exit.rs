@@ -1,6 +1,6 @@
-//! Why a run ended.
+//! Why a run ended. The enums are closed: who matches on them has to see to each reason, and learns of a new one from the
+//! compiler.
 
-use crate::arch::x86_64::Registers;
 use crate::signal::SigInfo;
 
 /// Why [`AddressSpace::run`](crate::Space::run) came back.
@@ -29,17 +29,6 @@ pub struct Syscall {
     pub args: [u64; 6],
     /// The ABI of the entry.
     pub arch: Arch,
-}
-
-impl Syscall {
-    /// The call that these registers make by an entry of `arch`.
-    pub(crate) fn of(registers: &Registers, arch: Arch) -> Self {
-        let [nr, args @ ..] = match arch {
-            Arch::X86_64 => registers.call(),
-            Arch::I386 => registers.i386_call(),
-        };
-        Self { nr, args, arch }
-    }
 }
 
 /// The ABI by which a system call entered the kernel (`AUDIT_ARCH_*` of `linux/audit.h`).

@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 /// How a context gets onto a processor in the other address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Engine {
     /// ptrace(2) with `PTRACE_SYSEMU`: works everywhere, slow. The reference for the others.
     Ptrace,

@@ -13,7 +13,7 @@ use syscalls::Sysno;
 use super::owners::{Exposure, Owner, Owners};
 use super::rights::Status;
 use super::stat::living_thread;
-use super::visit::Visits;
+use super::visit::{Visits, is_the_executors_end};
 use super::{Attachment, Tracing, differ_in_memory};
 use crate::call::{Call, Returned};
 use crate::descriptors::{self, Descriptors, Executed, Made};
@@ -400,22 +400,4 @@ fn execute_here(call: &Call<'_>) -> Outcome {
     // (`Call::with_descriptor_numbers`).
     let result = unsafe { libc::syscall(i64::from(call.nr().id()), a, b, c) };
     u64::try_from(result).map_err(|_| last_errno())
-}
-
-/// Calls that a task with the target's memory must not make: they would end it with its pages left there, or make
-/// tasks that nobody looks after.
-pub(crate) fn is_the_executors_end(nr: Sysno) -> bool {
-    use Sysno as S;
-    matches!(
-        nr,
-        S::execve
-            | S::execveat
-            | S::exit
-            | S::exit_group
-            | S::fork
-            | S::vfork
-            | S::clone
-            | S::clone3
-            | S::rt_sigreturn
-    )
 }

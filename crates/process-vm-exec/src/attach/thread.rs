@@ -1,6 +1,9 @@
 //! What is told of threads of a live process.
 
+use rustix::io::Errno;
+
 use crate::arch::x86_64::Registers;
+use crate::error::Error;
 
 /// What only a tracer can see of a thread: see [`LiveProcess::thread`](crate::LiveProcess::thread).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,4 +31,9 @@ pub enum Rseq {
         /// What stands before abort handlers.
         signature: u32,
     },
+}
+
+/// Why a thread cannot be asked.
+pub(crate) fn refusal(tid: i32, errno: Errno, why: &str) -> Error {
+    Error::Thread { tid, why: why.to_owned(), errno }
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use syscalls::Sysno;
 
 use super::rights::{CAP_SYS_ADMIN, Status};
-use super::visit::refusal;
+use super::thread::refusal;
 use crate::call::Call;
 use crate::error::Result;
 use crate::executor::code::AUDIT_ARCH_X86_64;

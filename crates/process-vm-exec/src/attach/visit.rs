@@ -16,8 +16,7 @@ use super::removal::Added;
 use super::rights::Status;
 use super::stat::Stat;
 use super::stop::{Patience, Stopped, go_on_with, rseq_configuration};
-use super::target::is_the_executors_end;
-use super::thread::{Rseq, ThreadState};
+use super::thread::{Rseq, ThreadState, refusal};
 use super::verdict::require_allowed;
 use crate::arch::x86_64::USER32_CS;
 use crate::call::Call;
@@ -205,11 +204,6 @@ fn state_of(thread: &Stopped) -> ThreadState {
     ThreadState { registers: from_user(thread.registers()), rseq }
 }
 
-/// An error that says why.
-pub(crate) fn refusal(tid: i32, errno: Errno, why: &str) -> Error {
-    Error::Thread { tid, why: why.to_owned(), errno }
-}
-
 fn gone(tid: i32) -> impl Fn(Errno) -> Error {
     move |errno| refusal(tid, errno, why_not(errno))
 }
@@ -239,4 +233,22 @@ pub(crate) fn is_not_for_threads(call: &Call<'_>) -> bool {
         S::prctl => [libc::PR_SET_SECCOMP as u64, PR_SET_SYSCALL_USER_DISPATCH].contains(&call.args()[0]),
         nr => is_the_executors_end(nr),
     }
+}
+
+/// Calls that a task with the target's memory must not make: they would end it with its pages left there, or make
+/// tasks that nobody looks after.
+pub(crate) fn is_the_executors_end(nr: Sysno) -> bool {
+    use Sysno as S;
+    matches!(
+        nr,
+        S::execve
+            | S::execveat
+            | S::exit
+            | S::exit_group
+            | S::fork
+            | S::vfork
+            | S::clone
+            | S::clone3
+            | S::rt_sigreturn
+    )
 }

@@ -53,6 +53,15 @@ pub(crate) trait Seat: Send + Sync + fmt::Debug {
     fn take_interrupt(&self) -> bool;
 }
 
+/// The call that these registers make by an entry of `arch`.
+pub(crate) fn call_of(registers: &Registers, arch: Arch) -> Syscall {
+    let [nr, args @ ..] = match arch {
+        Arch::X86_64 => registers.call(),
+        Arch::I386 => registers.i386_call(),
+    };
+    Syscall { nr, args, arch }
+}
+
 /// Why a guest came back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {

@@ -57,7 +57,7 @@ impl Seat for ExecutorSeat {
                 let [nr, args @ ..] = self.executor.call();
                 *call = Syscall { nr, args, arch };
             }
-            Arch::I386 => *call = Syscall::of(&self.executor.registers(), arch),
+            Arch::I386 => *call = super::call_of(&self.executor.registers(), arch),
         }
     }
 

@@ -14,6 +14,7 @@ use super::{code, layout};
 
 /// Which system calls can be executed in a created space: see [`AddressSpaceBuilder::service_calls`](crate::AddressSpaceBuilder::service_calls).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ServiceCalls {
     /// Those about memory (mmap(2), mprotect(2), madvise(2) and their kin, shmat(2), mbind(2), membarrier(2)), processors,
     /// clocks and futexes, and those that only tell something (getpid(2), getcwd(2), uname(2)). A seccomp filter keeps
@@ -415,7 +416,7 @@ mod tests {
     #[test]
     fn the_kernel_confines_a_service_task_to_what_the_library_needs() {
         let space = AddressSpace::create().unwrap();
-        let outcome = |nr, args| space.inner().service().call(nr, args).unwrap();
+        let outcome = |nr, args| space.service().call(nr, args).unwrap();
         let number = |value: libc::c_int| u64::from(value.unsigned_abs());
         for (nr, args) in [
             (libc::SYS_openat, [0; 6]),

@@ -16,9 +16,9 @@ use crate::executor::keeper::Keeper;
 
 /// An address space of its own, in which the supervisor runs code.
 ///
-/// It starts empty: nothing is mapped but the vDSO and the executor's pages, at `0x7000_0000_0000` to
-/// `0x7000_0400_0000`, which cannot be changed. Code in it can ask the host kernel for nothing; every system call,
-/// fault and signal comes out of [`run`](Self::run).
+/// It starts empty: nothing is mapped but the vDSO and the executor's pages, at [`REGION`](crate::REGION), which cannot
+/// be changed. Code in it can ask the host kernel for nothing; every system call, fault and signal comes out of
+/// [`run`](Space::run).
 ///
 /// The space belongs to a process of the host that dies when the value is dropped, or when the supervisor ends in
 /// whatever way.
@@ -70,7 +70,7 @@ impl AddressSpace {
     }
 
     /// A new space with a copy of this one's memory (shared mappings stay shared), engine and settings. Contexts
-    /// stay here: [`Context::try_clone`] makes some to run there.
+    /// stay here: [`Context::try_clone`](crate::Context::try_clone) makes some to run there.
     ///
     /// # Errors
     /// As for [`AddressSpaceBuilder::create`].

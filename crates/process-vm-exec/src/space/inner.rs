@@ -16,7 +16,7 @@ use crate::context::Home;
 use crate::engine::Seat;
 use crate::engine::native::Native;
 use crate::engine::ptrace::Tracees;
-use crate::engine::rewrite::{Closed, Rewriter};
+use crate::engine::rewrite::{Closed, Guest, Rewriter};
 use crate::engine::trap::ExecutorSeat;
 use crate::error::{Error, Result};
 use crate::executor::keeper::Keeper;
@@ -81,10 +81,6 @@ impl Inner {
             native,
             shelf,
         })
-    }
-
-    pub(crate) fn service(&self) -> &Service {
-        &self.service
     }
 
     pub(crate) fn engine(&self) -> Engine {
@@ -169,18 +165,6 @@ impl Inner {
         Passage::open(&self.service, pidfd, FIRST_FILE)
     }
 
-    /// Has this space not yet restored the text of a file that somebody wanted to write to? See [`Self::give_up_text_of`].
-    pub(crate) fn is_late(&self) -> &AtomicBool {
-        &self.is_late
-    }
-
-    /// Somebody is about to write to a file, which waits until this is done.
-    pub(crate) fn give_up_text_of(&self, file: FileId) {
-        if let Some(rewriter) = &self.rewriter {
-            rewriter.give_up(self, file);
-        }
-    }
-
     pub(super) fn before_step_is_seen(&self, fault: &Fault) {
         const DEBUG: u32 = 1;
         if fault.trapno == DEBUG
@@ -215,6 +199,22 @@ impl Inner {
     pub(super) fn die_of(&self, signal: i32) -> WaitStatus {
         self.service.life.end_by(WaitStatus::Signaled(signal));
         self.end()
+    }
+}
+
+impl Guest for Inner {
+    fn service(&self) -> &Service {
+        &self.service
+    }
+
+    fn is_late(&self) -> &AtomicBool {
+        &self.is_late
+    }
+
+    fn give_up_text_of(&self, file: FileId) {
+        if let Some(rewriter) = &self.rewriter {
+            rewriter.give_up(self, file);
+        }
     }
 }
 

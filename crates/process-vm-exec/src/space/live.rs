@@ -14,8 +14,8 @@ use super::inner::{Inner, Origin};
 use crate::attach::errand;
 use crate::attach::owners::Owners;
 use crate::attach::target::Target;
-use crate::attach::thread::ThreadState;
-use crate::attach::visit::{is_not_for_threads, refusal};
+use crate::attach::thread::{ThreadState, refusal};
+use crate::attach::visit::is_not_for_threads;
 use crate::call::{Call, Returned};
 use crate::error::{DescriptorError, Error, Result};
 use crate::executor::filter::ServiceCalls;
@@ -201,7 +201,7 @@ impl LiveProcess {
     /// Has the thread `tid` of a live process make these calls itself, in order, between two of its own instructions:
     /// for what the kernel tells or does to the calling thread alone. It goes on as if nothing had been, also if this
     /// process is killed meanwhile. The results are those of [`batch`](Self::batch). The calls are the thread's in
-    /// everything: descriptors, credentials, seccomp filter. Buffers can be had by [`scratch`](Self::scratch).
+    /// everything: descriptors, credentials, seccomp filter. Buffers can be had by [`scratch`](Space::scratch).
     ///
     /// The thread stands still while it makes them, and what it blocks is everything: this is no place for calls that
     /// wait. After five seconds they are given up; the one that waits then was interrupted, and those after it were not

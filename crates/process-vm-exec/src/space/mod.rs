@@ -44,8 +44,8 @@ impl Space {
     }
 
     #[cfg(test)]
-    pub(crate) fn inner(&self) -> &Inner {
-        &self.0
+    pub(crate) fn service(&self) -> &crate::executor::service::Service {
+        &self.0.service
     }
 
     /// The process that executes calls in the space, as this one's pid namespace knows it; `None` once it is dead.
@@ -143,8 +143,9 @@ impl Space {
     /// Several threads may run contexts in one space at the same time, each its own.
     ///
     /// # Errors
-    /// [`Error::Context`] if the context cannot be loaded; it is unchanged then. [`Error::TooMany`] or
-    /// [`Error::Space`] if it is new here and no task can be had for it.
+    /// [`Error::Context`] if the context cannot be loaded; it is unchanged then. A guest brings that about, too: it jumps to
+    /// where no code can be, and one of its registers is changed. The fault is the guest's then, as a jump to nowhere is.
+    /// [`Error::TooMany`] or [`Error::Space`] if the context is new here and no task can be had for it.
     #[inline]
     pub fn run(&self, ctx: &mut Context, signals: &SignalSet) -> Result<Exit> {
         if let Some(status) = self.0.service.life.status() {

@@ -77,13 +77,13 @@ claims! {
     fn a_fork_that_has_no_room_for_its_pages_is_refused_and_leaves_its_parent(engine) {
         let space = space(engine, &[]);
         let most: u64 = fs::read_to_string("/proc/sys/vm/max_map_count").expect("the limit").trim().parse().expect("a number");
-        space.map(Mapping::anonymous(2 * most * PAGE, READ).at(ROOM)).expect("memory");
-        // Every other page has other rights, so that each is a mapping of its own.
-        let protect = |page: u64| Call::with_args(Sysno::mprotect, [ROOM + 2 * page * PAGE, PAGE, 0, 0, 0, 0]);
-        let results = space.batch(&(0..most).map(protect).collect::<Vec<_>>()).expect("the space lives");
+        // One behind the other with other rights each, so that the kernel does not join them.
+        let flags = u64::from((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED).unsigned_abs());
+        let map = |page: u64| Call::with_args(Sysno::mmap, [ROOM + page * PAGE, PAGE, page % 2, flags, u64::MAX, 0]);
+        let results = space.batch(&(0..most + 2).map(map).collect::<Vec<_>>()).expect("the space lives");
         assert!(results.contains(&Err(Errno::NOMEM)));
         let fork = space.fork();
-        assert!(matches!(&fork, Err(error) if error.errno() == Errno::NOMEM), "{fork:?}");
+        assert!(fork.is_err_and(|error| error.errno() == Errno::NOMEM));
         space.syscall(Sysno::getpid, [0; 6]).expect("the parent lives");
     }
 

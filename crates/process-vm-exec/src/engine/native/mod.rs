@@ -197,7 +197,7 @@ impl Seat for NativeSeat {
     }
 
     fn read_call(&self, arch: Arch, call: &mut Syscall) {
-        *call = Syscall::of(&lock(&self.guest).registers, arch);
+        *call = super::call_of(&lock(&self.guest).registers, arch);
     }
 
     fn registers(&self) -> Registers {

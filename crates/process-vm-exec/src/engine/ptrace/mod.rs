@@ -268,7 +268,7 @@ impl Seat for Tracee {
     }
 
     fn read_call(&self, arch: Arch, call: &mut Syscall) {
-        *call = Syscall::of(&lock(&self.guest).registers, arch);
+        *call = super::call_of(&lock(&self.guest).registers, arch);
     }
 
     fn registers(&self) -> Registers {

@@ -17,8 +17,8 @@ use rustix::fs::{Access, AtFlags, accessat};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use super::Guest;
 use crate::maps::{FileId, Map};
-use crate::space::Inner;
 use crate::sync::lock;
 
 /// For how long whoever opens a file waits at most for spaces to give it up. One that does not answer does so later, and
@@ -43,7 +43,7 @@ pub(super) struct Lease {
 struct Users {
     /// Somebody wants to write to the file.
     is_broken: bool,
-    spaces: Vec<Weak<Inner>>,
+    spaces: Vec<Weak<dyn Guest>>,
 }
 
 /// The leases of this process.
@@ -117,10 +117,11 @@ impl Leases {
 
 impl Lease {
     /// From now on `space` is told before the file is written to; not if that is about to happen already.
-    pub(super) fn join(&self, space: &Arc<Inner>) -> bool {
+    pub(super) fn join(&self, space: &Arc<impl Guest + 'static>) -> bool {
         let mut users = lock(&self.users);
         users.spaces.retain(|space| space.strong_count() != 0);
-        users.spaces.push(Arc::downgrade(space));
+        let space: Weak<dyn Guest> = Arc::downgrade(space) as _;
+        users.spaces.push(space);
         !users.is_broken
     }
 

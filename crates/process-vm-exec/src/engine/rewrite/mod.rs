@@ -14,6 +14,7 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::lease::Lease;
@@ -26,7 +27,6 @@ use crate::executor::layout;
 use crate::executor::service::Service;
 use crate::exit::{Arch, Fault};
 use crate::maps::{self, FileId, Map};
-use crate::space::Inner;
 
 /// The breakpoint instruction.
 const INT3: u8 = 0xcc;
@@ -52,6 +52,32 @@ const MOST_FILES: usize = 64;
 /// What the processor must have for the trampoline.
 pub(crate) fn lacks() -> Option<String> {
     (!std::arch::is_x86_feature_detected!("bmi2")).then(|| "the processor lacks BMI2 (Haswell or Zen)".into())
+}
+
+/// What rewriting needs of a space.
+pub(crate) trait Guest: std::fmt::Debug + Send + Sync {
+    /// Who executes calls in it.
+    fn service(&self) -> &Service;
+
+    /// Has it not yet restored the text of a file that somebody wanted to write to? See [`Self::give_up_text_of`].
+    fn is_late(&self) -> &AtomicBool;
+
+    /// Somebody is about to write to a file, which waits until this is done.
+    fn give_up_text_of(&self, file: FileId);
+}
+
+impl<G: Guest> Guest for Arc<G> {
+    fn service(&self) -> &Service {
+        (**self).service()
+    }
+
+    fn is_late(&self) -> &AtomicBool {
+        (**self).is_late()
+    }
+
+    fn give_up_text_of(&self, file: FileId) {
+        (**self).give_up_text_of(file);
+    }
 }
 
 /// The rewritten sites of one space.
@@ -120,7 +146,12 @@ impl Drop for Closed<'_> {
 
 impl Rewriter {
     /// A call has trapped; its site may be worth rewriting. Says whether the instruction at RIP has moved.
-    pub(crate) fn after_trap(&self, space: &Arc<Inner>, registers: &Registers, arch: Arch) -> bool {
+    pub(crate) fn after_trap(
+        &self,
+        space: &Arc<impl Guest + 'static>,
+        registers: &Registers,
+        arch: Arch,
+    ) -> bool {
         let mut sites = self.write();
         if sites.off || arch != Arch::X86_64 {
             return false;
@@ -143,7 +174,7 @@ impl Rewriter {
     }
 
     /// Where a context is that met a breakpoint of ours: it goes on there. The site may have got its own bytes back since.
-    pub(crate) fn caused(&self, space: &Inner, registers: &Registers, fault: &Fault) -> Option<u64> {
+    pub(crate) fn caused(&self, space: &dyn Guest, registers: &Registers, fault: &Fault) -> Option<u64> {
         let at = registers.rip.checked_sub(1).filter(|_| fault.trapno == BREAKPOINT)?;
         let mut sites = self.write();
         let patch = sites.patches.range_mut(..=at).next_back();
@@ -174,7 +205,7 @@ impl Rewriter {
 
     /// The guest is to find its own text from now on: somebody steps through it one instruction at a time, or it
     /// uses GS.
-    pub(crate) fn stop(&self, space: &Inner) {
+    pub(crate) fn stop(&self, space: &dyn Guest) {
         if !self.read().off {
             self.write().turn_off(space);
         }
@@ -196,7 +227,7 @@ impl Rewriter {
 
     /// The mapping of `range` is about to change: the guest is to find its own text there, until the change is done and
     /// the value is dropped.
-    pub(crate) fn before_change(&self, space: &Inner, range: Range<u64>) -> Result<Closed<'_>> {
+    pub(crate) fn before_change(&self, space: &dyn Guest, range: Range<u64>) -> Result<Closed<'_>> {
         let mut sites = self.write();
         if sites.pages.iter().any(|page| page.start < range.end && range.start < page.end()) {
             return Err(Error::Reserved { addr: range.start, len: range.end - range.start });
@@ -209,7 +240,7 @@ impl Rewriter {
     }
 
     /// Somebody is about to write to a file: its text is to be the file's.
-    pub(crate) fn give_up(&self, space: &Inner, file: FileId) {
+    pub(crate) fn give_up(&self, space: &dyn Guest, file: FileId) {
         self.write().restore(space, |_, patch| patch.file == Some(file));
     }
 
@@ -233,7 +264,7 @@ impl Rewriter {
 
     /// A fork is `space` from now on. What has been written to its files since it was made, it did not give up in time; but
     /// nothing has run in it.
-    pub(crate) fn adopt(&self, space: &Arc<Inner>) {
+    pub(crate) fn adopt(&self, space: &Arc<impl Guest + 'static>) {
         let mut sites = self.write();
         let late: Vec<_> =
             sites.leases.iter().filter(|(_, lease)| !lease.join(space)).map(|(&file, _)| file).collect();
@@ -274,7 +305,7 @@ impl Sites {
     /// `None` if not.
     fn rewrite(
         &mut self,
-        space: &Arc<Inner>,
+        space: &Arc<impl Guest + 'static>,
         registers: &Registers,
         wanted: impl Fn(&Form) -> bool,
     ) -> Option<()> {
@@ -294,7 +325,7 @@ impl Sites {
     }
 
     /// The text of a program at `addr`.
-    fn map_of(&mut self, space: &Inner, addr: u64) -> Option<&Map> {
+    fn map_of(&mut self, space: &dyn Guest, addr: u64) -> Option<&Map> {
         let is_text = |map: &Map| map.range.contains(&addr) && map.is_private_text();
         if !self.maps.iter().flatten().any(is_text) {
             let held = space.service().life.pid();
@@ -314,7 +345,7 @@ impl Sites {
     }
 
     /// A stub for the site, and the jump to it.
-    fn stub(&mut self, space: &Inner, text: Text<'_>, rip: u64, form: &Form) -> Option<(Jump, Stub)> {
+    fn stub(&mut self, space: &dyn Guest, text: Text<'_>, rip: u64, form: &Form) -> Option<(Jump, Stub)> {
         let meets_another = |jump: &Jump| {
             let range = jump.range();
             self.patches.iter().any(|(&at, patch)| patch.site != rip && patch.meets(at, &range))
@@ -335,7 +366,7 @@ impl Sites {
     }
 
     /// A new page of stubs, to one of which `jump` can lead.
-    fn new_page(&mut self, space: &Inner, jump: &Jump) -> Option<&mut Page> {
+    fn new_page(&mut self, space: &dyn Guest, jump: &Jump) -> Option<&mut Page> {
         if self.pages.len() == MOST_PAGES {
             return None;
         }
@@ -357,7 +388,7 @@ impl Sites {
     /// Puts `jump` in place of the site, or of what it is now.
     fn install(
         &mut self,
-        space: &Arc<Inner>,
+        space: &Arc<impl Guest + 'static>,
         text: Text<'_>,
         rip: u64,
         jump: &Jump,
@@ -389,7 +420,12 @@ impl Sites {
     }
 
     /// Sees that writing `len` bytes at `at` will not hide what somebody writes to a file. Says which file it is.
-    fn prepare_pages(&mut self, space: &Arc<Inner>, at: u64, len: usize) -> Option<Option<FileId>> {
+    fn prepare_pages(
+        &mut self,
+        space: &Arc<impl Guest + 'static>,
+        at: u64,
+        len: usize,
+    ) -> Option<Option<FileId>> {
         let service = space.service();
         let held = service.life.pid();
         let pid = (*held)?;
@@ -428,7 +464,7 @@ impl Sites {
     }
 
     /// Puts the old bytes back wherever `which` says so, if what is there is ours.
-    fn restore(&mut self, space: &Inner, which: impl Fn(u64, &Patch) -> bool) {
+    fn restore(&mut self, space: &dyn Guest, which: impl Fn(u64, &Patch) -> bool) {
         if !self.patches.iter().any(|(&at, patch)| which(at, patch)) {
             return;
         }
@@ -466,7 +502,7 @@ impl Sites {
     }
 
     /// Gives back the pages of files in which nothing is rewritten any more.
-    fn drop_copies(&mut self, space: &Inner) {
+    fn drop_copies(&mut self, space: &dyn Guest) {
         let used: BTreeSet<u64> =
             self.patches.iter().flat_map(|(&at, patch)| text::pages(at, patch.jump.len())).collect();
         let unused: BTreeSet<u64> = self.copies.difference(&used).copied().collect();
@@ -476,13 +512,13 @@ impl Sites {
         }
     }
 
-    fn turn_off(&mut self, space: &Inner) {
+    fn turn_off(&mut self, space: &dyn Guest) {
         self.off = true;
         self.restore(space, |_, _| true);
     }
 
     /// Is there, as far as can be seen, no breakpoint instruction that ends behind `at`?
-    fn has_no_breakpoint(&mut self, space: &Inner, at: u64) -> bool {
+    fn has_no_breakpoint(&mut self, space: &dyn Guest, at: u64) -> bool {
         /// `int $3`, the longer form.
         const INT_3: [u8; 2] = [0xcd, 3];
         let Some(memory) = self.memory(space) else { return false };
@@ -496,7 +532,7 @@ impl Sites {
         }
     }
 
-    fn memory(&mut self, space: &Inner) -> Option<&Memory> {
+    fn memory(&mut self, space: &dyn Guest) -> Option<&Memory> {
         if self.memory.is_none() {
             self.memory = Memory::open(space.service());
         }
