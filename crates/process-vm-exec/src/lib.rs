@@ -44,7 +44,8 @@ pub use crate::space::{
 };
 pub use rustix::process::Pid;
 
-/// The examples of the repository's README: they compile.
+/// The examples of the repository's documents: they compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
-struct Readme;
+#[doc = include_str!("../../../docs/live-processes.md")]
+struct Documents;
