@@ -5,18 +5,23 @@ mod support;
 use std::path::PathBuf;
 use std::process::Command;
 
-use support::{CRATE, WARNINGS, build, build_directory, compile, has, output_of};
+use support::{CRATE, WARNINGS, build, build_directory, compile, compile_with, has, output_of};
 
 /// The status of a program that has said why it skips.
 const SKIPPED: i32 = 77;
 
 /// Compiles and runs one of `tests/c`.
 fn holds(name: &str) {
+    holds_with(name, &[]);
+}
+
+/// The same, with options of the linker's.
+fn holds_with(name: &str, options: &[&str]) {
     if !has("gcc") {
         return;
     }
     let place = tempfile::tempdir().expect("a directory");
-    let program = compile(&PathBuf::from(format!("{CRATE}/tests/c/{name}.c")), &place);
+    let program = compile_with(&PathBuf::from(format!("{CRATE}/tests/c/{name}.c")), &place, options);
     let output = Command::new("timeout").arg("60").arg(program).output().expect("it starts");
     let [stdout, stderr] =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
@@ -40,6 +45,12 @@ fn system_calls_are_executed_in_the_target_with_the_callers_descriptors() {
 #[test]
 fn code_runs_in_the_target_until_a_call_or_a_fault() {
     holds("runs");
+}
+
+/// There is no dynamic linker there that functions could be looked for with.
+#[test]
+fn code_runs_in_the_target_of_a_static_program() {
+    holds_with("runs", &["-static"]);
 }
 
 #[test]
@@ -153,12 +164,14 @@ fn an_installed_library_is_found_by_pkg_config() {
     output_of(&mut install);
     assert!(prefix.join("share/man/man2/process_vm_exec.2").exists());
 
-    let mut pkg_config = Command::new("pkg-config");
-    pkg_config.args(["--cflags", "--libs", "process_vm_exec"]);
-    let flags = output_of(pkg_config.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")));
     let program = place.path().join("program");
-    let mut gcc = Command::new("gcc");
-    gcc.arg(format!("{CRATE}/tests/c/arguments.c")).args(flags.split_whitespace()).arg("-o").arg(&program);
-    output_of(&mut gcc);
-    output_of(Command::new(program).env("LD_LIBRARY_PATH", prefix.join("lib")));
+    for (how, linked) in [(&["--libs"][..], &[][..]), (&["--libs", "--static"], &["-static"])] {
+        let mut pkg_config = Command::new("pkg-config");
+        pkg_config.arg("--cflags").args(how).arg("process_vm_exec");
+        let flags = output_of(pkg_config.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")));
+        let mut gcc = Command::new("gcc");
+        gcc.args(linked).arg(format!("{CRATE}/tests/c/arguments.c")).args(flags.split_whitespace());
+        output_of(gcc.arg("-o").arg(&program));
+        output_of(Command::new(&program).env("LD_LIBRARY_PATH", prefix.join("lib")));
+    }
 }

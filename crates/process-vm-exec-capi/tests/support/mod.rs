@@ -8,8 +8,9 @@ use tempfile::TempDir;
 
 pub(crate) const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 pub(crate) const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-pedantic", "-Werror"];
-/// What a Rust static library needs of the system: `rustc --print native-static-libs`.
-const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lrt", "-lpthread", "-lm", "-ldl"];
+/// What a Rust static library needs of the system: `rustc --print native-static-libs`, but for what unwinds stacks, which gcc
+/// has for each kind of program.
+const SYSTEM_LIBRARIES: [&str; 4] = ["-lrt", "-lpthread", "-lm", "-ldl"];
 
 /// Does this machine have the command? If not, says that a test is skipped.
 pub(crate) fn has(command: &str) -> bool {
@@ -66,11 +67,16 @@ pub(crate) fn output_of(command: &mut Command) -> String {
 
 /// Compiles `source` and links it with the static library.
 pub(crate) fn compile(source: &Path, place: &TempDir) -> PathBuf {
+    compile_with(source, place, &[])
+}
+
+/// The same, with options of the linker's.
+pub(crate) fn compile_with(source: &Path, place: &TempDir, options: &[&str]) -> PathBuf {
     let program = place.path().join("program");
     let mut gcc = Command::new("gcc");
     gcc.args(WARNINGS).args(["-O1", "-g", "-pthread", "-I"]).arg(format!("{CRATE}/include"));
     gcc.arg("-I").arg(format!("{CRATE}/tests/c")).arg(source).arg("-o").arg(&program);
-    gcc.arg(build().join("libprocess_vm_exec_capi.a")).args(SYSTEM_LIBRARIES);
+    gcc.arg(build().join("libprocess_vm_exec_capi.a")).args(SYSTEM_LIBRARIES).args(options);
     output_of(&mut gcc);
     program
 }

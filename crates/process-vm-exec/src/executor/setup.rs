@@ -1,6 +1,7 @@
 //! What the keeper and the template do before they are used, and the parameters that spaces get.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
@@ -46,8 +47,11 @@ impl Params {
 
 /// Has this kernel Syscall User Dispatch?
 pub(crate) fn dispatch_works() -> bool {
-    // SAFETY: turning off what is off changes nothing (Documentation/admin-guide/syscall-user-dispatch.rst).
-    unsafe { libc::prctl(filter::PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) == 0 }
+    static WORKS: OnceLock<bool> = OnceLock::new();
+    *WORKS.get_or_init(|| {
+        // SAFETY: turning off what is off changes nothing (Documentation/admin-guide/syscall-user-dispatch.rst).
+        unsafe { libc::prctl(filter::PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) == 0 }
+    })
 }
 
 /// Leaves the keeper with nothing of the supervisor's: no memory but the region and the vDSO, no descriptor but the

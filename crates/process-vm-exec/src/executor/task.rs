@@ -271,8 +271,9 @@ impl Executor {
 
 /// Whether executors can be used at all on this machine: what they lack, if not.
 pub(crate) fn lacks() -> Option<String> {
-    const HWCAP2_FSGSBASE: usize = 1 << 1;
-    let (_, hwcap2) = rustix::param::linux_hwcap();
+    const HWCAP2_FSGSBASE: u64 = 1 << 1;
+    // SAFETY: asks for a number. Not by rustix, which looks for the function when the program runs, and finds none in a static one.
+    let hwcap2 = unsafe { libc::getauxval(libc::AT_HWCAP2) };
     if hwcap2 & HWCAP2_FSGSBASE == 0 {
         return Some("processor or kernel lacks FSGSBASE (Ivy Bridge or Zen, Linux 5.9)".into());
     }
