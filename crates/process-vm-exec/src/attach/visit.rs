@@ -27,6 +27,7 @@ use crate::executor::life::Life;
 use crate::executor::service::Outcome;
 use crate::exit::WaitStatus;
 use crate::ptrace::{Stop, look_for_stop, seize, set_registers, set_signal_mask};
+use crate::signal::with_signals_blocked;
 use crate::sync::lock;
 
 /// The threads of one attached process, which are visited one after the other, and not while everything is removed.
@@ -103,7 +104,9 @@ impl Visits {
             work(thread)
         };
         thread::scope(|scope| {
-            let visitor = thread::Builder::new().name("pvx-visitor".into()).spawn_scoped(scope, visit);
+            let visitor = with_signals_blocked(|| {
+                thread::Builder::new().name("pvx-visitor".into()).spawn_scoped(scope, visit)
+            });
             let visitor = visitor.map_err(|error| Error::Host {
                 call: "starting a thread to visit another",
                 errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),

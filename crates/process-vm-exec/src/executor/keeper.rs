@@ -23,6 +23,7 @@ use super::{code, filter, layout};
 use crate::error::{Error, Result};
 use crate::exit::WaitStatus;
 use crate::name::Engine;
+use crate::signal::with_signals_blocked;
 use crate::sync::lock;
 use crate::{maps, procfs};
 
@@ -113,10 +114,12 @@ impl Keeper {
             }
             life.die(wait_for_end(pid));
         };
-        thread::Builder::new().name("pvx-keeper".into()).spawn(start).map_err(|error| Error::Host {
-            call: "starting the keeper's thread",
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-        })?;
+        with_signals_blocked(|| thread::Builder::new().name("pvx-keeper".into()).spawn(start)).map_err(
+            |error| Error::Host {
+                call: "starting the keeper's thread",
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+            },
+        )?;
         receiver.recv().unwrap_or(Err(Error::Dead)).map(Arc::new)
     }
 

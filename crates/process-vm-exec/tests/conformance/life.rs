@@ -168,6 +168,27 @@ claims! {
         soon("the guest's tasks are gone", || tasks(pid).is_empty());
     }
 
+    /// They are for the supervisor's own threads, with whose stacks and locks its handlers may run.
+    fn threads_of_the_library_take_no_signals(engine) {
+        alone(engine, module_path!(), "threads_of_the_library_take_no_signals", || {
+            let mut guest = Guest::new(engine, call_loop);
+            for _ in 0..10 {
+                guest.call();
+            }
+            let status = |tid: i32| fs::read_to_string(format!("/proc/self/task/{tid}/status")).expect("its status");
+            let ours: Vec<_> = tasks(std::process::id().cast_signed()).into_iter().map(status).collect();
+            let ours: Vec<_> = ours.iter().filter(|status| status.starts_with("Name:\tpvx-")).collect();
+            assert!(ours.len() >= 2, "{ours:?}");
+            // All but SIGKILL and SIGSTOP, and the two that C libraries keep for themselves (nptl(7)).
+            for status in ours {
+                let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("its mask").trim();
+                let blocked = u64::from_str_radix(blocked, 16).expect("a mask");
+                let not = [libc::SIGKILL, libc::SIGSTOP, 32, 33].into_iter().fold(!blocked, |not, signal| not & !(1 << (signal - 1)));
+                assert_eq!(not, 0, "{status}");
+            }
+        });
+    }
+
     fn a_thousand_spaces_are_alive_at_once(engine) {
         alone(engine, module_path!(), "a_thousand_spaces_are_alive_at_once", || {
             let code = crate::common::asm(call_loop);

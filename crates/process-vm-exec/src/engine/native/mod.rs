@@ -26,6 +26,7 @@ use crate::executor::life::Life;
 use crate::executor::task::{Executor, Trap};
 use crate::exit::{Arch, Syscall, WaitStatus};
 use crate::ptrace::last_errno;
+use crate::signal::with_signals_blocked;
 use crate::signal::{SigInfo, SignalSet};
 use crate::sync::lock;
 
@@ -102,9 +103,10 @@ impl Native {
 
 impl Shared {
     fn watched(life: &Arc<Life>, executor: Executor) -> Result<Arc<Self>> {
-        let pid = life.pid().ok_or(Error::Dead)?;
-        let process =
-            rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(Error::host("pidfd_open"))?;
+        let held = life.pid();
+        let process = rustix::process::pidfd_open(held.ok_or(Error::Dead)?, PidfdFlags::empty())
+            .map_err(Error::host("pidfd_open"))?;
+        drop(held);
         let shared = Arc::new(Self {
             life: Arc::clone(life),
             process,
@@ -114,13 +116,13 @@ impl Shared {
         });
         let (sender, ready) = sync_channel(1);
         let watched = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("pvx-watch".into())
-            .spawn(move || watched.watch(executor, &sender))
-            .map_err(|error| Error::Host {
+        let watch = move || watched.watch(executor, &sender);
+        with_signals_blocked(|| std::thread::Builder::new().name("pvx-watch".into()).spawn(watch)).map_err(
+            |error| Error::Host {
                 call: "starting the thread that watches a space",
                 errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-            })?;
+            },
+        )?;
         ready.recv().unwrap_or(Err(Error::Dead))?;
         Ok(shared)
     }

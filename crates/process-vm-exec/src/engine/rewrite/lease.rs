@@ -19,6 +19,7 @@ use rustix::process::Pid;
 
 use super::Guest;
 use crate::maps::{FileId, Map};
+use crate::signal::with_signals_blocked;
 use crate::sync::lock;
 
 /// For how long whoever opens a file waits at most for spaces to give it up. One that does not answer does so later, and
@@ -235,12 +236,9 @@ fn is_writable(file: &OwnedFd) -> bool {
 fn listen() -> Option<Pid> {
     let (started, start) = mpsc::channel();
     let listener = move || {
-        // SAFETY: the sets are initialised by the calls that fill them, and outlive those that read them; only this
-        // thread's mask changes.
+        // SAFETY: the set is initialised by the first call.
         let signals = unsafe {
-            let (mut all, mut signals) = (std::mem::zeroed(), std::mem::zeroed());
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+            let mut signals = std::mem::zeroed();
             libc::sigemptyset(&raw mut signals);
             libc::sigaddset(&raw mut signals, BREAK);
             signals
@@ -263,6 +261,6 @@ fn listen() -> Option<Pid> {
             }
         }
     };
-    thread::Builder::new().name("pvx-leases".into()).spawn(listener).ok()?;
+    with_signals_blocked(|| thread::Builder::new().name("pvx-leases".into()).spawn(listener)).ok()?;
     start.recv().ok()
 }
