@@ -3,6 +3,9 @@
 pub use rustix::io::Errno;
 pub use syscalls::Sysno;
 
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("process-vm-exec is for Linux on x86-64");
+
 mod arch;
 mod attach;
 mod call;
