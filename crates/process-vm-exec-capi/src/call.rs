@@ -10,7 +10,7 @@ use crate::host;
 use crate::own;
 use crate::run::{self, Frame};
 use crate::signals;
-use crate::thread::{self, Name, Places};
+use crate::thread::{self, Name, Pointers};
 use crate::user::Access;
 
 /// The arguments, as the caller gave them.
@@ -58,8 +58,8 @@ fn name<'a>(pid: i32, flags: Flags) -> Result<Name<'a>, Errno> {
 }
 
 fn syscall(thread: &mut thread::Thread, name: Name<'_>, uctx: *mut SigContext) -> Result<(), Errno> {
-    let mut context = thread.places.uctx.read(uctx, Access::Write)?;
-    let (seated, places, process) = thread.seat(name, |_| false)?;
+    let mut context = thread.pointers.uctx.read(uctx, Access::Write)?;
+    let (seated, pointers, process) = thread.seat(name, |_| false)?;
     // No signal ends it, so there is nothing to look for; what is known of the target is known until the next tick.
     seated.slot.enter(SignalSet::empty(), &process.watch);
     let execute = |call: &Call<'_>| seated.target.space.syscall(call).map(Returned::into_number);
@@ -69,7 +69,7 @@ fn syscall(thread: &mut thread::Thread, name: Name<'_>, uctx: *mut SigContext) -
         process.forget(&seated.target);
     }
     result?;
-    places.uctx.write(uctx, context)
+    pointers.uctx.write(uctx, context)
 }
 
 fn run(
@@ -79,36 +79,36 @@ fn run(
     flags: Flags,
 ) -> Result<(), Errno> {
     let &Arguments { uctx, siginfo, sigmask, .. } = arguments;
-    let mut frame = read_frame(&mut thread.places, uctx, flags)?;
-    let signals = signals::set(thread.places.sigmask.read(sigmask, Access::Read)?);
-    thread.places.siginfo.check(siginfo.cast(), size_of::<SigInfo>(), Access::Write)?;
+    let mut frame = read_frame(&mut thread.pointers, uctx, flags)?;
+    let signals = signals::set(thread.pointers.sigmask.read(sigmask, Access::Read)?);
+    thread.pointers.siginfo.check(siginfo.cast(), size_of::<SigInfo>(), Access::Write)?;
     // Before a process is attached to for nothing.
     let registers = frame.context.registers(frame.bases)?;
 
-    let (seated, places, process) = thread.seat(name, |guest| guest.is_answered_by(&registers))?;
+    let (seated, pointers, process) = thread.seat(name, |guest| guest.is_answered_by(&registers))?;
     let place = (&*seated.slot, &process.watch);
     let result = run::run_in(&seated.target.space, &mut seated.guest, &mut frame, signals, place);
     match result {
-        Ok(_) | Err(Errno::INTR) => write_frame(places, uctx, &frame, flags)?,
+        Ok(_) | Err(Errno::INTR) => write_frame(pointers, uctx, &frame, flags)?,
         Err(Errno::SRCH) => process.forget(&seated.target),
         Err(_) => {}
     }
-    places.siginfo.write(siginfo, result?)
+    pointers.siginfo.write(siginfo, result?)
 }
 
 /// Copies what `uctx` points to.
-fn read_frame(places: &mut Places, uctx: *mut SigContext, flags: Flags) -> Result<Frame, Errno> {
+fn read_frame(pointers: &mut Pointers, uctx: *mut SigContext, flags: Flags) -> Result<Frame, Errno> {
     let (context, bases) = if flags.contains(Flags::EXTENDED) {
-        let extended = places.uctx.read(uctx.cast::<ExtendedContext>(), Access::Write)?;
+        let extended = pointers.uctx.read(uctx.cast::<ExtendedContext>(), Access::Write)?;
         (extended.context, extended.bases)
     } else {
-        (places.uctx.read(uctx, Access::Write)?, own::bases())
+        (pointers.uctx.read(uctx, Access::Write)?, own::bases())
     };
     let fpstate = match fpstate_address(&context) {
         None => None,
         Some(at) => {
-            let legacy = places.fpstate_head.read_bytes(at, fpstate::LEGACY_LEN)?;
-            let bytes = places.fpstate.read_bytes(at, fpstate::len(&legacy)?)?;
+            let legacy = pointers.fpstate_head.read_bytes(at, fpstate::LEGACY_LEN)?;
+            let bytes = pointers.fpstate.read_bytes(at, fpstate::len(&legacy)?)?;
             Some(FpState { bytes })
         }
     };
@@ -116,15 +116,20 @@ fn read_frame(places: &mut Places, uctx: *mut SigContext, flags: Flags) -> Resul
 }
 
 /// Copies it back.
-fn write_frame(places: &mut Places, uctx: *mut SigContext, frame: &Frame, flags: Flags) -> Result<(), Errno> {
+fn write_frame(
+    pointers: &mut Pointers,
+    uctx: *mut SigContext,
+    frame: &Frame,
+    flags: Flags,
+) -> Result<(), Errno> {
     if let (Some(at), Some(fpstate)) = (fpstate_address(&frame.context), &frame.fpstate) {
-        places.fpstate.write_bytes(at, &fpstate.bytes)?;
+        pointers.fpstate.write_bytes(at, &fpstate.bytes)?;
     }
     if flags.contains(Flags::EXTENDED) {
         let extended = ExtendedContext { context: frame.context, bases: frame.bases };
-        places.uctx.write(uctx.cast(), extended)
+        pointers.uctx.write(uctx.cast(), extended)
     } else {
-        places.uctx.write(uctx, frame.context)
+        pointers.uctx.write(uctx, frame.context)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::fork;
 use crate::process::Process;
 use crate::run::Guest;
 use crate::target::{self, Identity, Target};
-use crate::user::Place;
+use crate::user::Pointer;
 use crate::watch::Slot;
 
 thread_local! {
@@ -23,17 +23,17 @@ pub(crate) struct Thread {
     /// Whose thread it is. The thread of a forked child has a copy of its parent's state.
     process: Option<&'static Process>,
     guests: Vec<Seated>,
-    pub(crate) places: Places,
+    pub(crate) pointers: Pointers,
 }
 
 /// One for each pointer of the caller.
 #[derive(Debug, Default)]
-pub(crate) struct Places {
-    pub(crate) uctx: Place,
-    pub(crate) fpstate: Place,
-    pub(crate) fpstate_head: Place,
-    pub(crate) siginfo: Place,
-    pub(crate) sigmask: Place,
+pub(crate) struct Pointers {
+    pub(crate) uctx: Pointer,
+    pub(crate) fpstate: Pointer,
+    pub(crate) fpstate_head: Pointer,
+    pub(crate) siginfo: Pointer,
+    pub(crate) sigmask: Pointer,
 }
 
 /// This thread's context in one target.
@@ -69,7 +69,7 @@ impl Thread {
         &mut self,
         name: Name<'_>,
         goes_on: impl Fn(&Guest) -> bool,
-    ) -> Result<(&mut Seated, &mut Places, &'static Process), Errno> {
+    ) -> Result<(&mut Seated, &mut Pointers, &'static Process), Errno> {
         let process = self.process()?;
         if let Some(known) = self.guests.iter().position(|seated| seated.is(name)) {
             let Seated { guest, target, slot } = &self.guests[known];
@@ -79,14 +79,14 @@ impl Thread {
                 process.forget(target);
             }
             if !self.guests[known].target.is_gone() {
-                return Ok((&mut self.guests[known], &mut self.places, process));
+                return Ok((&mut self.guests[known], &mut self.pointers, process));
             }
         }
         self.leave_gone_targets();
         let seated = Seated::attach(name, process)?;
         self.guests.push(seated);
         let seated = self.guests.last_mut().ok_or(Errno::SRCH)?;
-        Ok((seated, &mut self.places, process))
+        Ok((seated, &mut self.pointers, process))
     }
 
     /// The process, after what was another one's has been left behind.

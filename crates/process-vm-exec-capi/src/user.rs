@@ -29,7 +29,7 @@ unsafe impl Plain for u64 {}
 
 /// One of the caller's pointers, and what is known of where it has pointed.
 #[derive(Debug, Default)]
-pub(crate) struct Place {
+pub(crate) struct Pointer {
     good: Option<Memory>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) enum Access {
     Write,
 }
 
-impl Place {
+impl Pointer {
     /// Makes sure that `len` bytes at `start` can be accessed.
     ///
     /// # Errors
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn memory_that_is_not_there_is_found_without_a_crash() {
-        let mut place = Place::default();
+        let mut place = Pointer::default();
         assert_eq!(place.read(ptr::null::<u64>(), Access::Read), Err(Errno::FAULT));
         assert_eq!(place.read(ptr::dangling::<u64>(), Access::Read), Err(Errno::FAULT));
         assert_eq!(place.write(ptr::without_provenance_mut(1 << 47), 1u64), Err(Errno::FAULT));
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn read_only_memory_is_not_written() {
         static CONSTANT: u64 = 5;
-        let mut place = Place::default();
+        let mut place = Pointer::default();
         assert_eq!(place.read(&raw const CONSTANT, Access::Read), Ok(5));
         assert_eq!(place.write((&raw const CONSTANT).cast_mut(), 6), Err(Errno::FAULT));
     }

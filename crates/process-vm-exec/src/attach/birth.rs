@@ -43,11 +43,11 @@ pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result
         // It must not get back by itself: there it would run.
         let made = step_over_clone(tid, place);
         thread.release()?;
-        made.and_then(|()| midwife(None, place, executors))
+        made.and_then(|()| collect_executors(None, place, executors))
     } else {
         let mut passer = Passer { thread: &thread, place, is_traced: true };
         passer.go_on()?;
-        let born = midwife(Some(&mut passer), place, executors);
+        let born = collect_executors(Some(&mut passer), place, executors);
         passer.finish()?;
         born
     };
@@ -177,7 +177,7 @@ impl Passer<'_> {
 }
 
 /// Lets helper and parent run to their ends, and keeps the executors.
-fn midwife(
+fn collect_executors(
     mut passer: Option<&mut Passer<'_>>,
     place: &Place,
     executors: [i32; 2],

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::birth::{self, Born};
-use super::desert::wait_until_deserted;
 use super::janitor::{Janitor, Line};
 use super::place::Place;
+use super::quiescence::wait_until_quiescent;
 use super::region::Region;
 use super::rights::{CAP_SYS_ADMIN, Status, refusal};
 use super::settle::settle;
@@ -84,18 +84,18 @@ fn care(order: &Order, janitor: &Arc<Janitor>, newborns: &Newborns, reply: &Sync
         Ok(line) => line,
         Err(error) => return drop(reply.send(Err(error))),
     };
-    match Ward::admit(order, newborns, line) {
-        Ok((ward, attachment)) => {
+    match Session::start(order, newborns, line) {
+        Ok((session, attachment)) => {
             // Nobody may want it any more; then its life ends with the attachment.
             drop(reply.send(Ok(attachment)));
-            ward.care();
+            session.care();
         }
         Err(error) => drop(reply.send(Err(error))),
     }
 }
 
 /// An attached process, from its caretaker's side.
-struct Ward<'a> {
+struct Session<'a> {
     order: &'a Order,
     life: Arc<Life>,
     executor: OwnedFd,
@@ -106,8 +106,8 @@ struct Ward<'a> {
     line: Line,
 }
 
-impl<'a> Ward<'a> {
-    fn admit(order: &'a Order, newborns: &Newborns, line: Line) -> Result<(Self, Attachment)> {
+impl<'a> Session<'a> {
+    fn start(order: &'a Order, newborns: &Newborns, line: Line) -> Result<(Self, Attachment)> {
         let pid = order.pid.as_raw_pid();
         let thread = thread_to_stop(pid).unwrap_or(pid);
         let status = Status::of_thread(pid, thread)?;
@@ -121,7 +121,7 @@ impl<'a> Ward<'a> {
         let region = Region::of(order.pid, thread, &maps)?;
         let place = find_place(pid, thread, &status)?;
         if place.is_left_over {
-            wait_until_deserted(pid, place.range())
+            wait_until_quiescent(pid, place.range())
                 .map_err(|errno| refusal(pid, errno, why_not_born(errno)))?;
         }
         let keys = [Key::new()?, Key::new()?];
@@ -167,7 +167,7 @@ impl<'a> Ward<'a> {
         };
         let clone = |fd: &OwnedFd| fd.try_clone().map_err(|_| Error::TooMany("open descriptors"));
         let visits = Arc::new(Visits::new(line.added()));
-        let ward = Self {
+        let session = Self {
             order,
             life,
             executor: clone(&executor)?,
@@ -177,7 +177,7 @@ impl<'a> Ward<'a> {
             line,
         };
         let attachment = Attachment { pid: order.pid, service, executor, sharer, fs_base, tracing, visits };
-        Ok((ward, attachment))
+        Ok((session, attachment))
     }
 
     /// Waits until the target, an executor or the supervisor's interest ends, and removes what is left.

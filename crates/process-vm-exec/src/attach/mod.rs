@@ -12,7 +12,6 @@ mod asleep;
 mod birth;
 mod bootstrap;
 mod caretaker;
-mod desert;
 pub(crate) mod errand;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -20,6 +19,7 @@ mod inject;
 mod janitor;
 pub(crate) mod owners;
 mod place;
+mod quiescence;
 mod region;
 mod removal;
 mod rights;

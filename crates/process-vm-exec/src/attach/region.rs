@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::desert::wait_until_deserted;
 use super::has_memory_of;
+use super::quiescence::wait_until_quiescent;
 use super::rights::refusal;
 use super::stat::numbers;
 use crate::error::Error;
@@ -59,7 +59,7 @@ impl Region {
             );
             return refuse(Errno::EXIST, &why);
         }
-        match (wait_until_deserted(number, BASE..end), mark_of(thread)) {
+        match (wait_until_quiescent(number, BASE..end), mark_of(thread)) {
             (Ok(()), Ok(mark)) => Ok(Self::LeftOver { mark }),
             _ => {
                 refuse(Errno::BUSY, "a thread of it is still busy with calls of a supervisor that has ended")

@@ -49,10 +49,10 @@ impl Added {
         if sharer != 0 && stop_all(sharer, options)? && is_ours(sharer, site) {
             kill(sharer);
         }
-        let is_deserted = self.recall();
+        let is_quiescent = self.recall();
         if stop_all(executor, options)? && is_ours(executor, site) {
             // Whoever died while doing this may have come further: then there is nothing, or already another's.
-            if is_deserted && self.has_region(executor) == Ok(true) {
+            if is_quiescent && self.has_region(executor) == Ok(true) {
                 // Its next instruction is gone then. It stops before that, and is never resumed.
                 let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
                 let _ = inject::call_soon(executor, code::syscall(), libc::SYS_munmap, region)

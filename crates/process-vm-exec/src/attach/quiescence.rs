@@ -13,11 +13,11 @@ use super::stop::Stopped;
 use crate::ptrace::seize;
 
 /// Waits until no thread of the process, and no other process that shares its memory, is in the range.
-pub(super) fn wait_until_deserted(pid: i32, range: Range<u64>) -> Result<(), Errno> {
+pub(super) fn wait_until_quiescent(pid: i32, range: Range<u64>) -> Result<(), Errno> {
     const PATIENCE: Duration = Duration::from_secs(2);
     const NAP: Duration = Duration::from_millis(1);
     let deadline = Instant::now() + PATIENCE;
-    while !is_deserted(pid, &range) {
+    while !is_quiescent(pid, &range) {
         if Instant::now() > deadline {
             return Err(Errno::BUSY);
         }
@@ -26,7 +26,7 @@ pub(super) fn wait_until_deserted(pid: i32, range: Range<u64>) -> Result<(), Err
     Ok(())
 }
 
-fn is_deserted(pid: i32, range: &Range<u64>) -> bool {
+fn is_quiescent(pid: i32, range: &Range<u64>) -> bool {
     let Some(thread) = living_thread(pid) else { return true };
     let is_free_of = |tid: i32, running: &dyn Fn() -> bool| match whereabouts(tid) {
         Where::At(ip) => !range.contains(&ip),
