@@ -1,0 +1,7 @@
+use process_vm_exec::LiveProcess;
+
+fn fork(process: &LiveProcess) {
+    let _ = process.fork();
+}
+
+fn main() {}
