@@ -183,7 +183,7 @@ fn collect_executors(
     executors: [i32; 2],
 ) -> Result<[Option<i32>; 2], Errno> {
     /// How long a task that has been made may take to be seen.
-    const SOON: Duration = Duration::from_millis(500);
+    const SOON: Duration = Duration::from_secs(3);
     let mut patience = Patience::until(Instant::now() + PATIENCE);
     let thread = passer.as_ref().map_or(0, |passer| passer.thread.tid);
     // The helper, then the parent.
