@@ -13,8 +13,7 @@ use iced_x86::{
     code_asm::{CodeAssembler, eax},
 };
 use process_vm_exec::{
-    AddressSpace, AddressSpaceBuilder, Context, Engine, Exit, Fault, Mapping, Protection, Registers,
-    SignalSet, Syscall,
+    AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, SignalSet, Syscall,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -166,12 +165,7 @@ pub(crate) fn asm_at(addr: u64, build: impl FnOnce(&mut CodeAssembler) -> Result
 
 /// A space with code, data and stacks mapped.
 pub(crate) fn space(engine: Engine, code: &[u8]) -> AddressSpace {
-    space_with(AddressSpace::builder().engine(engine), code)
-}
-
-/// The same, made as the builder says.
-pub(crate) fn space_with(builder: AddressSpaceBuilder, code: &[u8]) -> AddressSpace {
-    let space = builder.create().expect("an address space");
+    let space = AddressSpace::builder().engine(engine).create().expect("an address space");
     space.map(Mapping::anonymous(CODE_LEN, READ_WRITE).at(CODE)).expect("room for code");
     space.map(Mapping::anonymous(DATA_LEN, READ_WRITE).at(DATA)).expect("room for data");
     space.map(Mapping::anonymous(STACK_LEN, READ_WRITE).at(STACK)).expect("room for stacks");
