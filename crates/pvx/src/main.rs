@@ -5,13 +5,20 @@
 mod bench;
 mod call;
 mod check;
+mod engine;
 mod inspect;
 mod live;
+mod output;
 mod run;
+mod trace_file;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use process_vm_exec::{Engine, UnknownEngine};
+
+/// The exit status for a command line, or an environment, that makes no sense.
+const USAGE: u8 = 2;
 
 /// Run programs in another address space, under an application kernel; reach into live processes.
 #[derive(Debug, Parser)]
@@ -41,8 +48,15 @@ fn main() -> ExitCode {
         Command::BenchTarget(args) => bench::target(&args),
         Command::Check(args) => check::check(&args),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("pvx: {error:#}");
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|error| fail(&error))
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    // Of the command line's engines those that are none have been refused: this one is from the environment.
+    if let Some(unknown) = error.chain().find_map(|cause| cause.downcast_ref::<UnknownEngine>()) {
+        output::say(format_args!("pvx: {}: {unknown}", Engine::VARIABLE));
+        return ExitCode::from(USAGE);
+    }
+    output::say(format_args!("pvx: {error:#}"));
+    ExitCode::FAILURE
 }
