@@ -6,6 +6,7 @@ mod bench;
 mod call;
 mod check;
 mod engine;
+mod generate;
 mod inspect;
 mod live;
 mod output;
@@ -35,6 +36,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Check(check::CheckArgs),
+    Completions(generate::CompletionsArgs),
+    Manual(generate::ManualArgs),
     #[command(hide = true)]
     BenchTarget(bench::TargetArgs),
 }
@@ -47,6 +50,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::BenchTarget(args) => bench::target(&args),
         Command::Check(args) => check::check(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Manual(args) => generate::manual(&args),
     };
     result.unwrap_or_else(|error| fail(&error))
 }
@@ -59,4 +64,20 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     }
     output::say(format_args!("pvx: {error:#}"));
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn tables_in_the_help_fit_into_its_width_and_are_not_broken() {
+        for command in Cli::command().get_subcommands() {
+            let table = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let long = table.lines().find(|line| line.chars().count() > 100);
+            assert_eq!(long, None, "{}", command.get_name());
+        }
+    }
 }

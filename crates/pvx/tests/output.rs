@@ -38,6 +38,7 @@ const REPORTS: &[&[&str]] = &[
     &["inspect", "--no-attach", "--json", "1"],
     &["bench", "--case", "native-getppid", "--seconds", "0.1"],
     &["bench", "--case", "native-getppid", "--seconds", "0.1", "--json"],
+    &["completions", "bash"],
 ];
 
 #[test]
