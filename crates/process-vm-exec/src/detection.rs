@@ -19,19 +19,20 @@ impl Engine {
     /// The environment variable that overrides the choice.
     pub const VARIABLE: &'static str = "PROCESS_VM_EXEC_ENGINE";
 
-    /// Finds the best engine that works here, or takes the one that `PROCESS_VM_EXEC_ENGINE` names.
+    /// Finds the best engine that works here, or takes the one that `PROCESS_VM_EXEC_ENGINE` names, if
+    /// that is set and not empty.
     ///
     /// # Errors
     /// If the variable names no engine, or one that does not work here.
     pub fn detect() -> Result<Detection> {
         let engines = Self::ALL.map(|engine| (engine, engine.lacks()));
         let best = match std::env::var(Self::VARIABLE) {
-            Ok(name) => {
+            Ok(name) if !name.is_empty() => {
                 let chosen: Self = name.parse()?;
                 chosen.require()?;
                 chosen
             }
-            Err(_) => engines
+            _ => engines
                 .iter()
                 .find(|(_, lack)| lack.is_none())
                 .map(|&(engine, _)| engine)

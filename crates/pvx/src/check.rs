@@ -1,12 +1,14 @@
 //! `pvx check`: what this machine offers, and which engine will be used.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fmt::Write as _, fs, path::Path, process::ExitCode};
 
 use anyhow::Result;
 use process_vm_exec::Engine;
 use raw_cpuid::CpuId;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
+
+use crate::{live, output};
 
 /// Say what this machine offers, which engine will be used, and what the others lack.
 ///
@@ -15,7 +17,8 @@ use serde::Serialize;
 #[command(after_help = "\
 Examples:
   pvx check             as text
-  pvx check --json      for a program: .best is the engine that will be used")]
+  pvx check --json      for a program: .best is the engine that will be used;
+                        docs/pvx.md explains the fields")]
 pub(crate) struct CheckArgs {
     /// Print JSON instead of text
     #[arg(long)]
@@ -56,11 +59,7 @@ struct Feature {
 /// Looks and reports.
 pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode> {
     let report = Report::here();
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        report.print();
-    }
+    output::report(&report, args.json, Report::text)?;
     Ok(if report.best.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -68,9 +67,14 @@ impl Report {
     fn here() -> Self {
         let uname = rustix::system::uname();
         let release = uname.release().to_string_lossy().into_owned();
+        let proc = proc_filesystem();
         let (best, engines) = engines();
         let mut features = cpu_features();
         features.extend(kernel_features(&release));
+        if proc.present {
+            features.extend(kernel_settings());
+        }
+        features.push(proc);
         features.push(native_call(&engines));
         Self {
             kernel: format!("{} {release}", uname.sysname().to_string_lossy()),
@@ -84,27 +88,28 @@ impl Report {
         }
     }
 
-    fn print(&self) {
-        println!("{}, {} CPUs, {}", self.cpu, self.cpus, self.kernel);
-        println!("\nEngines, the best first:");
+    fn text(&self) -> String {
+        let mut text = format!("{}, {} CPUs, {}\n", self.cpu, self.cpus, self.kernel);
+        text.push_str("\nEngines, the best first:\n");
         for line in &self.engines {
             let used = if Some(line.engine) == self.best { "works, will be used" } else { "works" };
-            println!("  {:<9} {}", line.engine, line.lacks.as_deref().unwrap_or(used));
+            let _ = writeln!(text, "  {:<9} {}", line.engine, line.lacks.as_deref().unwrap_or(used));
         }
-        println!("\nWhat there is:");
+        text.push_str("\nWhat there is:\n");
         let width = self.features.iter().map(|feature| feature.name.len()).max().unwrap_or(0);
         for feature in &self.features {
             let present = if feature.present { "yes" } else { "no " };
-            println!("  {:<width$}  {present}  {}", feature.name, feature.detail);
+            let _ = writeln!(text, "  {:<width$}  {present}  {}", feature.name, feature.detail);
             if let Some(advice) = feature.advice {
-                println!("  {:<width$}       -> {advice}", "");
+                let _ = writeln!(text, "  {:<width$}       -> {advice}", "");
             }
         }
+        text
     }
 }
 
 fn engines() -> (Option<&'static str>, Vec<EngineLine>) {
-    match Engine::detect() {
+    match live::require_proc().and_then(|()| Ok(Engine::detect()?)) {
         Ok(detection) => {
             let lines = detection.engines.into_iter().map(|(engine, lacks)| EngineLine {
                 engine: engine.name(),
@@ -145,14 +150,18 @@ fn cpu_features() -> Vec<Feature> {
 }
 
 fn kernel_features(release: &str) -> Vec<Feature> {
-    vec![
-        kernel_fsgsbase(),
-        syscall_user_dispatch(release),
-        seccomp_trap(),
-        userfaultfd(),
-        memfd_exec(),
-        ptrace_scope(),
-    ]
+    vec![kernel_fsgsbase(), syscall_user_dispatch(release)]
+}
+
+/// What /proc/sys says.
+fn kernel_settings() -> Vec<Feature> {
+    vec![seccomp_trap(), userfaultfd(), memfd_exec(), ptrace_scope()]
+}
+
+fn proc_filesystem() -> Feature {
+    let present = live::require_proc().is_ok();
+    Feature::new("/proc", present, "needed by every engine, and to look at processes")
+        .or_advise("mount it: mount -t proc proc /proc")
 }
 
 /// `AT_HWCAP2` bit 1 (arch/x86/include/uapi/asm/hwcap2.h, `HWCAP2_FSGSBASE`).

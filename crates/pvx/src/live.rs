@@ -5,7 +5,7 @@ use std::{fmt, os::fd::AsFd};
 use process_vm_exec::{
     Call, DescriptorError, Errno, Error, Exposure, LiveProcess, Mapping, Owner, Protection, Returned, Space,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 /// Whose things the calls in the process mean.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,9 @@ pub(crate) fn attach(pid: i32, owners: Owners) -> Result<LiveProcess, Refusal> {
     let number = Pid::from_raw(pid.max(0));
     let number =
         number.ok_or_else(|| Refusal(format!("{pid} is no process; a process has a number from 1 on")))?;
+    if number == getpid() {
+        return Err(Refusal(format!("process {pid} is pvx itself; name another one")));
+    }
     let target = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| {
         Refusal(match errno {
             Errno::SRCH => format!("there is no process {pid}; `ps` lists those that are there"),
@@ -148,7 +151,12 @@ mod tests {
     fn a_process_is_named_by_a_number() {
         assert_eq!(pid("12"), Ok(12));
         assert!(pid("abc").is_err_and(|why| why.contains("number")));
-        assert!(refusal(std::process::id().cast_signed()).contains("itself"));
+    }
+
+    #[test]
+    fn pvx_itself_is_no_target_and_gets_no_advice_for_authors_of_programs() {
+        let own = std::process::id();
+        assert_eq!(refusal(own.cast_signed()), format!("process {own} is pvx itself; name another one"));
     }
 
     #[test]

@@ -3,16 +3,21 @@
 use std::{
     env,
     ffi::{CString, OsStr, OsString},
-    fs::File,
-    io::Write,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::{Context, Result};
-use appkernel::{Config, Error, Program, ProgramError, Stats, Task, Tracer};
+use appkernel::{Config, Error, Program, ProgramError, Stats, Task, Tracer, elf::ElfError};
 use process_vm_exec::{Engine, Errno, Rewriting, WaitStatus};
+
+use crate::{
+    engine::engine,
+    live,
+    output::say,
+    trace_file::{Gap, TraceFile},
+};
 
 /// Exit statuses of shells for programs that are not there, and for such as cannot be run.
 const NOT_FOUND: u8 = 127;
@@ -24,7 +29,7 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 ///
 /// The program sees this machine's files with your rights; its system calls do not reach the kernel but this
 /// process. Its exit status is passed on; 128 and the number of a signal that killed it are added up. 127 says that it
-/// was not found, 126 that it cannot be run.
+/// was not found, 126 that it cannot be run. 1 also says that a trace could not be written though the program succeeded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -56,7 +61,10 @@ pub(crate) struct RunArgs {
 
 /// Runs the program to its end.
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
-    let config = config(&args)?;
+    live::require_proc()?;
+    let trace = args.trace_file.as_deref().map(TraceFile::create).transpose()?;
+    let gap = trace.as_ref().map(TraceFile::gap);
+    let config = config(&args, trace);
     let program = match find(&args) {
         Ok(program) => program,
         Err(error) => return Ok(refuse(&error)),
@@ -65,35 +73,30 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         Ok(task) => task,
         Err(Error::Program(error)) => return Ok(refuse(&error)),
         Err(error @ Error::Load(_)) => {
-            say(&format!("pvx: {}: cannot be loaded: {error}", args.program.display()));
+            say(format_args!("pvx: {}: cannot be loaded: {error}", args.program.display()));
             return Ok(ExitCode::from(CANNOT_RUN));
         }
         Err(error) => return Err(error.into()),
     };
     let status = task.run().with_context(|| format!("{} cannot go on", args.program.display()))?;
     report(&args, task.stats());
-    Ok(exit_code(status))
+    let whole = gap.is_none_or(|gap| tell(&gap));
+    // Of two failures the program's own is what its callers ask for.
+    Ok(if status == WaitStatus::Exited(0) && !whole { ExitCode::FAILURE } else { exit_code(status) })
 }
 
-/// An engine by its name.
-fn engine(name: &str) -> Result<Engine, String> {
-    name.parse().map_err(|_| format!("use one of {}", Engine::ALL.map(Engine::name).join(", ")))
-}
-
-fn config(args: &RunArgs) -> Result<Config> {
+fn config(args: &RunArgs, trace: Option<TraceFile>) -> Config {
     let mut config = Config::default();
     config.engine = args.engine;
     if args.no_rewriting {
         config.rewriting = Rewriting::Off;
     }
-    config.tracer = match &args.trace_file {
-        Some(path) => Some(Tracer::new(File::create(path).with_context(|| {
-            format!("{}: the trace cannot be written there; choose another --trace-file", path.display())
-        })?)),
+    config.tracer = match trace {
+        Some(file) => Some(Tracer::new(file)),
         None if args.trace => Some(Tracer::new(std::io::stderr())),
         None => None,
     };
-    Ok(config)
+    config
 }
 
 /// Finds the program as a shell does: a name without a slash in the directories of `PATH`.
@@ -145,39 +148,51 @@ fn c_string(string: OsString) -> CString {
 
 /// Says in one line what is wrong with the program and what to do.
 fn refuse(error: &ProgramError) -> ExitCode {
-    let advice = match error {
-        ProgramError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. } => {
-            "check the name, or give a path that exists"
-        }
-        ProgramError::Open { .. } => "run as a user who may read it",
-        ProgramError::NotAFile { .. } => "name a program in it",
-        ProgramError::NotExecutable { .. } => "make it executable: chmod +x",
-        ProgramError::Elf { .. } => "build it for x86-64 Linux, or run it through its interpreter",
-        ProgramError::Script { .. } | ProgramError::TooDeep { .. } => {
-            "run it through its interpreter: pvx run sh SCRIPT"
-        }
-        ProgramError::Interpreter { .. } => "install the interpreter that it names",
-    };
-    say(&format!("pvx: {error}; {advice}"));
+    match advice(error) {
+        Some(advice) => say(format_args!("pvx: {error}; {advice}")),
+        None => say(format_args!("pvx: {error}")),
+    }
     match error {
         ProgramError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. } => ExitCode::from(NOT_FOUND),
         _ => ExitCode::from(CANNOT_RUN),
     }
 }
 
+/// What to do about it, where that is known.
+fn advice(error: &ProgramError) -> Option<&'static str> {
+    Some(match error {
+        ProgramError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. } => {
+            "check the name, or give a path that exists"
+        }
+        ProgramError::Open { errno: Errno::ACCESS, .. } => "run as a user who may read it",
+        ProgramError::Open { errno: Errno::LOOP, .. } => "its symbolic links lead in a circle: mend them",
+        ProgramError::Open { .. } => return None,
+        ProgramError::NotAFile { .. } => "name a program in it",
+        ProgramError::NotExecutable { .. } => "make it executable: chmod +x",
+        ProgramError::Elf { why: ElfError::NotElf, .. } => "run it through its interpreter",
+        ProgramError::Elf { why: ElfError::Foreign(_), .. } => "build it for x86-64 Linux",
+        ProgramError::Elf { why: ElfError::NotAProgram(_), .. } => "link it into a program",
+        ProgramError::Elf { .. } => "the file is damaged: build or install it anew",
+        ProgramError::Script { .. } | ProgramError::TooDeep { .. } => {
+            "run it through its interpreter: pvx run sh SCRIPT"
+        }
+        ProgramError::Interpreter { .. } => "install the interpreter that it names",
+    })
+}
+
 fn report(args: &RunArgs, stats: &Stats) {
     let unknown = stats.unknown();
     if !unknown.is_empty() {
-        say(&format!(
+        say(format_args!(
             "pvx: {} made system calls that are not implemented (they failed with ENOSYS): {}",
             args.program.display(),
             unknown.join(", ")
         ));
     }
     if args.stats {
-        say(&format!("{:>10}  system call", "count"));
+        say(format_args!("{:>10}  system call", "count"));
         for (name, count) in stats.syscalls() {
-            say(&format!("{count:>10}  {name}"));
+            say(format_args!("{count:>10}  {name}"));
         }
         let without_signal = format!("of them without a signal ({:.1} %)", stats.rewritten_percent());
         for (what, count) in [
@@ -188,14 +203,17 @@ fn report(args: &RunArgs, stats: &Stats) {
             ("signals from outside", stats.signals),
             ("interruptions", stats.interruptions),
         ] {
-            say(&format!("{count:>10}  {what}"));
+            say(format_args!("{count:>10}  {what}"));
         }
     }
 }
 
-/// A line on standard error. Where nobody listens (any more), the program's status still counts.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+/// Says what a trace lacks; `true` if it is complete.
+fn tell(gap: &Gap) -> bool {
+    if let Some(errno) = gap.why() {
+        say(format_args!("pvx: the trace is not complete: {errno}; choose another --trace-file"));
+    }
+    gap.why().is_none()
 }
 
 fn exit_code(status: WaitStatus) -> ExitCode {

@@ -72,31 +72,97 @@ fn the_best_placement_of_ptrace_is_what_ratios_refer_to() {
     assert!((best - 1.0).abs() < 1e-9, "{report}");
 }
 
+/// What `pvx bench` says of a command line that it refuses.
+#[track_caller]
+fn refusal(args: &[&str]) -> String {
+    let output = bench(args);
+    let message = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    message
+}
+
 #[test]
-fn an_unknown_engine_gives_one_line_that_lists_the_known_ones() {
-    let output = bench(&["--engine", "warp"]);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success());
-    assert_eq!(message.lines().count(), 1, "{message}");
-    for word in ["warp", "rewrite", "trap", "ptrace", "baseline"] {
+fn an_unknown_engine_is_refused_with_a_list_of_all() {
+    let message = refusal(&["--engine", "warp"]);
+    for word in ["warp", "native", "rewrite", "trap", "ptrace", "baseline"] {
         assert!(message.contains(word), "{message}");
     }
 }
 
 #[test]
-fn an_unknown_case_gives_one_line_that_lists_the_known_ones() {
-    let output = bench(&["--case", "nap"]);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success());
-    assert_eq!(message.lines().count(), 1, "{message}");
-    assert!(message.contains("cache-line"), "{message}");
+fn an_unknown_engine_in_the_environment_is_refused_with_a_list_of_all() {
+    for command in [&["bench", "--seconds", "0.1"][..], &["run", "true"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pvx"))
+            .args(command)
+            .env("PROCESS_VM_EXEC_ENGINE", "kvm")
+            .output()
+            .expect("pvx starts");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        for word in ["PROCESS_VM_EXEC_ENGINE", "kvm", "native", "rewrite", "trap", "ptrace"] {
+            assert_eq!(message.matches(word).count(), 1, "{word}: {message}");
+        }
+    }
 }
 
 #[test]
-fn a_chart_of_an_unknown_kind_is_refused_before_anything_is_measured() {
-    let output = bench(&["--engine", "baseline", "--seconds", "100", "--plot", "chart.gif"]);
-    assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains(".svg"));
+fn an_unknown_case_is_refused_with_a_list_of_all() {
+    assert!(refusal(&["--case", "nap"]).contains("cache-line"));
+}
+
+#[test]
+fn what_is_out_of_bounds_is_refused_with_the_bounds() {
+    for (option, words, bounds) in [
+        ("--guests", &["0", "1025", "1000000000"][..], "1..=1024"),
+        ("--spaces", &["0", "10001"], "1..=10000"),
+        ("--attachments", &["0", "1000001"], "1..=1000000"),
+        ("--calls", &["0", "20000", "1000000001"], "1000000..=1000000000"),
+        ("--seconds", &["0", "1e7", "inf", "NaN", "-1"], "0.1 to 86400"),
+    ] {
+        for word in words {
+            let message = refusal(&[&format!("{option}={word}")]);
+            assert!(message.contains(bounds) && message.contains(option), "{message}");
+        }
+    }
+}
+
+#[test]
+fn the_help_says_the_bounds() {
+    let help = String::from_utf8(bench(&["--help"]).stdout).expect("UTF-8");
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for bounds in ["0.1 to 86400", "1 to 1024", "1 to 10000", "1 to 1000000 times", "1000000 to 1000000000"] {
+        assert!(help.contains(bounds), "{bounds}: {help}");
+    }
+}
+
+#[test]
+fn a_chart_of_an_unknown_kind_is_refused() {
+    assert!(refusal(&["--plot", "chart.gif"]).contains(".svg"));
+}
+
+/// One that measured before would be at it for an hour.
+#[test]
+fn a_chart_that_cannot_be_written_is_told_before_anything_is_measured() {
+    let args = ["bench", "--case", "native-getppid", "--seconds", "3600", "--plot", "/no/such/chart.svg"];
+    let limit = ["timeout", "60", env!("CARGO_BIN_EXE_pvx")];
+    let output = Command::new(limit[0]).args(&limit[1..]).args(args).output().expect("it starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.starts_with("pvx: --plot /no/such/chart.svg: the chart cannot be written"), "{message}");
+}
+
+#[test]
+fn an_old_chart_stays_until_the_new_one_is_drawn() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("chart.svg");
+    fs::write(&path, "old").expect("a file");
+    // Nothing to measure: the baseline has no such case.
+    let output =
+        bench(&["--engine", "baseline", "--case", "syscall", "--plot", path.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "old");
 }
 
 #[test]

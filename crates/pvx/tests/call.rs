@@ -41,7 +41,10 @@ fn a_wrong_command_line_is_refused_before_the_process_is_looked_at() {
         (&["getpid", "1"], "getpid takes no arguments, but 1 are given"),
         (&["dup2", "1", "2", "3"], "dup2 takes 2 arguments at most, but 3 are given"),
         (&["madvise", "0", "1", "MADV_DONTNED"], "did you mean MADV_DONTNEED?"),
-        (&["--files", "target", "close"], "argument 1 is missing"),
+        (
+            &["--files", "target", "close"],
+            "close: argument 1, a number or descriptor, is missing; give it, or _ for 0",
+        ),
         (&["close", "1x"], "argument 1 of close: `1x` is no number"),
         (&["close", "99999999999"], "does not fit into 32 bits"),
         (&["write", "1", "@hex:0"], "two digits"),
@@ -153,6 +156,28 @@ fn json_gives_result_and_buffers() {
     assert_eq!(json["buffers"][0]["arg"], 2);
     assert!(json["buffers"][0]["fields"]["rlim_max"] != Value::Null);
     assert!(target.is_unharmed());
+}
+
+#[test]
+fn an_error_in_json_has_its_number_and_its_name() {
+    let Some(target) = Target::attachable() else { return };
+    let output = call(&["--json", &target.pid(), "open", "/no/such/file", "O_RDONLY"]);
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        json["error"],
+        serde_json::json!({ "errno": 2, "name": "ENOENT", "message": "No such file or directory" })
+    );
+    assert!(target.is_unharmed());
+}
+
+#[test]
+fn pvx_itself_is_no_target() {
+    let own = ["-c", "exec \"$0\" call $$ getpid", env!("CARGO_BIN_EXE_pvx")];
+    let output = Command::new("sh").args(own).output().expect("every machine has it");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(126), "{stderr}");
+    assert!(stderr.ends_with(" is pvx itself; name another one\n"), "{stderr}");
 }
 
 #[test]

@@ -41,3 +41,14 @@ fn text_and_json_agree_on_the_engine() {
 fn a_working_machine_is_a_success() {
     assert!(check(&[]).status.success());
 }
+
+#[test]
+fn an_empty_choice_of_engine_is_none() {
+    let output = Command::new(env!("CARGO_BIN_EXE_pvx"))
+        .args(["check", "--json"])
+        .env("PROCESS_VM_EXEC_ENGINE", "")
+        .output()
+        .expect("pvx starts");
+    assert_eq!(output.stdout, check(&["--json"]).stdout, "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success());
+}

@@ -358,6 +358,7 @@ fn bad_programs_are_refused_with_what_why_and_what_to_do() {
     place.executable("orphan", "#!/no/such/interpreter\n");
     place.executable("nothing", "#!\n");
     place.executable("loop", "#!./loop\n");
+    std::os::unix::fs::symlink("circle", place.path("circle")).expect("a link");
     for (program, status, why) in [
         ("/nope", 127, "pvx: /nope: No such file or directory"),
         ("no-such-program-anywhere", 127, "pvx: no-such-program-anywhere: No such file or directory"),
@@ -380,5 +381,16 @@ fn bad_programs_are_refused_with_what_why_and_what_to_do() {
         assert!(seen.stderr.contains(why), "{program}: {seen:?}");
         assert_eq!(seen.stderr.lines().count(), 1, "{program}: {seen:?}");
         assert!(seen.stderr.contains("; "), "{program} gets no advice: {seen:?}");
+    }
+    for (program, advice) in [
+        ("./cut", "the file is damaged"),
+        ("./circle", "symbolic links lead in a circle"),
+        ("./arm", "build it for x86-64"),
+        ("./text", "through its interpreter"),
+        ("./object", "link it into a program"),
+    ] {
+        let seen = place.guest(&[], &[program]);
+        assert_eq!(seen.status, 126, "{program}: {seen:?}");
+        assert!(seen.stderr.contains(advice), "{program}: {seen:?}");
     }
 }

@@ -49,6 +49,13 @@ impl Case {
         }
     }
 
+    /// A case by its name.
+    pub(super) fn parse(name: &str) -> Result<Self, String> {
+        let names = Self::ALL.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|case| case.name() == name);
+        found.ok_or_else(|| format!("use one of {names}"))
+    }
+
     /// Is it about a live process? Then there is one way to do it, whatever engine runs contexts.
     pub(super) const fn only_engine(self) -> Option<Engine> {
         match self {

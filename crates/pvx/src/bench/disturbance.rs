@@ -39,9 +39,6 @@ pub(super) fn measure(calls: usize) -> Result<Disturbance> {
     let (mut call, mut undisturbed, mut called) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..TURNS {
         let share = calls * (turn + 1) / TURNS - calls * turn / TURNS;
-        if share == 0 {
-            continue;
-        }
         target.ask()?;
         let start = Instant::now();
         for _ in 0..share {
@@ -56,6 +53,10 @@ pub(super) fn measure(calls: usize) -> Result<Disturbance> {
     space.detach()?;
     cpus.unpin()?;
     let (undisturbed, called) = (Spread::of(undisturbed), Spread::of(called));
+    ensure!(
+        undisturbed.median > 0.0,
+        "the process did nothing in most of the {TURNS} turns: the machine is too busy; make more --calls"
+    );
     Ok(Disturbance {
         machine: Machine::here(),
         calls,
@@ -71,13 +72,13 @@ fn rate(target: &mut Target, took: Duration) -> Result<f64> {
 }
 
 impl Disturbance {
-    pub(super) fn print(&self, json: bool) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-            return Ok(());
-        }
-        println!("{} calls in a busy process, {} each", self.calls, human_ns(self.call_ns.median));
-        println!("it does {:.4} times as much meanwhile as undisturbed (medians of turns)", self.ratio);
-        Ok(())
+    pub(super) fn text(&self) -> String {
+        format!(
+            "{} calls in a busy process, {} each\n\
+             it does {:.4} times as much meanwhile as undisturbed (medians of turns)\n",
+            self.calls,
+            human_ns(self.call_ns.median),
+            self.ratio
+        )
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use process_vm_exec::Engine;
 use serde::Serialize;
 
@@ -53,12 +53,12 @@ pub(super) fn measure(guests: usize, engines: &[Engine], budget: Duration) -> Re
 fn with_engine(guests: usize, engine: Engine, share: Duration) -> Result<Line> {
     let start = Arc::new(Barrier::new(guests + 1));
     let stop = Arc::new(AtomicBool::new(false));
-    let threads: Vec<_> = (0..guests)
-        .map(|_| {
-            let (start, stop) = (Arc::clone(&start), Arc::clone(&stop));
-            thread::spawn(move || calls_of_one(engine, &start, &stop))
-        })
-        .collect();
+    let mut threads = Vec::new();
+    for _ in 0..guests {
+        let (start, stop) = (Arc::clone(&start), Arc::clone(&stop));
+        let thread = thread::Builder::new().spawn(move || calls_of_one(engine, &start, &stop));
+        threads.push(thread.context("a thread for each guest; ask for fewer --guests")?);
+    }
     start.wait();
     let begin = Instant::now();
     thread::sleep(share);
@@ -88,18 +88,16 @@ fn calls_of_one(engine: Engine, start: &Barrier, stop: &AtomicBool) -> Result<u6
 }
 
 impl Throughput {
-    pub(super) fn print(&self, json: bool) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-            return Ok(());
-        }
-        println!("{} guests at once, {:.1} s for each engine", self.guests, self.seconds_per_engine);
+    pub(super) fn text(&self) -> String {
         let heading = ["engine", "calls per second", "fewest of one guest", "most of one guest"];
         let rows = self.engines.iter().map(|line| {
             let rate = format!("{:.0}", line.calls_per_second);
             vec![line.engine.to_owned(), rate, line.fewest.to_string(), line.most.to_string()]
         });
-        print!("{}", table(&heading, 1, rows));
-        Ok(())
+        let Self { guests, seconds_per_engine, .. } = self;
+        format!(
+            "{guests} guests at once, {seconds_per_engine:.1} s for each engine\n{}",
+            table(&heading, 1, rows)
+        )
     }
 }

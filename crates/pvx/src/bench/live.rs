@@ -176,12 +176,7 @@ fn attach_to(work: Work, attachments: usize) -> Result<Line> {
 }
 
 impl Attachments {
-    pub(super) fn print(&self, json: bool) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-            return Ok(());
-        }
-        println!("{} attachments to each target", self.attachments);
+    pub(super) fn text(&self) -> String {
         let heading = ["target", "", "min", "median", "p99", "max"];
         let rows = self.targets.iter().flat_map(|line| {
             [
@@ -194,7 +189,6 @@ impl Attachments {
                 [line.target.to_owned(), what.to_owned()].into_iter().chain(numbers).collect()
             })
         });
-        print!("{}", table(&heading, 2, rows));
-        Ok(())
+        format!("{} attachments to each target\n{}", self.attachments, table(&heading, 2, rows))
     }
 }

@@ -6,21 +6,28 @@ mod cpus;
 mod disturbance;
 mod guest;
 mod guests;
+mod limits;
 mod live;
 mod machine;
 mod plot;
+#[cfg(feature = "png")]
+mod png;
 mod report;
 mod round_trips;
 mod spaces;
 mod target;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use process_vm_exec::Engine;
 
-use self::case::{Case, Subject};
 pub(crate) use self::target::{TargetArgs, run as target};
+use self::{
+    case::{Case, Subject},
+    plot::Chart,
+};
+use crate::{live::require_proc, output};
 
 /// Measure round trips into other address spaces, beside what bounds them.
 ///
@@ -38,7 +45,7 @@ Cases:
   cache-line        a cache line there and back between two CPUs: no hand-off can beat it (baseline)
   attach            AddressSpace::attach to a process that works a little and sleeps
   remote-syscall    getpid executed in such a process, by an executor there
-  inject-ptrace     the same by stopping it, setting its registers, and stepping over one instruction
+  inject-ptrace     the same by stopping it, setting registers, and stepping over one instruction
   spawn             posix_spawn of a program that exits at once, and wait (baseline)
 
 Examples:
@@ -48,44 +55,66 @@ Examples:
   pvx bench --plot round-trips.svg             a chart too
   pvx bench --guests 64                        throughput and fairness of 64 guests
   pvx bench --spaces 1000                      what an idle address space costs
-  pvx bench --attachments 1000                 how long attaching stops a live process, by that one's own clock
-  pvx bench --calls 10000000                   what a busy process loses while calls are executed in it")]
+  pvx bench --attachments 1000                 how long attaching stops a process, by its own clock
+  pvx bench --calls 10000000                   what a busy process loses while calls are made in it")]
 pub(crate) struct BenchArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 
-    /// Draw a chart into this file, as SVG or PNG by its name
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
-    plot: Option<PathBuf>,
+    /// Draw a chart into this file, an SVG by its name (or PNG, if pvx was built with `--features png`)
+    #[arg(long, value_name = "FILE", value_parser = Chart::parse)]
+    #[arg(conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
+    plot: Option<Chart>,
 
     /// Measure this engine only: native, rewrite, trap, ptrace or baseline (repeatable)
-    #[arg(long, value_name = "NAME")]
-    engine: Vec<String>,
+    #[arg(long, value_name = "NAME", value_parser = Wanted::parse)]
+    engine: Vec<Wanted>,
 
     /// Measure this case only (repeatable)
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
-    case: Vec<String>,
+    #[arg(long, value_name = "NAME", value_parser = Case::parse)]
+    #[arg(conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
+    case: Vec<Case>,
 
-    /// How long to measure, in seconds, preparations not counted
-    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
-    seconds: f64,
+    /// How long to measure in all, in seconds, 0.1 to 86400; preparations are not counted
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = limits::seconds)]
+    seconds: Duration,
 
-    /// Run this many guests at once instead, and report their throughput and its spread
-    #[arg(long, value_name = "COUNT", conflicts_with = "spaces")]
+    /// Run this many guests at once instead, 1 to 1024, and report their throughput and its spread
+    #[arg(long, value_name = "COUNT", value_parser = limits::count(limits::GUESTS))]
+    #[arg(conflicts_with = "spaces")]
     guests: Option<usize>,
 
-    /// Hold this many address spaces at once instead, and report their memory and the time to create one
-    #[arg(long, value_name = "COUNT")]
+    /// Hold this many address spaces at once instead, 1 to 10000, and report their memory and the time to create one
+    #[arg(long, value_name = "COUNT", value_parser = limits::count(limits::SPACES))]
     spaces: Option<usize>,
 
-    /// Attach so often to a busy and to a sleeping process instead, and report what they see of it
-    #[arg(long, value_name = "COUNT", conflicts_with_all = ["guests", "spaces"])]
+    /// Attach so often to a busy and to a sleeping process instead, 1 to 1000000 times, and report what they see of it
+    #[arg(long, value_name = "COUNT", value_parser = limits::count(limits::ATTACHMENTS))]
+    #[arg(conflicts_with_all = ["guests", "spaces"])]
     attachments: Option<usize>,
 
-    /// Execute so many calls in a busy process instead, and report how much less that does meanwhile
-    #[arg(long, value_name = "COUNT", conflicts_with_all = ["guests", "spaces", "attachments"])]
+    /// Execute so many calls in a busy process instead, 1000000 to 1000000000, and report how much less that does
+    /// meanwhile
+    #[arg(long, value_name = "COUNT", value_parser = limits::count(limits::CALLS))]
+    #[arg(conflicts_with_all = ["guests", "spaces", "attachments"])]
     calls: Option<usize>,
+}
+
+/// What can be asked for in an engine's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Engine(Engine),
+    Baseline,
+}
+
+impl Wanted {
+    fn parse(name: &str) -> Result<Self, String> {
+        if name == Subject::BASELINE {
+            return Ok(Self::Baseline);
+        }
+        crate::engine::engine(name).map(Self::Engine).map_err(|why| format!("{why}, {}", Subject::BASELINE))
+    }
 }
 
 /// Which lines are asked for.
@@ -98,64 +127,45 @@ struct Selection {
 
 /// Measures and reports.
 pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
-    ensure!(
-        args.seconds.is_finite() && args.seconds > 0.0 && args.seconds < 1e6,
-        "--seconds {}: use a number above 0",
-        args.seconds
-    );
-    let budget = Duration::from_secs_f64(args.seconds);
+    require_proc()?;
+    let budget = args.seconds;
     let selection = Selection::of(args)?;
-    if let Some(path) = &args.plot {
-        plot::Format::of(path)?;
+    if let Some(chart) = &args.plot {
+        chart.require_writable()?;
     }
     if let Some(guests) = args.guests {
-        ensure!(guests > 0, "--guests 0: use a number above 0");
-        guests::measure(guests, &selection.engines, budget)?.print(args.json)?;
+        let report = guests::measure(guests, &selection.engines, budget)?;
+        output::report(&report, args.json, guests::Throughput::text)?;
     } else if let Some(spaces) = args.spaces {
-        ensure!(spaces > 0, "--spaces 0: use a number above 0");
-        spaces::measure(spaces, &selection.engines)?.print(args.json)?;
+        output::report(&spaces::measure(spaces, &selection.engines)?, args.json, spaces::Costs::text)?;
     } else if let Some(attachments) = args.attachments {
-        ensure!(attachments > 0, "--attachments 0: use a number above 0");
-        live::measure(attachments)?.print(args.json)?;
+        output::report(&live::measure(attachments)?, args.json, live::Attachments::text)?;
     } else if let Some(calls) = args.calls {
-        ensure!(calls > 0, "--calls 0: use a number above 0");
-        disturbance::measure(calls)?.print(args.json)?;
+        output::report(&disturbance::measure(calls)?, args.json, disturbance::Disturbance::text)?;
     } else {
         let report = round_trips::measure(&selection, budget)?;
-        report.print(args.json)?;
-        if let Some(path) = &args.plot {
-            plot::draw(&report, path)?;
-        }
+        // What took long is kept in one place, if it cannot be in the other.
+        let drawn = args.plot.as_ref().map_or(Ok(()), |chart| chart.draw(&report));
+        output::report(&report, args.json, report::Report::text)?;
+        drawn?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 impl Selection {
     fn of(args: &BenchArgs) -> Result<Self> {
-        let mut wanted = Vec::new();
-        let mut baseline = args.engine.is_empty();
-        for name in &args.engine {
-            if name == Subject::BASELINE {
-                baseline = true;
-            } else if let Ok(engine) = name.parse::<Engine>() {
-                wanted.push(engine);
-            } else {
-                bail!("--engine {name}: no such engine; use native, rewrite, trap, ptrace or baseline");
-            }
-        }
-        let engines = working_engines(&wanted, args.engine.is_empty())?;
-        let mut cases = Vec::new();
-        for name in &args.case {
-            let case = Case::ALL.into_iter().find(|case| case.name() == name);
-            let Some(case) = case else {
-                let names: Vec<_> = Case::ALL.into_iter().map(Case::name).collect();
-                bail!("--case {name}: no such case; use one of {}", names.join(", "));
-            };
-            cases.push(case);
-        }
-        if cases.is_empty() {
-            cases = Case::ALL.to_vec();
-        }
+        let all = args.engine.is_empty();
+        let wanted: Vec<_> = args
+            .engine
+            .iter()
+            .filter_map(|wanted| match wanted {
+                Wanted::Engine(engine) => Some(*engine),
+                Wanted::Baseline => None,
+            })
+            .collect();
+        let engines = working_engines(&wanted, all)?;
+        let baseline = all || args.engine.contains(&Wanted::Baseline);
+        let cases = if args.case.is_empty() { Case::ALL.to_vec() } else { args.case.clone() };
         Ok(Self { engines, baseline, cases })
     }
 }

@@ -1,55 +1,85 @@
 //! A chart of the report: horizontal bars over a logarithmic scale.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use plotters::{
     coord::Shift,
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };
-use resvg::{tiny_skia, usvg};
 
-use super::report::{Line, Report, human_ns};
+use super::report::{Line, Report, Spread, human_ns};
 
 const WIDTH: u32 = 960;
 const BAR: u32 = 22;
 const ABOVE: u32 = 56;
-const BELOW: u32 = 56;
+const BELOW: u32 = 92;
 const LABELS: u32 = 250;
 const FONT: &str = "sans-serif";
-/// A PNG has this many pixels for one of the SVG's.
-const PNG_SCALE: u16 = 2;
 
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
 const LIMIT: RGBColor = RGBColor(0xc0, 0x30, 0x30);
 
+/// A file for a chart.
+#[derive(Clone, Debug)]
+pub(super) struct Chart {
+    path: PathBuf,
+    format: Format,
+}
+
 /// What a chart is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+enum Format {
     Svg,
+    #[cfg(feature = "png")]
     Png,
 }
 
-impl Format {
-    /// By the file's name.
-    pub(super) fn of(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("svg") => Ok(Self::Svg),
-            Some("png") => Ok(Self::Png),
-            _ => bail!("--plot {}: name it .svg or .png", path.display()),
+impl Chart {
+    /// The format is told by the file's name.
+    pub(super) fn parse(word: &str) -> Result<Self, String> {
+        let path = PathBuf::from(word);
+        let format = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("svg") => Format::Svg,
+            #[cfg(feature = "png")]
+            Some("png") => Format::Png,
+            #[cfg(not(feature = "png"))]
+            Some("png") => return Err("this pvx was built without PNG: name it .svg".to_owned()),
+            #[cfg(feature = "png")]
+            _ => return Err("name it .svg or .png".to_owned()),
+            #[cfg(not(feature = "png"))]
+            _ => return Err("name it .svg".to_owned()),
+        };
+        Ok(Self { path, format })
+    }
+
+    /// Whether it can be drawn later. What is in the file stays there until then.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn require_writable(&self) -> Result<()> {
+        let opened = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&self.path);
+        opened.map(drop).with_context(|| cannot_write(&self.path))
+    }
+
+    /// Draws `report`.
+    pub(super) fn draw(&self, report: &Report) -> Result<()> {
+        let svg = svg_of(report).map_err(|error| anyhow!("drawing the chart: {error}"))?;
+        match self.format {
+            Format::Svg => fs::write(&self.path, svg).with_context(|| cannot_write(&self.path)),
+            #[cfg(feature = "png")]
+            Format::Png => super::png::write(&svg, &self.path),
         }
     }
 }
 
-/// Draws `report` into `path`.
-pub(super) fn draw(report: &Report, path: &Path) -> Result<()> {
-    let svg = svg_of(report).map_err(|error| anyhow!("drawing the chart: {error}"))?;
-    match Format::of(path)? {
-        Format::Svg => fs::write(path, svg).with_context(|| format!("writing {}", path.display())),
-        Format::Png => write_png(&svg, path),
-    }
+fn cannot_write(path: &Path) -> String {
+    format!("--plot {}: the chart cannot be written there", path.display())
 }
 
 fn svg_of(report: &Report) -> Result<String, Box<dyn std::error::Error + '_>> {
@@ -65,6 +95,7 @@ fn svg_of(report: &Report) -> Result<String, Box<dyn std::error::Error + '_>> {
             draw_bar(&area, &scale, row, line).map_err(|error| error.to_string())?;
         }
         draw_limit(&area, &scale, rows, &report.cases).map_err(|error| error.to_string())?;
+        draw_legend(&area, rows, &report.cases).map_err(|error| error.to_string())?;
         let under =
             format!("{}, {} CPUs, {}", report.machine.cpu, report.machine.cpus, report.machine.kernel);
         text(&area, "Round trips into another address space", (16, 14), 18, HPos::Left, &INK)
@@ -107,6 +138,14 @@ impl Scale {
         let room = f64::from(WIDTH - LABELS - 90);
         (f64::from(LABELS) + part * room).round() as i32
     }
+
+    /// The columns where a whisker is cut, each with the way back to its middle.
+    fn cuts(&self, ns: Spread) -> impl Iterator<Item = (i32, i32)> {
+        let (least, greatest) = (10f64.powi(self.from), 10f64.powi(self.to));
+        let below = (ns.min < least).then(|| (self.x(least), 6));
+        let above = (ns.max > greatest).then(|| (self.x(greatest), -6));
+        below.into_iter().chain(above)
+    }
 }
 
 fn y(row: u32) -> i32 {
@@ -121,7 +160,30 @@ fn draw_grid<'a>(area: &Area<'a>, scale: &Scale, rows: u32) -> Drawn<'a> {
         let label = human_ns(ns).replace(".00", "").replace(".0", "");
         text(area, &label, (x, y(rows) + 14), 11, HPos::Center, &INK)?;
     }
-    Ok(())
+    let middle = i32::midpoint(scale.x(10f64.powi(scale.from)), scale.x(10f64.powi(scale.to)));
+    text(area, "time of one round trip, logarithmic scale", (middle, y(rows) + 32), 11, HPos::Center, &INK)
+}
+
+/// What the colours mean, and the lines through the bars' ends.
+fn draw_legend<'a>(area: &Area<'a>, rows: u32, lines: &[Line]) -> Drawn<'a> {
+    const WIDTH_OF_ONE: usize = 90;
+    let mut engines: Vec<&str> = Vec::new();
+    for line in lines {
+        if !engines.contains(&line.engine) {
+            engines.push(line.engine);
+        }
+    }
+    let middle = y(rows) + 52;
+    let left = |column: usize| 16 + i32::try_from(column * WIDTH_OF_ONE).unwrap_or(i32::MAX);
+    for (column, engine) in engines.iter().enumerate() {
+        let x = left(column);
+        area.draw(&Rectangle::new([(x, middle - 5), (x + 10, middle + 5)], colour(engine).filled()))?;
+        text(area, engine, (x + 16, middle), 11, HPos::Left, &INK)?;
+    }
+    let x = left(engines.len());
+    area.draw(&PathElement::new(vec![(x, middle), (x + 18, middle)], INK))?;
+    let whiskers = "least to greatest batch; an arrow where it goes on beyond the scale";
+    text(area, whiskers, (x + 24, middle), 11, HPos::Left, &INK)
 }
 
 fn draw_bar<'a>(area: &Area<'a>, scale: &Scale, row: u32, line: &Line) -> Drawn<'a> {
@@ -134,6 +196,10 @@ fn draw_bar<'a>(area: &Area<'a>, scale: &Scale, row: u32, line: &Line) -> Drawn<
     // From the least to the greatest batch.
     let whisker = vec![(scale.x(line.ns.min), middle), (scale.x(line.ns.max), middle)];
     area.draw(&PathElement::new(whisker, INK))?;
+    for (end, inwards) in scale.cuts(line.ns) {
+        let arrow = [(end + inwards, middle - 4), (end, middle), (end + inwards, middle + 4)];
+        area.draw(&Polygon::new(arrow, INK))?;
+    }
     let beside = end.max(scale.x(line.ns.max)) + 6;
     text(area, &human_ns(line.ns.median), (beside, middle), 12, HPos::Left, &INK)
 }
@@ -148,6 +214,7 @@ fn draw_limit<'a>(area: &Area<'a>, scale: &Scale, rows: u32, lines: &[Line]) -> 
 
 fn colour(engine: &str) -> RGBColor {
     match engine {
+        "native" => RGBColor(0x7a, 0x4f, 0xb5),
         "rewrite" => RGBColor(0x1b, 0x7f, 0x5c),
         "trap" => RGBColor(0x3b, 0x76, 0xc4),
         "ptrace" => RGBColor(0xd9, 0x8a, 0x2b),
@@ -161,22 +228,41 @@ fn text<'a>(area: &Area<'a>, text: &str, at: (i32, i32), size: u32, to: HPos, in
     Ok(())
 }
 
-fn write_png(svg: &str, path: &Path) -> Result<()> {
-    let mut options = usvg::Options::default();
-    let fonts = options.fontdb_mut();
-    fonts.load_system_fonts();
-    ensure!(!fonts.is_empty(), "a PNG needs a font and this machine has none; write an .svg");
-    // `sans-serif` is looked up by name: take the plainest of the families that are there.
-    let families = fonts.faces().flat_map(|face| &face.families).map(|(name, _)| name.clone());
-    if let Some(family) = families.min_by_key(|name| (!name.contains("Sans"), name.len())) {
-        fonts.set_sans_serif_family(family);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::machine::Machine;
+
+    fn line(engine: &'static str, min: f64, median: f64, max: f64) -> Line {
+        let ns = Spread { min, median, max };
+        Line { case: "syscall", engine, placement: "one-cpu", ns, ratio_to_ptrace: None }
     }
-    let tree = usvg::Tree::from_str(svg, &options)?;
-    let scale = u32::from(PNG_SCALE);
-    let size = tree.size().to_int_size();
-    let mut pixels =
-        tiny_skia::Pixmap::new(size.width() * scale, size.height() * scale).context("an empty chart")?;
-    let enlarge = tiny_skia::Transform::from_scale(f32::from(PNG_SCALE), f32::from(PNG_SCALE));
-    resvg::render(&tree, enlarge, &mut pixels.as_mut());
-    pixels.save_png(path).with_context(|| format!("writing {}", path.display()))
+
+    fn chart(cases: Vec<Line>) -> String {
+        svg_of(&Report { machine: Machine::here(), cases }).expect("a chart")
+    }
+
+    #[test]
+    fn a_chart_says_what_its_axis_and_its_colours_mean() {
+        let svg = chart(vec![line("trap", 150.0, 200.0, 300.0), line("ptrace", 1500.0, 2000.0, 3000.0)]);
+        assert!(svg.contains("time of one round trip"), "{svg}");
+        // Once beside the bar, once in the legend.
+        for engine in ["trap", "ptrace"] {
+            assert!(svg.lines().any(|line| line.trim() == engine), "{engine} is in no legend: {svg}");
+        }
+    }
+
+    #[test]
+    fn a_whisker_that_is_cut_at_the_end_of_the_scale_has_an_arrow() {
+        let whole = chart(vec![line("trap", 150.0, 200.0, 300.0)]);
+        let cut = chart(vec![line("trap", 50.0, 200.0, 30_000.0)]);
+        assert_eq!(whole.matches("<polygon").count(), 0, "{whole}");
+        assert_eq!(cut.matches("<polygon").count(), 2, "{cut}");
+    }
+
+    #[test]
+    fn a_chart_of_an_unknown_kind_is_refused() {
+        assert!(Chart::parse("chart.gif").is_err_and(|why| why.contains(".svg")));
+        assert_eq!(Chart::parse("chart.png").is_ok(), cfg!(feature = "png"));
+    }
 }

@@ -1,6 +1,5 @@
 //! The report of round trips: its JSON, and its table.
 
-use anyhow::Result;
 use serde::Serialize;
 
 use super::{
@@ -79,11 +78,7 @@ impl Report {
         Self { machine, cases }
     }
 
-    pub(super) fn print(&self, json: bool) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-            return Ok(());
-        }
+    pub(super) fn text(&self) -> String {
         let heading = ["case", "engine", "placement", "median", "min", "max", "ptrace / this"];
         let rows = self.cases.iter().map(|line| {
             vec![
@@ -96,9 +91,8 @@ impl Report {
                 line.ratio_to_ptrace.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
             ]
         });
-        println!("{}, {} CPUs, {}", self.machine.cpu, self.machine.cpus, self.machine.kernel);
-        print!("{}", table(&heading, 3, rows));
-        Ok(())
+        let Machine { cpu, cpus, kernel, .. } = &self.machine;
+        format!("{cpu}, {cpus} CPUs, {kernel}\n{}", table(&heading, 3, rows))
     }
 }
 

@@ -20,8 +20,31 @@ const BATCHES: u32 = 15;
 struct Running {
     subject: Subject,
     rounds: Rounds,
-    per_batch: u32,
+    pace: Pace,
     ns: Vec<f64>,
+}
+
+/// How many rounds the next batch has, so that all batches together take their time.
+#[derive(Debug)]
+struct Pace {
+    per_batch: u32,
+    batches_left: u32,
+    time_left: Duration,
+}
+
+impl Pace {
+    fn new(share: Duration, per_batch: u32) -> Self {
+        Self { per_batch, batches_left: BATCHES, time_left: share }
+    }
+
+    /// A batch took this long: a first guess is often wrong, and rounds become faster or slower.
+    fn took(&mut self, elapsed: Duration) {
+        self.batches_left = self.batches_left.saturating_sub(1);
+        self.time_left = self.time_left.saturating_sub(elapsed);
+        if self.batches_left > 0 {
+            self.per_batch = fitting(self.time_left / self.batches_left, self.per_batch, elapsed);
+        }
+    }
 }
 
 /// Measures every selected subject for `budget` in all.
@@ -70,20 +93,22 @@ fn rounds_of_all(subjects: &[Subject], cpus: &Cpus, budget: Duration) -> Result<
     let steps = u32::try_from(subjects.len())?;
     let progress = ProgressBar::new(u64::from(steps) * u64::from(BATCHES + 1));
     progress.set_style(ProgressStyle::with_template("{bar:32} {percent:>3} %  {msg}")?);
-    let slice = budget / (steps * (BATCHES + 1));
+    let share = budget / steps;
 
     let mut running = Vec::new();
     for &subject in subjects {
         progress.set_message(describe(subject));
         let mut rounds = subject.prepare(cpus).with_context(|| describe(subject))?;
-        let per_batch = rounds_in(slice, &mut rounds).with_context(|| describe(subject))?;
-        running.push(Running { subject, rounds, per_batch, ns: Vec::new() });
+        let per_batch = rounds_in(share / BATCHES, &mut rounds).with_context(|| describe(subject))?;
+        running.push(Running { subject, rounds, pace: Pace::new(share, per_batch), ns: Vec::new() });
         progress.inc(1);
     }
     for _ in 0..BATCHES {
         for one in &mut running {
             progress.set_message(describe(one.subject));
-            one.ns.push((one.rounds)(one.per_batch).with_context(|| describe(one.subject))?);
+            let start = Instant::now();
+            one.ns.push((one.rounds)(one.pace.per_batch).with_context(|| describe(one.subject))?);
+            one.pace.took(start.elapsed());
             progress.inc(1);
         }
     }
@@ -99,13 +124,47 @@ fn rounds_in(slice: Duration, rounds: &mut Rounds) -> Result<u32> {
         rounds(count)?;
         let elapsed = start.elapsed();
         if elapsed * 4 >= slice || count >= 1 << 28 {
-            let fitting = slice.as_nanos() * u128::from(count) / elapsed.as_nanos().max(1);
-            return Ok(u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, 1 << 29));
+            return Ok(fitting(slice, count, elapsed));
         }
         count *= 2;
     }
 }
 
+/// How many rounds take `slice`, if `count` took `elapsed`.
+fn fitting(slice: Duration, count: u32, elapsed: Duration) -> u32 {
+    let fitting = slice.as_nanos() * u128::from(count) / elapsed.as_nanos().max(1);
+    u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, 1 << 29)
+}
+
 fn describe(subject: Subject) -> String {
     format!("{} {} {}", subject.case.name(), subject.engine_name(), subject.placement.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The time that all batches take, if a round of batch `n` takes `ns(n)`.
+    fn all_batches(share: Duration, first: u32, ns: impl Fn(u32) -> u32) -> Duration {
+        let mut pace = Pace::new(share, first);
+        let batches = (0..BATCHES).map(|batch| {
+            let elapsed = Duration::from_nanos(u64::from(pace.per_batch) * u64::from(ns(batch)));
+            pace.took(elapsed);
+            elapsed
+        });
+        batches.sum()
+    }
+
+    #[test]
+    fn batches_take_their_time_though_the_first_guess_was_wrong() {
+        let share = Duration::from_secs(2);
+        // Half of what fits, twice as much, and rounds that become faster.
+        for taken in [
+            all_batches(share, 66_666, |_| 1000),
+            all_batches(share, 266_666, |_| 1000),
+            all_batches(share, 133_333, |batch| if batch < 5 { 1000 } else { 100 }),
+        ] {
+            assert!(taken.abs_diff(share) < share / 20, "{taken:?}");
+        }
+    }
 }

@@ -12,6 +12,7 @@ use super::{
     machine::{Machine, field_kib, mem_kib},
     report::{Spread, human_ns, table},
 };
+use crate::output::say;
 
 /// Memory that the supervisor has touched when creation is timed.
 const SUPERVISOR_MIB: [usize; 2] = [20, 1024];
@@ -61,7 +62,7 @@ pub(super) fn measure(spaces: usize, engines: &[Engine]) -> Result<Costs> {
     for mib in SUPERVISOR_MIB {
         let room_mib = mem_kib("MemAvailable").unwrap_or(0) / 1024;
         if room_mib < 2 * mib as u64 {
-            eprintln!("pvx: not measured with {mib} MiB touched: {room_mib} MiB are available");
+            say(format_args!("pvx: not measured with {mib} MiB touched: {room_mib} MiB are available"));
             continue;
         }
         let ballast = touched(mib << 20);
@@ -126,20 +127,14 @@ fn touched(bytes: usize) -> Vec<u8> {
 }
 
 impl Costs {
-    pub(super) fn print(&self, json: bool) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-            return Ok(());
-        }
-        println!("{} idle address spaces, each:", self.spaces);
+    pub(super) fn text(&self) -> String {
         let heading = ["engine", "Rss", "Pss", "of the machine", "created in"];
         let rows = self.memory.iter().map(|line| {
             let kib = |value: f64| format!("{value:.0} KiB");
             let create = human_ns(line.create_ns);
             vec![line.engine.to_owned(), kib(line.rss_kib), kib(line.pss_kib), kib(line.machine_kib), create]
         });
-        println!("{}", table(&heading, 1, rows));
-        println!("Created and dropped, by the supervisor's memory:");
+        let memory = table(&heading, 1, rows);
         let heading = ["engine", "supervisor", "median", "min", "max"];
         let rows = self.create.iter().map(|line| {
             let times = [line.ns.median, line.ns.min, line.ns.max].map(human_ns);
@@ -147,7 +142,11 @@ impl Costs {
             row.extend(times);
             row
         });
-        print!("{}", table(&heading, 1, rows));
-        Ok(())
+        let create = table(&heading, 1, rows);
+        format!(
+            "{} idle address spaces, each:\n{memory}\n\
+             Created and dropped, by the supervisor's memory:\n{create}",
+            self.spaces
+        )
     }
 }

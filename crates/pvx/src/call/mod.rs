@@ -11,10 +11,13 @@ use anyhow::{Result, anyhow};
 use process_vm_exec::{Exposure, Owner};
 
 use self::plan::Plan;
-use crate::live::{self, Owners};
+use crate::{
+    USAGE,
+    live::{self, Owners},
+    output,
+};
 
-/// Exit statuses: for a command line that makes no sense, and for a process that cannot be attached to.
-const USAGE: u8 = 2;
+/// The exit status for a process that cannot be attached to.
 const REFUSED: u8 = 126;
 
 /// Run one system call in a live process.
@@ -34,13 +37,15 @@ const REFUSED: u8 = 126;
 Arguments of the call:
   10 0x1f 0644 -1            numbers; C has the same forms. Permissions are octal always
   PROT_READ|PROT_WRITE       constants by name, joined with others or with numbers; NULL is 0
-  /etc/hostname              strings, where the call takes a path or bytes; 0x... is an address there
-  @text:hello @hex:00ff      bytes put into the process, whose address is passed, where the call takes one; shown
-                             afterwards if the call changed them
+  /etc/hostname              strings, where the call takes a path or bytes; 0x... is an address
+                             there
+  @text:hello @hex:00ff      bytes put into the process, whose address is passed, where the call
+                             takes one; shown afterwards if the call changed them
   @out:64                    so many bytes for the call to fill, shown afterwards
   0.5                        seconds, where the call takes a time
-  _                          left to pvx, as are those omitted at the end: buffers that the call fills, sizes, times,
-                             and lists. Numbers, flags and descriptors pvx cannot know: give them, or _ for 0
+  _                          left to pvx, as are those omitted at the end: buffers that the call
+                             fills, sizes, times, and lists. Numbers, flags and descriptors pvx
+                             cannot know: give them, or _ for 0
 
 Examples:
   pvx call 1234 getcwd
@@ -63,7 +68,7 @@ pub(crate) struct CallArgs {
     #[arg(long)]
     expose: bool,
     /// Print JSON instead of text: the call, its args, its result or error, and buffers by argument, with text or fields
-    /// and always in hex
+    /// and always in hex; docs/pvx.md explains the fields
     #[arg(long)]
     json: bool,
     /// The process
@@ -81,7 +86,7 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
     let plan = match Plan::new(&args.name, &args.args) {
         Ok(plan) => plan,
         Err(why) => {
-            eprintln!("pvx: {why}");
+            output::say(format_args!("pvx: {why}"));
             return Ok(ExitCode::from(USAGE));
         }
     };
@@ -91,7 +96,7 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
     let space = match live::attach(args.pid, owners) {
         Ok(space) => space,
         Err(refusal) => {
-            eprintln!("pvx: {refusal}");
+            output::say(format_args!("pvx: {refusal}"));
             return Ok(ExitCode::from(REFUSED));
         }
     };
@@ -99,11 +104,8 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
     live::leave(space);
     let failed = |error| anyhow!("{} in process {}: {}", args.name, args.pid, live::explain(&error));
     let outcome = outcome.map_err(failed)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&show::Report::new(plan.call, &outcome))?);
-    } else {
-        print!("{}", show::describe(plan.call, &outcome));
-    }
+    let report = show::Report::new(plan.call, &outcome);
+    output::report(&report, args.json, |_| show::describe(plan.call, &outcome))?;
     Ok(if outcome.result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

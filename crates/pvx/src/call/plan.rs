@@ -49,7 +49,8 @@ impl Plan {
                 .map_err(|why| format!("argument {} of {name}: {why}", index + 1))?;
         }
         if let Some(index) = (words.len()..kinds.len()).find(|&index| is_needed(kinds, &values, index)) {
-            return Err(format!("{name}: argument {} is missing; give it, or _ for 0", index + 1));
+            let what = in_words(kinds[index]);
+            return Err(format!("{name}: argument {}, {what}, is missing; give it, or _ for 0", index + 1));
         }
         let args = (0..kinds.len()).map(|index| fill(kinds, &values, index)).collect::<Result<_, _>>();
         Ok(Self { call, args: args.map_err(|why| format!("{name}: {why}"))? })
@@ -94,6 +95,21 @@ fn is_needed(kinds: &[Kind], values: &[Value], index: usize) -> bool {
         Kind::Octal => !kinds.contains(&Kind::OpenFlags),
         Kind::Size => neighbours(index).all(|neighbour| !is_buffer(kinds, values, neighbour)),
         _ => false,
+    }
+}
+
+/// What an argument is that nobody but the user can know.
+fn in_words(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Path => "a path",
+        Kind::Text => "the bytes",
+        Kind::Dir => "a directory's descriptor or AT_FDCWD",
+        Kind::Signal => "a signal",
+        Kind::Octal => "permissions",
+        Kind::Size => "a size",
+        Kind::Bits(_) | Kind::OpenFlags => "flags",
+        Kind::One(_) => "a constant",
+        _ => "a number or descriptor",
     }
 }
 
@@ -214,14 +230,17 @@ mod tests {
     #[test]
     fn numbers_that_only_the_user_knows_must_be_given() {
         for (line, missing) in [
-            ("close", 1),
-            ("dup2 1", 2),
-            ("kill 1", 2),
-            ("chmod /etc/hostname", 2),
-            ("mprotect 0x1000 4096", 3),
-            ("munmap 0x1000", 2),
-            ("open", 1),
-            ("socket AF_UNIX SOCK_STREAM", 3),
+            ("close", "1, a number or descriptor,"),
+            ("dup2 1", "2, a number or descriptor,"),
+            ("kill 1", "2, a signal,"),
+            ("chmod /etc/hostname", "2, permissions,"),
+            ("mprotect 0x1000 4096", "3, flags,"),
+            ("fcntl 1", "2, a constant,"),
+            ("munmap 0x1000", "2, a size,"),
+            ("open", "1, a path,"),
+            ("write 1", "2, the bytes,"),
+            ("openat", "1, a directory's descriptor or AT_FDCWD,"),
+            ("socket AF_UNIX SOCK_STREAM", "3, a number or descriptor,"),
         ] {
             let expected = format!("argument {missing} is missing; give it, or _ for 0");
             assert!(wrong(line).ends_with(&expected), "{line}: {}", wrong(line));

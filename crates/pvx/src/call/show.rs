@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use appkernel::calls::{self, FieldValue, Kind, Record};
-use process_vm_exec::Sysno;
+use process_vm_exec::{Errno, Sysno};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
@@ -18,8 +18,17 @@ pub(crate) struct Report {
     /// What the call returned; null if it failed.
     result: Option<i64>,
     /// Why it failed; null if it did not.
-    error: Option<String>,
+    error: Option<Failure>,
     buffers: Vec<BufferReport>,
+}
+
+/// An errno.
+#[derive(Debug, Serialize)]
+struct Failure {
+    errno: i32,
+    /// As errno(3) has it, such as `ENOENT`.
+    name: String,
+    message: String,
 }
 
 /// What a call left in memory. At least `hex` says it.
@@ -39,9 +48,19 @@ impl Report {
             call: call.name(),
             args: outcome.args.iter().map(|arg| format!("{arg:#x}")).collect(),
             result: outcome.result.ok().map(u64::cast_signed),
-            error: outcome.result.err().map(|errno| calls::error(errno).trim_start_matches("-1 ").to_owned()),
+            error: outcome.result.err().map(Failure::of),
             buffers: outcome.buffers.iter().map(BufferReport::new).collect(),
         }
+    }
+}
+
+impl Failure {
+    fn of(errno: Errno) -> Self {
+        // `-1 NAME (MESSAGE)`
+        let shown = calls::error(errno);
+        let shown = shown.trim_start_matches("-1 ").trim_end_matches(')');
+        let (name, message) = shown.split_once(" (").unwrap_or((shown, ""));
+        Self { errno: errno.raw_os_error(), name: name.to_owned(), message: message.to_owned() }
     }
 }
 
@@ -143,8 +162,6 @@ fn dump(bytes: &[u8], out: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use process_vm_exec::Errno;
-
     use super::*;
 
     fn outcome(call: Sysno, index: usize, bytes: &[u8]) -> Outcome {
@@ -189,9 +206,8 @@ mod tests {
         assert_eq!(json["error"], Json::Null);
         let failed = Outcome { args: Vec::new(), result: Err(Errno::BADF), buffers: Vec::new() };
         let json = serde_json::to_value(Report::new(Sysno::close, &failed)).unwrap();
-        assert_eq!(
-            (json["result"].clone(), json["error"].as_str()),
-            (Json::Null, Some("EBADF (Bad file descriptor)"))
-        );
+        assert_eq!(json["result"], Json::Null);
+        let error = serde_json::json!({ "errno": 9, "name": "EBADF", "message": "Bad file descriptor" });
+        assert_eq!(json["error"], error);
     }
 }

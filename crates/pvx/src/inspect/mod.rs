@@ -25,7 +25,10 @@ use self::{
     text::Length,
     threads::{Address, Thread},
 };
-use crate::live::{self, Calls, Owners, with_scratch};
+use crate::{
+    live::{self, Calls, Owners, with_scratch},
+    output,
+};
 
 /// Report what a live process is and has: memory, threads, signals, descriptors, rights, limits.
 ///
@@ -77,12 +80,8 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<ExitCode> {
     } else {
         from_inside(args.pid, &mut report);
     }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        let length = if args.all { Length::All } else { Length::Page };
-        print!("{}", text::describe(&report, length));
-    }
+    let length = if args.all { Length::All } else { Length::Page };
+    output::report(&report, args.json, |report| text::describe(report, length))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -151,7 +150,7 @@ fn from_inside(pid: i32, report: &mut Report) {
         }
         Err(refusal) => refusal.to_string(),
     };
-    eprintln!("pvx: {why}; this is what /proc tells");
+    output::say(format_args!("pvx: {why}; this is what /proc tells"));
     report.lacks_what_is_asked_for(&why);
 }
 
