@@ -1,4 +1,4 @@
-//! Locks of which nobody minds that a thread panicked while it held them: what they guard is valid at any time.
+//! Mutexes that ignore poisoning: their contents are valid at any time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 /// Prints `report` on standard output: as JSON, or in the words of `text`.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn report<T: Serialize>(report: &T, json: bool, text: impl FnOnce(&T) -> String) -> Result<()> {
     if json { print(&(serde_json::to_string_pretty(report)? + "\n")) } else { print(&text(report)) }
 }

@@ -28,8 +28,8 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// Run a program and answer its system calls.
 ///
 /// The program sees this machine's files with your rights; its system calls do not reach the kernel but this
-/// process. Its exit status is passed on; 128 and the number of a signal that killed it are added up. 127 says that it
-/// was not found, 126 that it cannot be run. 1 also says that a trace could not be written though the program succeeded.
+/// process. Its exit status is passed on; death by signal N exits with 128 + N. 127 says that the program was not found,
+/// 126 that it cannot be run. 1 also says that a trace could not be written though the program succeeded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -19,7 +19,7 @@ global_asm!(
     options(att_syntax)
 );
 
-/// How often a thread looks for whoever takes it back: for some ten milliseconds. Whoever is late finds it gone, which
+/// How often a thread looks for its tracer to take it back: for some ten milliseconds. A tracer that is late finds it gone, which
 /// is as good unless the thread has got into another system call, that has to be interrupted then.
 const WAIT: u32 = 1 << 20;
 

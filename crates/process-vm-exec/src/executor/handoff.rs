@@ -20,7 +20,7 @@ use crate::arch::x86_64::full_barrier;
 
 /// A word in shared memory.
 pub(crate) trait Word {
-    /// Its value. What its writer did before is seen too.
+    /// Its value. Everything that its writer wrote before is seen too.
     fn look(&self) -> u32;
     /// Writes it. A full barrier: what follows happens after everybody can see the value.
     fn publish(&self, value: u32);

@@ -54,8 +54,8 @@ impl Drop for HeldPid<'_> {
     }
 }
 
-/// For how long those who use the number of a process that has ended keep it from being reaped. What they do with it takes
-/// less, unless a file system does not answer; and the other processes' ends are not to wait for that.
+/// How long users of a dead process's number keep it from being reaped. They take less than that, unless a file system
+/// does not answer, and the reports of other deaths must not wait for one.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const DIED: u64 = 1 << 63;

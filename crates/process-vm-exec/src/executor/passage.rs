@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// As many files as one call can take.
 const MAX_FILES: usize = 3;
 
-/// A pair of sockets, and what a service task knows of it. Who carries files through it has the turn to do so.
+/// A pair of sockets, and what a service task knows of it. To carry files through it takes the turn.
 #[derive(Debug)]
 pub(crate) struct Passage {
     ours: OwnedFd,

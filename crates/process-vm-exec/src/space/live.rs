@@ -59,9 +59,8 @@ impl LiveProcess {
     ///
     /// Dropping the value, or the end of this process in whatever way, removes all that was added.
     ///
-    /// To the system the executor is an orphan. So it is nobody's child that a program knows, unless the target gets orphans: as
-    /// the init of its pid namespace, or by `PR_SET_CHILD_SUBREAPER` (prctl(2)). Such a program can wait for it, and has to
-    /// take its end.
+    /// The executor is an orphan: init is its parent, or the target itself if that adopts orphans, as the init of its pid
+    /// namespace or by `PR_SET_CHILD_SUBREAPER` (prctl(2)). Such a target must then reap it.
     ///
     /// # Errors
     /// [`Error::Attach`] says why the process cannot be attached to; it is as it was then.
@@ -95,7 +94,8 @@ impl LiveProcess {
         Ok(Self { space, target })
     }
 
-    /// Removes all that [`attach`](Self::attach) added to the process, and waits until that is done. Dropping the value does the same and says nothing.
+    /// Removes all that [`attach`](Self::attach) added to the process, and waits until that is done. Dropping the value does the
+    /// same and says nothing.
     ///
     /// # Errors
     /// [`Error::Dead`] if the process is gone already. [`Error::Host`] if this process may not trace the executor any

@@ -94,8 +94,7 @@ pub(crate) struct BenchArgs {
     #[arg(conflicts_with_all = ["guests", "spaces"])]
     attachments: Option<usize>,
 
-    /// Execute so many calls in a busy process instead, 1000000 to 1000000000, and report how much less that does
-    /// meanwhile
+    /// Execute COUNT calls in a busy process instead, 1000000 to 1000000000, and report its slowdown
     #[arg(long, value_name = "COUNT", value_parser = limits::count(limits::CALLS))]
     #[arg(conflicts_with_all = ["guests", "spaces", "attachments"])]
     calls: Option<usize>,

@@ -51,8 +51,8 @@ impl Tracees {
     }
 
     /// The process has been killed: collects those of its tasks that the calling thread traces, for the kernel does
-    /// not report a process dead before its last traced task has been waited for. Threads that trace others may not do
-    /// that for long: its death is taken for granted then.
+    /// not report a process dead before its last traced task has been waited for. Other tracer
+    /// threads may not wait for theirs soon, so the process is assumed to be dead.
     pub(crate) fn collect(&self) {
         let tracees: Vec<_> = lock(&self.tracees).iter().filter_map(Weak::upgrade).collect();
         let (ours, others): (Vec<_>, Vec<_>) =
