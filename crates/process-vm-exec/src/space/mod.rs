@@ -107,9 +107,9 @@ impl Space {
     /// # Errors
     /// [`Error::Space`] with `EFAULT` if it may not read all of it; `buffer`'s contents are unspecified then.
     pub fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
-        for (addr, piece) in (addr..).step_by(PIECE).zip(buffer.chunks_mut(PIECE)) {
+        for (n, piece) in buffer.chunks_mut(PIECE).enumerate() {
             let pid = self.0.service.life.pid();
-            memory::read(pid.ok_or(Error::Dead)?.as_raw_pid(), addr, piece)
+            memory::read(pid.ok_or(Error::Dead)?.as_raw_pid(), addr.wrapping_add((n * PIECE) as u64), piece)
                 .map_err(|errno| Error::Space { call: "process_vm_readv", errno })?;
         }
         Ok(())
@@ -120,9 +120,9 @@ impl Space {
     /// # Errors
     /// [`Error::Space`] with `EFAULT` if it may not write all of it; what comes before that is written.
     pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
-        for (addr, piece) in (addr..).step_by(PIECE).zip(bytes.chunks(PIECE)) {
+        for (n, piece) in bytes.chunks(PIECE).enumerate() {
             let pid = self.0.service.life.pid();
-            memory::write(pid.ok_or(Error::Dead)?.as_raw_pid(), addr, piece)
+            memory::write(pid.ok_or(Error::Dead)?.as_raw_pid(), addr.wrapping_add((n * PIECE) as u64), piece)
                 .map_err(|errno| Error::Space { call: "process_vm_writev", errno })?;
         }
         Ok(())
