@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use syscalls::Sysno;
 
-use crate::descriptors::{Descriptors, number};
+use crate::descriptors::Descriptors;
 
 /// A system call to execute in another address space.
 ///
@@ -85,9 +85,7 @@ impl<'fd> Call<'fd> {
     /// Which of its arguments are descriptors, by the manual pages: numbers that are negative, as `AT_FDCWD` is, are none.
     /// Descriptors inside structures (sendmsg(2), ppoll(2)) are not found.
     pub fn descriptor_arguments(&self) -> impl Iterator<Item = usize> + use<> {
-        let arguments = Descriptors::of(self.nr, &self.args).arguments;
-        let args = self.args;
-        (0..args.len()).filter(move |&n| arguments >> n & 1 != 0 && number(args[n]).is_some())
+        Descriptors::of(self.nr, &self.args).among(self.args)
     }
 
     pub(crate) fn files(&self) -> impl Iterator<Item = (usize, BorrowedFd<'fd>)> + use<'fd> {

@@ -187,4 +187,9 @@ impl Descriptors {
         };
         Self { arguments, made, executed: Executed::There }
     }
+
+    /// Which of these arguments are descriptors.
+    pub(crate) fn among(self, args: [u64; 6]) -> impl Iterator<Item = usize> + use<> {
+        (0..args.len()).filter(move |&n| self.arguments >> n & 1 != 0 && number(args[n]).is_some())
+    }
 }

@@ -3,18 +3,10 @@
 use std::{fmt, os::fd::AsFd};
 
 use process_vm_exec::{
-    Call, DescriptorError, Errno, Error, Exposure, LiveProcess, Mapping, Owner, Protection, Returned, Space,
+    Call, DescriptorError, Errno, Error, LiveProcess, LiveProcessBuilder, Mapping, Protection, Returned,
+    Space,
 };
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
-
-/// Whose things the calls in the process mean.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Owners {
-    pub(crate) files: Owner,
-    pub(crate) directory: Owner,
-    pub(crate) handlers: Owner,
-    pub(crate) exposure: Exposure,
-}
 
 /// A process as it is named on a command line.
 pub(crate) fn pid(word: &str) -> Result<i32, String> {
@@ -41,8 +33,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Puts an executor into the process `pid`; [`leave`] takes it out again.
-pub(crate) fn attach(pid: i32, owners: Owners) -> Result<LiveProcess, Refusal> {
+/// Puts an executor into the process `pid`, as `builder` says; [`leave`] takes it out again.
+pub(crate) fn attach(pid: i32, builder: LiveProcessBuilder) -> Result<LiveProcess, Refusal> {
     require_proc().map_err(|error| Refusal(error.to_string()))?;
     let number = Pid::from_raw(pid.max(0));
     let number =
@@ -58,19 +50,13 @@ pub(crate) fn attach(pid: i32, owners: Owners) -> Result<LiveProcess, Refusal> {
             errno => format!("process {pid} cannot be opened: {errno}"),
         })
     })?;
-    LiveProcess::builder()
-        .files(owners.files)
-        .directory(owners.directory)
-        .handlers(owners.handlers)
-        .exposure(owners.exposure)
-        .attach(target.as_fd())
-        .map_err(|error| match error {
-            error @ Error::Attach { .. } => Refusal(error.to_string()),
-            error @ Error::Exposed { .. } => {
-                Refusal(format!("cannot attach to process {pid}: {}", explain(&error)))
-            }
-            error => Refusal(format!("cannot attach to process {pid}: {error}")),
-        })
+    builder.attach(target.as_fd()).map_err(|error| match error {
+        error @ Error::Attach { .. } => Refusal(error.to_string()),
+        error @ Error::Exposed { .. } => {
+            Refusal(format!("cannot attach to process {pid}: {}", explain(&error)))
+        }
+        error => Refusal(format!("cannot attach to process {pid}: {error}")),
+    })
 }
 
 /// An error of the library's, with what to do about it here.
@@ -141,10 +127,7 @@ mod tests {
     use super::*;
 
     fn refusal(pid: i32) -> String {
-        let callers = Owner::Caller;
-        let exposure = Exposure::Refused;
-        let owners = Owners { files: callers, directory: callers, handlers: callers, exposure };
-        attach(pid, owners).expect_err("it cannot be attached to").to_string()
+        attach(pid, LiveProcess::builder()).expect_err("it cannot be attached to").to_string()
     }
 
     #[test]

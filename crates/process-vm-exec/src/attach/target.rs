@@ -202,7 +202,7 @@ impl Target {
             let outcomes = self.worker(service).request(&entries)?;
             return Ok(outcomes.into_iter().map(|outcome| outcome.map(Returned::number)).collect());
         }
-        calls.iter().map(|call| self.execute(service, call)).collect()
+        calls.iter().zip(descriptors).map(|(call, of)| self.execute_admitted(service, call, of)).collect()
     }
 
     /// Executes one call that makes no descriptors.
@@ -218,6 +218,15 @@ impl Target {
     ) -> Result<std::result::Result<Returned, Errno>> {
         let descriptors = self.admit(call)?;
         self.require_same_memory(service)?;
+        self.execute_admitted(service, call, descriptors)
+    }
+
+    fn execute_admitted(
+        &self,
+        service: &Service,
+        call: &Call<'_>,
+        descriptors: Descriptors,
+    ) -> Result<std::result::Result<Returned, Errno>> {
         // SAFETY: whoever made the call with numbers of descriptors has promised that they are open.
         let call = unsafe { with_files(call, descriptors) };
         let outcome = match descriptors.executed {
@@ -245,7 +254,7 @@ impl Target {
         }
         let descriptors = Descriptors::of(call.nr(), &call.args());
         let is_passed = |argument| call.files().any(|(n, _)| n == argument);
-        let number = call.descriptor_arguments().find(|&argument| !is_passed(argument));
+        let number = descriptors.among(call.args()).find(|&argument| !is_passed(argument));
         if let Some(error) = self.exposed("descriptor")
             && descriptors.executed == Executed::There
             && (number.is_some() || call.has_files())
@@ -371,10 +380,10 @@ impl Worker<'_> {
 /// # Safety
 /// As for [`Call::with_descriptor_numbers`], if it takes numbers.
 unsafe fn with_files<'fd>(call: &Call<'fd>, descriptors: Descriptors) -> Call<'fd> {
-    if !call.takes_numbers() || descriptors.executed != Executed::There || descriptors.arguments == 0 {
+    if !call.takes_numbers() || descriptors.executed != Executed::There {
         return *call;
     }
-    call.descriptor_arguments().fold(*call, |with_files, argument| {
+    descriptors.among(call.args()).fold(*call, |with_files, argument| {
         if call.files().any(|(n, _)| n == argument) {
             return with_files;
         }

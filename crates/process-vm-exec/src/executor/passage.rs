@@ -57,7 +57,7 @@ impl Passage {
     /// Executes `call` with its files; the task has them no longer then.
     ///
     /// # Errors
-    /// After all but [`Error::Host`], with which nothing was sent, the passage is not used again: files may lie in it.
+    /// After all but [`Error::Host`] and [`Error::TooMany`], with which nothing was sent, the passage is not used again: files may lie in it.
     pub(crate) fn carry(&self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
         let mut entry = Entry::from(call);
         let mut files = Vec::new();

@@ -97,12 +97,9 @@ impl Inner {
 
     /// Executes one call. Allocates nothing if no descriptors are passed.
     pub(super) fn call(&self, call: &Call<'_>) -> Result<Outcome> {
-        if call.has_files() {
-            return self.call_with_files(call);
-        }
         let _closed = self.prepare_one(call)?;
         match &self.origin {
-            Origin::Created(_) => self.service.request_one(call.into()),
+            Origin::Created(_) => self.execute(call),
             Origin::Attached(target) => target.execute_one(&self.service, call),
         }
     }
@@ -111,7 +108,7 @@ impl Inner {
     pub(super) fn calls(&self, calls: &[Call<'_>]) -> Result<Vec<Outcome>> {
         let _closed = self.prepare(calls)?;
         if calls.iter().any(Call::has_files) {
-            return calls.iter().map(|call| self.call(call)).collect();
+            return calls.iter().map(|call| self.execute(call)).collect();
         }
         self.service.request(&calls.iter().map(Entry::from).collect::<Vec<_>>())
     }
@@ -138,11 +135,10 @@ impl Inner {
         Ok(closed)
     }
 
-    /// Executes a call to which descriptors are passed.
-    fn call_with_files(&self, call: &Call<'_>) -> Result<Outcome> {
-        let _closed = self.prepare_one(call)?;
-        if let Origin::Attached(target) = &self.origin {
-            return target.execute_one(&self.service, call);
+    /// Executes a call in a space that was created, and is prepared for it.
+    fn execute(&self, call: &Call<'_>) -> Result<Outcome> {
+        if !call.has_files() {
+            return self.service.request_one(call.into());
         }
         let mut passage = lock(&self.passage);
         let way = match passage.take() {
@@ -150,7 +146,7 @@ impl Inner {
             None => self.open_passage()?,
         };
         let outcome = way.carry(&self.service, call);
-        if let Ok(_) | Err(Error::Host { .. }) = outcome {
+        if let Ok(_) | Err(Error::Host { .. } | Error::TooMany(_)) = outcome {
             *passage = Some(way);
         }
         outcome

@@ -58,6 +58,15 @@ fn hider(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
     a.jmp(top)
 }
 
+/// A `syscall; ret` in the resident code, which is at the same place in each space.
+fn syscall_of_the_executor(engine: Engine) -> u64 {
+    let probe = Guest::new(engine, spin);
+    let mut code = vec![0; 4096];
+    probe.space.read(REGION + PAGE, &mut code).expect("the resident code");
+    let found = code.windows(3).position(|bytes| bytes == [0x0f, 0x05, 0xc3]).expect("syscall; ret");
+    REGION + PAGE + found as u64
+}
+
 /// Runs a guest that reports something itself, which wakes nobody: interrupts it until it has been seen.
 fn run_until_seen(guest: &mut Guest) -> Exit {
     let is_seen = Arc::<AtomicBool>::default();
@@ -361,14 +370,11 @@ claims! {
         if matches!(engine, Engine::Ptrace | Engine::Native) {
             return;
         }
-        let probe = Guest::new(engine, spin);
-        let mut code = vec![0; 4096];
-        probe.space.read(REGION + PAGE, &mut code).expect("the resident code");
-        let found = code.windows(3).position(|bytes| bytes == [0x0f, 0x05, 0xc3]).expect("syscall; ret");
+        let syscall = syscall_of_the_executor(engine);
         let attacker = Attacker::start(engine, |a| {
             let mut top = a.create_label();
             a.mov(rsp, DATA + PAGE)?;
-            a.mov(r14, REGION + PAGE + found as u64)?;
+            a.mov(r14, syscall)?;
             a.mov(rbx, DATA)?;
             a.set_label(&mut top)?;
             a.inc(qword_ptr(rbx))?;
@@ -494,10 +500,7 @@ claims! {
         if matches!(engine, Engine::Ptrace | Engine::Native) {
             return;
         }
-        let probe = Guest::new(engine, spin);
-        let mut code = vec![0; 4096];
-        probe.space.read(REGION + PAGE, &mut code).expect("the resident code");
-        let found = code.windows(3).position(|bytes| bytes == [0x0f, 0x05, 0xc3]).expect("syscall; ret");
+        let syscall = syscall_of_the_executor(engine);
         let mut guest = Guest::new(engine, |a| {
             let mut top = a.create_label();
             a.mov(eax, i32::try_from(libc::SYS_rt_sigprocmask).expect("a number"))?;
@@ -505,7 +508,7 @@ claims! {
             a.mov(rsi, DATA + 8)?;
             a.xor(edx, edx)?;
             a.mov(r10d, 8)?;
-            a.mov(rcx, REGION + PAGE + found as u64)?;
+            a.mov(rcx, syscall)?;
             a.mov(rbx, DATA)?;
             a.mov(qword_ptr(rbx), 1)?;
             a.call(rcx)?;

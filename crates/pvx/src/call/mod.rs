@@ -8,14 +8,10 @@ mod word;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use process_vm_exec::{Exposure, Owner};
+use process_vm_exec::{Exposure, LiveProcess, Owner};
 
 use self::plan::Plan;
-use crate::{
-    USAGE,
-    live::{self, Owners},
-    output,
-};
+use crate::{USAGE, live, output};
 
 /// The exit status for a process that cannot be attached to.
 const REFUSED: u8 = 126;
@@ -92,8 +88,9 @@ pub(crate) fn call(args: &CallArgs) -> Result<ExitCode> {
     };
     let exposure = if args.expose { Exposure::Allowed } else { Exposure::Refused };
     let CallArgs { files, directory, handlers, .. } = *args;
-    let owners = Owners { files, directory, handlers, exposure };
-    let space = match live::attach(args.pid, owners) {
+    let builder =
+        LiveProcess::builder().files(files).directory(directory).handlers(handlers).exposure(exposure);
+    let space = match live::attach(args.pid, builder) {
         Ok(space) => space,
         Err(refusal) => {
             output::say(format_args!("pvx: {refusal}"));

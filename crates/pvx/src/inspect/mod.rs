@@ -13,7 +13,7 @@ mod visits;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use process_vm_exec::{Call, Exposure, LiveProcess, Owner, Sysno};
+use process_vm_exec::{Call, LiveProcess, Owner, Sysno};
 use procfs::{
     ProcError,
     process::{Process, Stat},
@@ -26,7 +26,7 @@ use self::{
     threads::{Address, Thread},
 };
 use crate::{
-    live::{self, Calls, Owners, with_scratch},
+    live::{self, Calls, with_scratch},
     output,
 };
 
@@ -134,9 +134,8 @@ fn by_living_thread(process: Process, stat: &Stat) -> Process {
 /// Asks the process itself. Where it cannot be attached to, the report says so, and so does a line on standard error.
 fn from_inside(pid: i32, report: &mut Report) {
     // Nothing of ours is needed there.
-    let (files, directory, handlers) = (Owner::Caller, Owner::Target, Owner::Target);
-    let owners = Owners { files, directory, handlers, exposure: Exposure::Refused };
-    let why = match live::attach(pid, owners) {
+    let builder = LiveProcess::builder().directory(Owner::Target).handlers(Owner::Target);
+    let why = match live::attach(pid, builder) {
         Ok(space) => {
             let asked = ask(&space, report);
             live::leave(space);
