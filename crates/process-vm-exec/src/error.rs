@@ -38,6 +38,15 @@ pub enum Error {
         /// Its length in bytes.
         len: u64,
     },
+    /// A region cannot begin there: see [`AddressSpaceBuilder::region`](crate::AddressSpaceBuilder::region).
+    #[error(
+        "no region of the executor's pages can begin at {start:#x}: choose a multiple of 4 GiB from 0x1_0000_0000 to \
+         0x7fdf_0000_0000"
+    )]
+    Region {
+        /// Where it was to begin.
+        start: u64,
+    },
     /// A context cannot be loaded into a processor.
     #[error("the context cannot run: {0}")]
     Context(&'static str),
@@ -153,7 +162,9 @@ impl Error {
             | Self::Attach { errno, .. }
             | Self::Thread { errno, .. } => *errno,
             Self::Function { .. } => Errno::FAULT,
-            Self::Reserved { .. } | Self::Context(_) | Self::UnknownEngine(_) => Errno::INVAL,
+            Self::Reserved { .. } | Self::Region { .. } | Self::Context(_) | Self::UnknownEngine(_) => {
+                Errno::INVAL
+            }
             Self::Engine { .. } => Errno::NOSYS,
             Self::TimedOut { .. } => Errno::TIMEDOUT,
             Self::Confined { .. } => Errno::PERM,

@@ -37,7 +37,7 @@ pub use crate::context::{Calls, Context, Interrupter};
 pub use crate::detection::Detection;
 pub use crate::error::{DescriptorError, Error, Result};
 pub use crate::executor::filter::ServiceCalls;
-pub use crate::executor::layout::REGION;
+pub use crate::executor::region::DEFAULT_REGION;
 pub use crate::exit::{Access, Arch, Exit, Fault, Syscall, WaitStatus};
 pub use crate::memory::{Mapping, Protection};
 pub use crate::name::{Engine, UnknownEngine};

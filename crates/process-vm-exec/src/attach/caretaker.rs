@@ -16,7 +16,7 @@ use super::birth::{self, Born};
 use super::janitor::{Janitor, Line};
 use super::place::Place;
 use super::quiescence::wait_until_quiescent;
-use super::region::Region;
+use super::region::Room;
 use super::rights::{CAP_SYS_ADMIN, Status, refusal};
 use super::settle::settle;
 use super::stat::thread_to_stop;
@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
 use crate::executor::life::Life;
 use crate::executor::machine::Host;
+use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::executor::setup::Params;
 use crate::executor::signature::Key;
@@ -42,6 +43,8 @@ pub(super) struct Order {
     pub(super) pidfd: OwnedFd,
     /// Flags of the clones that make the executor, and the one that shares with the target, or 0.
     pub(super) executors: [i32; 2],
+    /// Where its pages are to be; `None`: where there is room.
+    pub(super) region: Option<Region>,
     pub(super) engine: Engine,
     pub(super) spin_budget_ns: u64,
 }
@@ -118,7 +121,7 @@ impl<'a> Session<'a> {
             Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
             _ => error,
         })?;
-        let region = Region::of(order.pid, thread, &maps)?;
+        let room = Room::find(order.pid, thread, &maps, order.region)?;
         let place = find_place(pid, thread, &status)?;
         if place.is_left_over {
             wait_until_quiescent(pid, place.range())
@@ -133,7 +136,7 @@ impl<'a> Session<'a> {
             let params = Params { engine: order.engine, spin_budget_ns: order.spin_budget_ns, parent };
             lock(newborns).extend(std::iter::once(born.executor).chain(born.sharer));
             let settled =
-                settle(&born, (&place, region), line.added(), params, keys, tracing).map(|slot| (born, slot));
+                settle(&born, (&place, room), line.added(), params, keys, tracing).map(|slot| (born, slot));
             lock(newborns).clear();
             settled
         });

@@ -8,6 +8,7 @@ use super::stop::Stopped;
 use crate::call::Call;
 use crate::executor::arena::Slot;
 use crate::executor::layout;
+use crate::executor::region::Region;
 use crate::memory;
 use crate::ptrace::NO_SYSCALL;
 
@@ -52,11 +53,11 @@ pub(super) fn prepare(slot: &Slot, thread: &Stopped, calls: &[Call<'_>]) -> libc
     }
     slot.write(layout::ERRAND_RESULT, 0u64);
     libc::user_regs_struct {
-        rip: range().start,
-        rbx: layout::BASE + CALLS,
-        r12: layout::BASE + RESULTS,
+        rip: range(slot.region()).start,
+        rbx: slot.address(CALLS),
+        r12: slot.address(RESULTS),
         r13: calls.len() as u64,
-        r14: layout::BASE + layout::ERRAND_RESULT,
+        r14: slot.address(layout::ERRAND_RESULT),
         orig_rax: NO_SYSCALL,
         eflags: INTERRUPTS_ON,
         ..*thread.registers()
@@ -74,15 +75,15 @@ pub(super) fn results(slot: &Slot, count: usize) -> Vec<u64> {
 }
 
 /// Where a thread is while it is on an errand.
-pub(super) fn range() -> Range<u64> {
-    let start = layout::BASE + layout::ERRAND;
+pub(super) fn range(region: Region) -> Range<u64> {
+    let start = region.address(layout::ERRAND);
     start..start + code().len() as u64
 }
 
 /// The state of a thread that is not back yet, from before. Allocates nothing.
-pub(super) fn state_of(tid: i32) -> Option<Stopped> {
+pub(super) fn state_of(region: Region, tid: i32) -> Option<Stopped> {
     let mut words = [[0; 8]; Stopped::WORDS];
-    memory::read(tid, layout::BASE + STATE, words.as_flattened_mut()).ok()?;
+    memory::read(tid, region.address(STATE), words.as_flattened_mut()).ok()?;
     Some(Stopped::from_words(tid, words.map(u64::from_ne_bytes)))
 }
 

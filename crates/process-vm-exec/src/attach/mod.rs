@@ -38,6 +38,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::error::{Error, Result};
+use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::name::Engine;
 use owners::Owners;
@@ -71,6 +72,7 @@ pub(crate) enum Tracing {
 pub(crate) fn attach(
     pidfd: BorrowedFd<'_>,
     owners: Owners,
+    region: Option<Region>,
     engine: Engine,
     spin_budget_ns: u64,
 ) -> Result<Attachment> {
@@ -79,7 +81,7 @@ pub(crate) fn attach(
     let shared = owners.shared();
     let sharer = if shared == 0 { 0 } else { libc::CLONE_VM | shared };
     let executors = [libc::CLONE_VM, sharer];
-    caretaker::attach(caretaker::Order { pid, pidfd, executors, engine, spin_budget_ns })
+    caretaker::attach(caretaker::Order { pid, pidfd, executors, region, engine, spin_budget_ns })
 }
 
 /// Has the process of this number other memory than the task `other`, for all that is known? Errors leave the matter open.

@@ -1,4 +1,4 @@
-//! Whether there is room in a live process for the executor's pages, which have to be at one place, and who is there if not.
+//! Where a live process has room for the executor's pages, and who is there if it has not.
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -8,7 +8,7 @@ use super::quiescence::wait_until_quiescent;
 use super::rights::refusal;
 use super::stat::numbers;
 use crate::error::Error;
-use crate::executor::layout::{BASE, SIZE};
+use crate::executor::region::Region;
 use crate::maps::Map;
 use crate::memory;
 use crate::procfs;
@@ -16,61 +16,89 @@ use crate::procfs;
 /// The name of executors, and of the file that their pages are of.
 pub(super) const NAME: &str = "pvx-executor";
 
-/// What is where the executor's pages are to be.
+/// Where the executor's pages are to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Region {
-    Free,
-    /// Pages of an executor that was killed, so that nobody could remove them any more: this is what they begin with.
-    LeftOver {
-        mark: u64,
-    },
+pub(super) struct Room {
+    pub(super) region: Region,
+    /// Pages of an executor that was killed, so that nobody could remove them any more: where, and what they begin with.
+    pub(super) left_over: Option<(Region, u64)>,
 }
 
-impl Region {
-    /// Looks at what the process has mapped; `thread` is one that has its memory.
+impl Room {
+    /// Looks at what the process has mapped; `thread` is one that has its memory. The region is the one that is `wanted`,
+    /// or else the first that is free.
     ///
     /// # Errors
-    /// If somebody uses the addresses.
-    pub(super) fn of(pid: Pid, thread: i32, maps: &[Map]) -> Result<Self, Error> {
+    /// If somebody uses the addresses, or another supervisor has an executor there.
+    pub(super) fn find(pid: Pid, thread: i32, maps: &[Map], wanted: Option<Region>) -> Result<Self, Error> {
         let number = pid.as_raw_pid();
         let refuse = |errno, why: &str| Err(refusal(number, errno, why));
-        let end = BASE + SIZE;
-        let mut there = maps.iter().filter(|map| map.range.start < end && map.range.end > BASE).peekable();
-        if there.peek().is_none() {
-            return Ok(Self::Free);
-        }
-        if let Some(map) = there.find(|map| !map.name.starts_with(&format!("/memfd:{NAME}"))) {
-            let what = if map.name.is_empty() { "memory without a name" } else { &map.name };
-            let why = format!(
-                "the program uses addresses that the library needs, {BASE:#x} to {end:#x}: it has {what} at {:#x} to \
-                 {:#x}; programs built with -fsanitize=thread or memory do, build it without",
-                map.range.start, map.range.end
-            );
-            return refuse(Errno::EXIST, &why);
-        }
-        let is_executor = |&other: &i32| {
-            procfs::read(format!("/proc/{other}/comm")).is_ok_and(|name| name.trim_end() == NAME)
-                && has_memory_of(other, thread)
-        };
-        if let Some(executor) = numbers("/proc").find(is_executor) {
-            let why = format!(
-                "another supervisor is attached to it, whose executor is process {executor}; wait until that has \
-                 detached or ended"
-            );
-            return refuse(Errno::EXIST, &why);
-        }
-        match (wait_until_quiescent(number, BASE..end), mark_of(thread)) {
-            (Ok(()), Ok(mark)) => Ok(Self::LeftOver { mark }),
-            _ => {
-                refuse(Errno::BUSY, "a thread of it is still busy with calls of a supervisor that has ended")
+        let left_over = executors_region(maps);
+        if let Some(region) = left_over {
+            if let Some(executor) = executor_with_memory_of(thread) {
+                let why = format!(
+                    "another supervisor is attached to it, whose executor is process {executor}; wait until that has \
+                     detached or ended"
+                );
+                return refuse(Errno::EXIST, &why);
             }
+            if wait_until_quiescent(number, region.range()).is_err() {
+                return refuse(
+                    Errno::BUSY,
+                    "a thread of it is still busy with calls of a supervisor that has ended",
+                );
+            }
+        }
+        let left_over = left_over.and_then(|region| Some((region, mark_of(region, thread).ok()?)));
+        let who_is_in = |region: Region| {
+            let touches = |map: &&Map| region.touches(map.range.start, map.range.end - map.range.start);
+            let is_left_over = left_over.is_some_and(|(other, _)| other == region);
+            if is_left_over { None } else { maps.iter().find(touches) }
+        };
+        let region = match wanted {
+            None => Region::all().find(|&region| who_is_in(region).is_none()),
+            Some(region) => match who_is_in(region) {
+                None => Some(region),
+                Some(map) => {
+                    let what = if map.name.is_empty() { "memory without a name" } else { &map.name };
+                    let (wanted, there) = (region.range(), &map.range);
+                    let why = format!(
+                        "the program uses addresses of the region from {:#x} to {:#x}: it has {what} at {:#x} to {:#x}; \
+                         choose another region, or none",
+                        wanted.start, wanted.end, there.start, there.end
+                    );
+                    return refuse(Errno::EXIST, &why);
+                }
+            },
+        };
+        match region {
+            Some(region) => Ok(Self { region, left_over }),
+            None => refuse(Errno::NOMEM, "its address space has no room for the executor's pages"),
         }
     }
 }
 
+/// The region that nothing but pages of an executor is in.
+fn executors_region(maps: &[Map]) -> Option<Region> {
+    let is_executors = |map: &Map| map.name.starts_with(&format!("/memfd:{NAME}"));
+    let begins_one = |map: &&Map| is_executors(map) && Region::at(map.range.start).is_ok();
+    maps.iter().filter(begins_one).filter_map(|map| Region::at(map.range.start).ok()).find(|region| {
+        let touches = |map: &&Map| region.touches(map.range.start, map.range.end - map.range.start);
+        maps.iter().filter(touches).all(is_executors)
+    })
+}
+
+/// An executor that has the memory of this task.
+fn executor_with_memory_of(task: i32) -> Option<i32> {
+    numbers("/proc").find(|&other| {
+        procfs::read(format!("/proc/{other}/comm")).is_ok_and(|name| name.trim_end() == NAME)
+            && has_memory_of(other, task)
+    })
+}
+
 /// What the region of a task begins with.
-pub(super) fn mark_of(task: i32) -> Result<u64, Errno> {
+pub(super) fn mark_of(region: Region, task: i32) -> Result<u64, Errno> {
     let mut mark = [0; 8];
-    memory::read(task, BASE, &mut mark)?;
+    memory::read(task, region.start(), &mut mark)?;
     Ok(u64::from_ne_bytes(mark))
 }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::region::mark_of;
 use super::stop::{Stopped, wait_asleep_until};
 use super::{errand, inject};
+use crate::executor::region::Region;
 use crate::executor::{code, layout};
 use crate::memory;
 use crate::ptrace::{Stop, get_registers, request, seize, wait_for_any};
@@ -25,6 +26,8 @@ pub(super) struct Added {
     pub(super) sharer: AtomicI32,
     /// A `syscall` that the executor may come by when it is not in the resident code.
     pub(super) site: AtomicU64,
+    /// Where the region begins.
+    pub(super) region: AtomicU64,
     /// What the region begins with if it is this attachment's.
     pub(super) mark: AtomicU64,
     /// Options to seize its tasks with.
@@ -45,17 +48,17 @@ impl Added {
             return Ok(());
         }
         let site = self.site.load(Ordering::Relaxed);
-        let options = self.options.load(Ordering::Relaxed);
-        if sharer != 0 && stop_all(sharer, options)? && is_ours(sharer, site) {
+        let stop = |pid| stop_all(pid, self.options.load(Ordering::Relaxed), self.region());
+        if sharer != 0 && stop(sharer)? && self.is_ours(sharer) {
             kill(sharer);
         }
         let is_quiescent = self.recall();
-        if stop_all(executor, options)? && is_ours(executor, site) {
+        if stop(executor)? && self.is_ours(executor) {
             // Whoever died while doing this may have come further: then there is nothing, or already another's.
             if is_quiescent && self.has_region(executor) == Ok(true) {
                 // Its next instruction is gone then. It stops before that, and is never resumed.
-                let region = [layout::BASE, layout::SIZE, 0, 0, 0, 0];
-                let _ = inject::call_soon(executor, code::syscall(), libc::SYS_munmap, region)
+                let region = [self.region().start(), layout::SIZE, 0, 0, 0, 0];
+                let _ = inject::call_soon(executor, code::syscall(self.region()), libc::SYS_munmap, region)
                     .or_else(|_| inject::call_soon(executor, site, libc::SYS_munmap, region));
             }
             kill(executor);
@@ -108,11 +111,11 @@ impl Added {
         }
         let _ = seize(tid);
         let Ok(thread) = Stopped::stop(tid, None) else { return Whereabouts::Unknown };
-        if !errand::range().contains(&thread.registers().rip) {
+        if !errand::range(self.region()).contains(&thread.registers().rip) {
             let _ = thread.release();
             return Whereabouts::Elsewhere;
         }
-        if let Some(state) = errand::state_of(tid) {
+        if let Some(state) = errand::state_of(self.region(), tid) {
             let _ = state.release();
         }
         Whereabouts::Back
@@ -120,7 +123,21 @@ impl Added {
 
     /// Does a task have the memory with this attachment's pages?
     pub(super) fn has_region(&self, task: i32) -> Result<bool, Errno> {
-        mark_of(task).map(|mark| mark == self.mark.load(Ordering::Relaxed))
+        mark_of(self.region(), task).map(|mark| mark == self.mark.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn region(&self) -> Region {
+        // Before there is one, nobody is there either.
+        Region::at(self.region.load(Ordering::Relaxed)).unwrap_or(Region::DEFAULT)
+    }
+
+    /// Is the stopped task where only an executor can be? A process that has ended may have left its number to another.
+    fn is_ours(&self, tid: i32) -> bool {
+        const NEARBY: u64 = 64;
+        get_registers(tid).is_ok_and(|registers| {
+            code::range(self.region()).contains(&registers.rip)
+                || registers.rip.abs_diff(self.site.load(Ordering::Relaxed)) < NEARBY
+        })
     }
 }
 
@@ -136,7 +153,7 @@ enum Whereabouts {
 
 /// Stops all tasks of a process: one that ran on without its pages would fault, and the kernel would tell everybody.
 /// Says whether there is such a process.
-fn stop_all(pid: i32, options: u64) -> Result<bool, Errno> {
+fn stop_all(pid: i32, options: u64, region: Region) -> Result<bool, Errno> {
     let mut path = [0u8; 32];
     // A number has room.
     let _ = write!(&mut path[..31], "/proc/{pid}/task");
@@ -167,17 +184,9 @@ fn stop_all(pid: i32, options: u64) -> Result<bool, Errno> {
         Ok(stop) => Ok(!matches!(stop, Stop::Gone(_))),
         Err(Errno::BUSY) => Err(Errno::BUSY),
         // It has ended, or another traces it, or may only we not (ptrace(2)): then it has memory.
-        Err(_) if memory::read(pid, layout::BASE, &mut [0]) == Err(Errno::SRCH) => Ok(false),
+        Err(_) if memory::read(pid, region.start(), &mut [0]) == Err(Errno::SRCH) => Ok(false),
         Err(_) => Err(Errno::PERM),
     }
-}
-
-/// Is the stopped task where only an executor can be? A process that has ended may have left its number to another.
-fn is_ours(tid: i32, site: u64) -> bool {
-    const NEARBY: u64 = 64;
-    get_registers(tid).is_ok_and(|registers| {
-        code::range().contains(&registers.rip) || registers.rip.abs_diff(site) < NEARBY
-    })
 }
 
 fn kill(pid: i32) {

@@ -10,12 +10,13 @@ use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use super::birth::Born;
 use super::place::Place;
-use super::region::{self, Region, mark_of};
+use super::region::{self, Room, mark_of};
 use super::removal::Added;
 use super::rights::CAP_SYS_PTRACE;
 use super::{Tracing, bootstrap, inject};
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
+use crate::executor::region::Region;
 use crate::executor::service::STARTED;
 use crate::executor::setup::Params;
 use crate::executor::signature::Key;
@@ -25,7 +26,7 @@ use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers, set_vecto
 /// Makes the executors' pages, and sends them into the resident code.
 pub(super) fn settle(
     born: &Born,
-    (place, region): (&Place, Region),
+    (place, room): (&Place, Room),
     added: &Added,
     params: Params,
     keys: [Key; 2],
@@ -63,13 +64,15 @@ pub(super) fn settle(
         }
         let _ = inject::call(task, leave, libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
     }
-    let slot = Slot::of_file(fetch(executor, i32::try_from(file).map_err(|_| Error::Dead)?)?)?;
+    let file_here = fetch(executor, i32::try_from(file).map_err(|_| Error::Dead)?)?;
+    let slot = Slot::of_file(file_here, room.region)?;
     params.write(&slot);
-    slot.write_bytes(layout::CODE - layout::BASE, &code::bytes_in_words());
+    slot.write_bytes(layout::CODE, &code::bytes_in_words(room.region));
     slot.write(layout::CONTROL + layout::SHARER + layout::WORD, STARTED);
 
     let mark = machine::tsc();
     slot.write(0, mark);
+    added.region.store(room.region.start(), Ordering::Relaxed);
     added.mark.store(mark, Ordering::Relaxed);
     let site = place.addr + bootstrap::site_pause();
     added.site.store(site, Ordering::Relaxed);
@@ -77,10 +80,10 @@ pub(super) fn settle(
     added.executor.store(executor, Ordering::Release);
     // From here on the janitor, or whoever sees us fail, takes out what we put in.
     let put_in = || -> Result<()> {
-        if let Region::LeftOver { mark } = region
-            && mark_of(executor) == Ok(mark)
+        if let Some((region, mark)) = room.left_over
+            && mark_of(region, executor) == Ok(mark)
         {
-            inject::call(executor, site, libc::SYS_munmap, [layout::BASE, layout::SIZE, 0, 0, 0, 0])
+            inject::call(executor, site, libc::SYS_munmap, [region.start(), layout::SIZE, 0, 0, 0, 0])
                 .map_err(space("munmap of what an executor has left"))?;
         }
         for (offset, len, protection) in [
@@ -90,15 +93,15 @@ pub(super) fn settle(
         ] {
             let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
             let numbers = [protection, flags].map(|number| u64::from(number.cast_unsigned()));
-            let args = [layout::BASE + offset, len, numbers[0], numbers[1], file, offset];
+            let args = [slot.address(offset), len, numbers[0], numbers[1], file, offset];
             inject::call(executor, site, libc::SYS_mmap, args)
                 .map_err(space("mmap of the executor's pages"))?;
         }
         inject::call(executor, site, libc::SYS_close, [file, 0, 0, 0, 0, 0]).map_err(space("close"))?;
         if let Some(sharer) = sharer {
-            serve(sharer, layout::SHARER, keys[1], tracing).map_err(host("PTRACE_DETACH"))?;
+            serve(sharer, (room.region, layout::SHARER), keys[1], tracing).map_err(host("PTRACE_DETACH"))?;
         }
-        serve(executor, 0, keys[0], tracing).map_err(host("PTRACE_DETACH"))
+        serve(executor, (room.region, 0), keys[0], tracing).map_err(host("PTRACE_DETACH"))
     };
     put_in().inspect_err(|_| _ = added.remove())?;
     Ok(slot)
@@ -118,12 +121,17 @@ fn run_where_we_do(tid: i32) {
 
 /// Sends a task into the service loop, whose request and result are `offset` behind those of the first, with the key that
 /// it signs with in its vector registers: nobody else in the target ever sees it.
-fn serve(tid: i32, offset: u64, key: Key, tracing: Tracing) -> std::result::Result<(), Errno> {
+fn serve(
+    tid: i32,
+    (region, offset): (Region, u64),
+    key: Key,
+    tracing: Tracing,
+) -> std::result::Result<(), Errno> {
     const INTERRUPTS_ON: u64 = 0x202;
     let registers = libc::user_regs_struct {
-        rip: code::service(),
-        rbp: layout::BASE + layout::CONTROL + offset,
-        rbx: layout::BASE + layout::RESULT + offset,
+        rip: code::service(region),
+        rbp: region.address(layout::CONTROL + offset),
+        rbx: region.address(layout::RESULT + offset),
         r12: u64::from(STARTED),
         rax: 0,
         orig_rax: NO_SYSCALL,

@@ -19,6 +19,7 @@ use crate::call::{Call, Returned};
 use crate::descriptors::{self, Descriptors, Executed, Made};
 use crate::error::{DescriptorError, Error, Result};
 use crate::executor::passage::Passage;
+use crate::executor::region::Region;
 use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::{layout, machine, setup};
 use crate::name::Engine;
@@ -60,11 +61,12 @@ impl Target {
     pub(crate) fn attach(
         pidfd: BorrowedFd<'_>,
         owners: Owners,
+        region: Option<Region>,
         engine: Engine,
         spin_budget_ns: u64,
     ) -> Result<(Service, Self)> {
         let Attachment { pid, service, executor, sharer, fs_base, tracing, visits } =
-            super::attach(pidfd, owners, engine, spin_budget_ns)?;
+            super::attach(pidfd, owners, region, engine, spin_budget_ns)?;
         let executing = service.life.pid().map_or(0, Pid::as_raw_pid);
         let exposed_to = match owners.exposure {
             Exposure::Allowed => None,
@@ -95,7 +97,8 @@ impl Target {
         }
         // Children of the target do not get our pages, nor do core dumps.
         let advise = |advice: i32| {
-            let args = [layout::BASE, layout::SIZE, u64::from(advice.unsigned_abs()), 0, 0, 0];
+            let args =
+                [service.life.slot.region().start(), layout::SIZE, u64::from(advice.unsigned_abs()), 0, 0, 0];
             Entry::new(libc::SYS_madvise, args)
         };
         for result in service.request(&[advise(libc::MADV_DONTFORK), advise(libc::MADV_DONTDUMP)])? {
@@ -128,7 +131,7 @@ impl Target {
             let mut words = name.as_bytes_with_nul().to_vec();
             words.resize(words.len().next_multiple_of(8), 0);
             worker.life.slot.write_bytes(layout::ARGUMENTS, &words);
-            let name = layout::BASE + layout::ARGUMENTS;
+            let name = worker.life.slot.address(layout::ARGUMENTS);
             let outcome = worker.call(libc::SYS_chdir, [name, 0, 0, 0, 0, 0])?.map(drop);
             return outcome
                 .map_err(|errno| self.exposed("working directory").unwrap_or_else(|| there(errno)));

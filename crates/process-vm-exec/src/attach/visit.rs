@@ -170,7 +170,7 @@ impl Visits {
             .and_then(|()| go_on_with(tid, 0))
             .and_then(|()| wait_for_end(tid, slot));
         let back = Stopped::stop(tid, None).and_then(|now| {
-            let is_there = errand::range().contains(&now.registers().rip);
+            let is_there = errand::range(slot.region()).contains(&now.registers().rip);
             if is_there { thread.release() } else { now.release() }
         });
         if matches!(back, Ok(()) | Err(Errno::SRCH)) {

@@ -22,7 +22,9 @@ pub struct Mailbox {
 
 impl Default for Mailbox {
     fn default() -> Self {
-        let slot = Arc::new(Arena::new().and_then(|arena| arena.slot()).expect("memory for mailboxes"));
+        let slot = Arc::new(
+            Arena::new(Region::DEFAULT).and_then(|arena| arena.slot()).expect("memory for mailboxes"),
+        );
         let life = Arc::new(Life::new(slot));
         life.executors.store(1, Ordering::SeqCst);
         life.die(WaitStatus::Signaled(libc::SIGKILL));
@@ -57,9 +59,9 @@ impl Mailbox {
 
 /// The filter of executors, as `code`, `jt`, `jf` and `k` of each instruction; and where their code is.
 pub fn executor_filter() -> (Vec<(u16, u8, u8, u32)>, Range<u64>) {
-    let filter = filter::executor().into_iter();
+    let filter = filter::executor(Region::DEFAULT).into_iter();
     (
         filter.map(|instruction| (instruction.code, instruction.jt, instruction.jf, instruction.k)).collect(),
-        code::range(),
+        code::range(Region::DEFAULT),
     )
 }

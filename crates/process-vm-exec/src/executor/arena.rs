@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::layout;
+use super::region::Region;
 use crate::error::{Error, Result};
 use crate::sync::lock;
 
@@ -23,6 +24,8 @@ const SLOTS: u64 = 16384;
 #[derive(Debug)]
 pub(crate) struct Arena {
     file: OwnedFd,
+    /// Where slots are in their spaces.
+    region: Region,
     free: Mutex<FreeList>,
 }
 
@@ -34,12 +37,12 @@ struct FreeList {
 }
 
 impl Arena {
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    pub(crate) fn new(region: Region) -> Result<Arc<Self>> {
         let file = rustix::fs::memfd_create("process_vm_exec", MemfdFlags::CLOEXEC)
             .map_err(Error::host("memfd_create for the mailboxes"))?;
         rustix::fs::ftruncate(&file, SLOTS * layout::SIZE)
-            .map_err(Error::host("ftruncate of the mailboxes (is RLIMIT_FSIZE below 1 TiB?)"))?;
-        Ok(Arc::new(Self { file, free: Mutex::default() }))
+            .map_err(Error::host("ftruncate of the mailboxes (is RLIMIT_FSIZE below 4 TiB?)"))?;
+        Ok(Arc::new(Self { file, region, free: Mutex::default() }))
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -60,7 +63,7 @@ impl Arena {
             }
         };
         let base = map(&self.file, index * layout::SIZE).inspect_err(|_| self.put_back(index))?;
-        Ok(Slot { place: Some((Arc::clone(self), index)), base })
+        Ok(Slot { place: Some((Arc::clone(self), index)), base, region: self.region })
     }
 
     fn put_back(&self, index: u64) {
@@ -96,6 +99,7 @@ pub(crate) struct Slot {
     /// The arena that it goes back to, and its number there; none for a slot that is a whole file.
     place: Option<(Arc<Arena>, u64)>,
     base: NonNull<u8>,
+    region: Region,
 }
 
 // SAFETY: the mapping is shared memory that is accessed atomically or by volatile copies only.
@@ -106,11 +110,21 @@ unsafe impl Sync for Slot {}
 impl Slot {
     /// A slot in a file of its own, which is made as long. It stays so: a shorter one, which others who have it could make
     /// of it, would be a fault here.
-    pub(crate) fn of_file(file: OwnedFd) -> Result<Self> {
+    pub(crate) fn of_file(file: OwnedFd, region: Region) -> Result<Self> {
         rustix::fs::ftruncate(&file, layout::SIZE).map_err(Error::host("ftruncate of the mailboxes"))?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)
             .map_err(Error::host("sealing the mailboxes"))?;
-        Ok(Self { place: None, base: map(&file, 0)? })
+        Ok(Self { place: None, base: map(&file, 0)?, region })
+    }
+
+    /// Where it is in its space.
+    pub(crate) fn region(&self) -> Region {
+        self.region
+    }
+
+    /// The address, in its space, of what lies at `offset`.
+    pub(crate) fn address(&self, offset: u64) -> u64 {
+        self.region.address(offset)
     }
 
     /// Where the slot begins in the memory file.
@@ -213,7 +227,7 @@ mod tests {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("slot", flags).expect("a memory file");
         let others = file.try_clone().expect("another descriptor");
-        let slot = Slot::of_file(file).expect("a slot");
+        let slot = Slot::of_file(file, Region::DEFAULT).expect("a slot");
         for len in [0, layout::SIZE - 4096] {
             assert_eq!(rustix::fs::ftruncate(&others, len), Err(Errno::PERM));
         }
@@ -225,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_used_again_has_nothing_of_its_last_space() {
-        let arena = Arena::new().expect("an arena");
+        let arena = Arena::new(Region::DEFAULT).expect("an arena");
         let first = arena.slot().expect("a slot");
         let place = first.file_offset();
         let other = arena.slot().expect("another one");

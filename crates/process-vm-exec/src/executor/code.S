@@ -5,8 +5,8 @@
  * guests can write the mailboxes. Executors use no vector registers: the guest's extended state stays live in them.
  * Service tasks keep the key in theirs with which they sign what they report (service.rs): a guest that writes into
  * the results can spoil them, but not forge them.
- * It is linked nowhere: its bytes are copied into an image that is mapped at BASE, so that it may refer to itself
- * by RIP only, and to the region by absolute addresses.
+ * It is linked nowhere: its bytes are copied into an image that is mapped at the start of a region, wherever that is. So
+ * it refers to itself and to all that is in the region by RIP only. region: its offset from the code.
  *
  * While waiting, all tasks here have
  *   rbx  the half that this task writes (mailbox, or result)
@@ -34,7 +34,7 @@
     shl $32, %rdx
     or %rdx, %rax
     mov %rax, %r13
-    movabs ${params}, %r10
+    lea region+{PARAMS}(%rip), %r10
 2:  cmp %ecx, {CPU}(%rbx)
     je 3f
     mov %ecx, {CPU}(%rbx)
@@ -123,7 +123,7 @@
     mov %ebx, %ebp
     sub ${MAILBOXES}, %ebp
     shr ${MAILBOX_TO_COMMAND}, %ebp
-    movabs ${commands}, %rcx
+    lea region+{COMMANDS}(%rip), %rcx
     add %rcx, %rbp
 .endm
 
@@ -211,7 +211,7 @@
 /* Clobbers rax rcx rdx rsi rdi r10 r11. */
 .macro SET_SIGNAL_MASK
     mov $2, %edi                        /* SIG_SETMASK */
-    movabs ${params}+{SIGMASK}, %rsi
+    lea region+{PARAMS}+{SIGMASK}(%rip), %rsi
     xor %edx, %edx
     mov $8, %r10d
     mov ${SYS_rt_sigprocmask}, %eax
@@ -228,6 +228,7 @@
     .balign 64
     .globl process_vm_exec_code
 process_vm_exec_code:
+    .set region, . - {CODE}
 
 /* ---- the keeper's entry: the first slot is its own ---------------------------------------------------------- */
     mov $1, %r15d
@@ -239,7 +240,7 @@ process_vm_exec_code:
 process_vm_exec_adopt_slot:
 adopt_slot:                             /* r15 = offset of the slot in the memory file + 1 */
     lea {CONTROL}-1(%r15), %r9
-    movabs ${control}, %rdi
+    lea region+{CONTROL}(%rip), %rdi
     mov ${CONTROL_LEN}, %esi
     mov $1, %edx                        /* PROT_READ */
     mov $0x11, %r10d                    /* MAP_SHARED | MAP_FIXED */
@@ -248,7 +249,7 @@ adopt_slot:                             /* r15 = offset of the slot in the memor
     syscall
     mov %rax, %rbp
     lea {RESULT}-1(%r15), %r9
-    movabs ${result}, %rdi
+    lea region+{RESULT}(%rip), %rdi
     mov ${SIZE}-{RESULT}, %esi
     mov $3, %edx                        /* PROT_READ | PROT_WRITE */
     mov $0x11, %r10d
@@ -262,7 +263,7 @@ adopt_slot:                             /* r15 = offset of the slot in the memor
     syscall
     mov ${SYS_getppid}, %eax
     syscall
-    movabs ${params}, %rcx
+    lea region+{PARAMS}(%rip), %rcx
     cmp %eax, {PARENT}(%rcx)            /* did the parent die before the prctl? */
     jne leave
     movq {KEY}(%rcx), %xmm0             /* no guest runs here yet, and the supervisor wipes it before one does */
@@ -365,12 +366,12 @@ executor_start:                         /* r15 = its mailbox */
     xor %esi, %esi
     mov ${SYS_sigaltstack}, %eax
     syscall
-    movabs ${params}, %r14
+    lea region+{PARAMS}(%rip), %r14
     cmpl $0, {DISPATCH}(%r14)
     je 2f
     mov $59, %edi                       /* PR_SET_SYSCALL_USER_DISPATCH */
     mov $1, %esi                        /* PR_SYS_DISPATCH_ON */
-    movabs ${code}, %rdx
+    lea region+{CODE}(%rip), %rdx
     mov $(process_vm_exec_code_end - process_vm_exec_code), %r10d
     xor %r8d, %r8d
     mov ${SYS_prctl}, %eax
@@ -455,14 +456,14 @@ load:
     jmp resume
 
 save_xstate:
-    movabs ${params}, %rcx
+    lea region+{PARAMS}(%rip), %rcx
     mov {XMASK}(%rcx), %eax
     mov {XMASK}+4(%rcx), %edx
     xsave64 {XSTATE}(%rbx)
     jmp report_done
 
 load_xstate:
-    movabs ${params}, %rcx
+    lea region+{PARAMS}(%rip), %rcx
     mov {XMASK}(%rcx), %eax
     mov {XMASK}+4(%rcx), %edx
     xrstor64 {XSTATE}(%rbx)
@@ -555,9 +556,12 @@ set_signal_mask:
     .globl process_vm_exec_trampoline
 process_vm_exec_trampoline:
     rdgsbase %rcx                       /* is GS still ours? without touching a flag */
-    rorx ${MAILBOX_REGION_SHIFT}, %rcx, %rcx
+    rorx ${SIZE_BITS}, %rcx, %rcx
     mov %ecx, %ecx
-    lea -{MAILBOX_REGION}(%rcx), %rcx
+    .byte 0x48, 0x8d, 0x89              /* lea -number(%rcx), %rcx, with the region's number */
+    .globl process_vm_exec_number
+process_vm_exec_number:
+    .long 0                             /* filled in for each region: see code.rs */
     jrcxz 1f
     .globl process_vm_exec_foreign_gs
 process_vm_exec_foreign_gs:
@@ -614,7 +618,7 @@ process_vm_exec_handler:
     mov (%rbp), %r12d
     mov %rdx, %r8
     mov {UC_RIP}(%r8), %rax
-    movabs ${code}, %rcx
+    lea region+{CODE}(%rip), %rcx
     sub %rcx, %rax
     cmp $(process_vm_exec_code_end - process_vm_exec_code), %rax
     jb signal_in_executor
@@ -648,7 +652,7 @@ process_vm_exec_handler:
     jmp sigreturn
 
 leave_frame:
-    movabs ${params}, %rcx
+    lea region+{PARAMS}(%rip), %rcx
     mov {XMASK}(%rcx), %eax
     mov {XMASK}+4(%rcx), %edx
     mov {UC_FPSTATE}(%r8), %rcx

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use std::ops::Range;
 
 use super::layout::{self, kind, op};
+use super::region::Region;
 use super::{handoff, machine};
 use crate::arch::x86_64::{Registers, USER_CS, USER_SS};
 
@@ -42,11 +43,9 @@ const _: () = assert!(RECORD as u64 == layout::RECORD);
 
 global_asm!(
     include_str!("code.S"),
-    code = const layout::CODE,
-    params = const layout::BASE + layout::PARAMS,
-    commands = const layout::BASE + layout::COMMANDS,
-    control = const layout::BASE + layout::CONTROL,
-    result = const layout::BASE + layout::RESULT,
+    CODE = const layout::CODE,
+    PARAMS = const layout::PARAMS,
+    COMMANDS = const layout::COMMANDS,
     SIZE = const layout::SIZE,
     CONTROL = const layout::CONTROL,
     CONTROL_LEN = const layout::CONTROL_LEN,
@@ -54,8 +53,7 @@ global_asm!(
     MAILBOXES = const layout::MAILBOXES,
     MAILBOX_STRIDE = const layout::MAILBOX_STRIDE,
     MAILBOX_TO_COMMAND = const (layout::MAILBOX_STRIDE / layout::COMMAND_STRIDE).ilog2(),
-    MAILBOX_REGION_SHIFT = const (layout::SIZE - layout::MAILBOXES).ilog2(),
-    MAILBOX_REGION = const (layout::BASE + layout::MAILBOXES) >> (layout::SIZE - layout::MAILBOXES).ilog2(),
+    SIZE_BITS = const layout::SIZE.ilog2(),
     ARENA_FD = const layout::ARENA_FD,
     SLEEPING = const layout::SLEEPING,
     CPU = const layout::CPU,
@@ -174,66 +172,81 @@ unsafe extern "C" {
     static process_vm_exec_handler: u8;
     static process_vm_exec_sigreturn: u8;
     static process_vm_exec_trampoline: u8;
+    static process_vm_exec_number: u8;
 }
 
-/// The resident code.
-fn bytes() -> &'static [u8] {
+/// The resident code, as it is in every region but for the region's number.
+fn template() -> &'static [u8] {
     let (start, end) = (&raw const process_vm_exec_code, &raw const process_vm_exec_code_end);
     // SAFETY: code.S defines both labels, in this order, in one section of constant bytes.
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
+/// The resident code of a region.
+fn bytes(region: Region) -> Vec<u8> {
+    let mut bytes = template().to_vec();
+    let number = i32::try_from(region.start() / layout::SIZE).expect("addresses have 47 bits");
+    let at = usize::try_from(offset_of_label(&raw const process_vm_exec_number)).expect("64-bit");
+    bytes[at..at + 4].copy_from_slice(&(-number).to_le_bytes());
+    bytes
+}
+
 /// The same, filled up to whole words.
-pub(crate) fn bytes_in_words() -> Vec<u8> {
-    let mut words = bytes().to_vec();
+pub(crate) fn bytes_in_words(region: Region) -> Vec<u8> {
+    let mut words = bytes(region);
     words.resize(words.len().next_multiple_of(8), 0);
     words
 }
 
+/// How far behind the beginning of the code a label of it is.
+fn offset_of_label(label: *const u8) -> u64 {
+    label as u64 - &raw const process_vm_exec_code as u64
+}
+
 /// The address that a label of the code has in a guest.
-fn address_of(label: *const u8) -> u64 {
-    layout::CODE + (label as u64 - &raw const process_vm_exec_code as u64)
+fn address_of(region: Region, label: *const u8) -> u64 {
+    region.address(layout::CODE) + offset_of_label(label)
 }
 
 /// Where the code is in a guest.
-pub(crate) fn range() -> Range<u64> {
-    layout::CODE..address_of(&raw const process_vm_exec_code_end)
+pub(crate) fn range(region: Region) -> Range<u64> {
+    region.address(layout::CODE)..address_of(region, &raw const process_vm_exec_code_end)
 }
 
 /// Where a service task begins that has its request in `rbp`, its result in `rbx`, and in `r12d` the word it starts with.
-pub(crate) fn service() -> u64 {
-    address_of(&raw const process_vm_exec_service)
+pub(crate) fn service(region: Region) -> u64 {
+    address_of(region, &raw const process_vm_exec_service)
 }
 
 /// Where a new process maps the slot that is its own.
-pub(crate) fn adopting() -> Range<u64> {
-    address_of(&raw const process_vm_exec_adopt_slot)..service()
+pub(crate) fn adopting(region: Region) -> Range<u64> {
+    address_of(region, &raw const process_vm_exec_adopt_slot)..service(region)
 }
 
 /// A `syscall` instruction.
-pub(crate) fn syscall() -> u64 {
-    address_of(&raw const process_vm_exec_service_call)
+pub(crate) fn syscall(region: Region) -> u64 {
+    address_of(region, &raw const process_vm_exec_service_call)
 }
 
 /// The signal handler of executors.
-pub(crate) fn handler() -> u64 {
-    address_of(&raw const process_vm_exec_handler)
+pub(crate) fn handler(region: Region) -> u64 {
+    address_of(region, &raw const process_vm_exec_handler)
 }
 
 /// Their `sa_restorer`.
-pub(crate) fn restorer() -> u64 {
-    address_of(&raw const process_vm_exec_sigreturn)
+pub(crate) fn restorer(region: Region) -> u64 {
+    address_of(region, &raw const process_vm_exec_sigreturn)
 }
 
 /// Where rewritten call sites go.
-pub(crate) fn trampoline() -> u64 {
-    address_of(&raw const process_vm_exec_trampoline)
+pub(crate) fn trampoline(region: Region) -> u64 {
+    address_of(region, &raw const process_vm_exec_trampoline)
 }
 
-/// An executable (elf(5)) with nothing but the code, mapped at [`layout::BASE`], entered at its first byte.
-pub(crate) fn image() -> Vec<u8> {
-    let code = bytes();
-    let header_len = layout::CODE - layout::BASE;
+/// An executable (elf(5)) with nothing but the code, mapped where the region begins, entered at its first byte.
+pub(crate) fn image(region: Region) -> Vec<u8> {
+    let code = bytes(region);
+    let header_len = layout::CODE;
     let len = header_len + code.len() as u64;
     let mut image = Vec::new();
     // Elf64_Ehdr: class 64, little endian, ET_EXEC, x86-64, program headers behind it.
@@ -241,7 +254,7 @@ pub(crate) fn image() -> Vec<u8> {
     image.extend(2u16.to_le_bytes());
     image.extend(62u16.to_le_bytes());
     image.extend(1u32.to_le_bytes());
-    image.extend(layout::CODE.to_le_bytes());
+    image.extend(region.address(layout::CODE).to_le_bytes());
     image.extend(64u64.to_le_bytes());
     image.extend(0u64.to_le_bytes());
     image.extend(0u32.to_le_bytes());
@@ -250,7 +263,7 @@ pub(crate) fn image() -> Vec<u8> {
     }
     // Elf64_Phdr: PT_LOAD r-x of the whole file, and PT_GNU_STACK rw-.
     for (kind, flags, addr, size, align) in
-        [(1u32, 5u32, layout::BASE, len, 0x1000), (0x6474_e551, 6, 0, 0, 16)]
+        [(1u32, 5u32, region.start(), len, 0x1000), (0x6474_e551, 6, 0, 0, 16)]
     {
         image.extend(kind.to_le_bytes());
         image.extend(flags.to_le_bytes());
@@ -259,6 +272,6 @@ pub(crate) fn image() -> Vec<u8> {
         }
     }
     image.resize(usize::try_from(header_len).expect("a page"), 0);
-    image.extend_from_slice(code);
+    image.extend_from_slice(&code);
     image
 }

@@ -10,6 +10,7 @@ use libc::{
 };
 use syscalls::Sysno;
 
+use super::region::Region;
 use super::{code, layout};
 
 /// Which system calls can be executed in a created space: see [`AddressSpaceBuilder::service_calls`](crate::AddressSpaceBuilder::service_calls).
@@ -65,11 +66,11 @@ impl Verdict {
 /// The filter of executors, in the kernel's format. Every call from outside the executor's code raises `SIGSYS`, where
 /// Syscall User Dispatch has not done so already (the vsyscall page, kernels without it).
 #[allow(clippy::cast_possible_truncation, reason = "addresses are split into halves")]
-pub(crate) fn executor() -> Vec<sock_filter> {
+pub(crate) fn executor(region: Region) -> Vec<sock_filter> {
     use Verdict::{Allow, Kill, Trap};
-    let code = code::range();
-    let region_high = (layout::BASE >> 32) as u32;
-    let mask = layout::BASE + layout::PARAMS + layout::SIGMASK;
+    let code = code::range(region);
+    let region_high = (region.start() >> 32) as u32;
+    let mask = region.address(layout::PARAMS + layout::SIGMASK);
     let mut filter = Assembler::default();
     filter.load(ARCH);
     filter.unless_equal(code::AUDIT_ARCH_X86_64, Trap);
@@ -100,7 +101,7 @@ pub(crate) fn executor() -> Vec<sock_filter> {
     filter.load(arg_high(0));
     filter.unless_equal(region_high, Kill);
     filter.load(arg_low(0));
-    filter.if_at_least((layout::BASE + layout::SIZE) as u32, Kill);
+    filter.if_at_least(region.range().end as u32, Kill);
     // FUTEX_WAIT and FUTEX_WAKE are 0 and 1; every flag and other operation has a higher bit.
     filter.load(arg_low(1));
     filter.and(!1);
@@ -207,9 +208,9 @@ pub(crate) const CLONE_PROCESS: libc::c_int = libc::CLONE_PARENT;
 /// The filter of service tasks. What is not allowed fails; guests' calls are the executors' filter's, whose verdicts
 /// weigh more.
 #[allow(clippy::cast_possible_truncation, reason = "addresses are split into halves")]
-pub(crate) fn service() -> Vec<sock_filter> {
+pub(crate) fn service(region: Region) -> Vec<sock_filter> {
     use Verdict::{Allow, Refuse};
-    let adopting = code::adopting();
+    let adopting = code::adopting(region);
     let mut filter = Assembler::default();
     filter.load(ARCH);
     filter.unless_equal(code::AUDIT_ARCH_X86_64, Refuse);
@@ -222,7 +223,7 @@ pub(crate) fn service() -> Vec<sock_filter> {
         filter.load(arg_low(4));
         filter.unless_equal(layout::ARENA_FD.cast_unsigned(), Allow);
         filter.load(IP_HIGH);
-        filter.unless_equal((layout::BASE >> 32) as u32, Refuse);
+        filter.unless_equal((region.start() >> 32) as u32, Refuse);
         filter.load(IP_LOW);
         filter.unless_at_least(adopting.start as u32, Refuse);
         filter.unless_at_least(adopting.end as u32 + 1, Allow);
@@ -341,16 +342,18 @@ mod tests {
     fn of_executor(arch: u32, ip: u64, (nr, args): (libc::c_long, [u64; 6])) -> u32 {
         let mut data = data(number(nr), Some(ip), args);
         data[ARCH as usize / 4] = Some(arch);
-        judge(&executor(), &data).expect("a verdict")
+        judge(&executor(REGION), &data).expect("a verdict")
     }
+
+    const REGION: Region = Region::DEFAULT;
 
     /// What code of the executor needs; a number, arguments, and the bits that matter of each.
     fn harmless_calls() -> Vec<(libc::c_long, [u64; 6], [u64; 6])> {
         const HALF: u64 = 0xffff_ffff;
-        let mask = layout::BASE + layout::PARAMS + layout::SIGMASK;
+        let mask = REGION.address(layout::PARAMS + layout::SIGMASK);
         let block = [libc::SIG_SETMASK as u64, mask, 0, 8, 0, 0];
-        let mailbox = layout::BASE + layout::MAILBOXES;
-        let last = layout::BASE + layout::SIZE - 1;
+        let mailbox = REGION.address(layout::MAILBOXES);
+        let last = REGION.range().end - 1;
         // Whatever moves the word to be slept on out of the library's pages.
         let futex = [!(layout::SIZE - 1), HALF & !1, 0, 0, 0, 0];
         vec![
@@ -364,7 +367,7 @@ mod tests {
 
     #[test]
     fn an_executor_makes_harmless_calls_only_with_no_argument_changed() {
-        let code = code::range();
+        let code = code::range(REGION);
         for ip in [code.start, code.end] {
             let verdict = |nr, args| of_executor(code::AUDIT_ARCH_X86_64, ip, (nr, args));
             for (nr, args, relevant) in harmless_calls() {
@@ -383,7 +386,7 @@ mod tests {
 
     #[test]
     fn what_is_not_the_executors_code_makes_no_call() {
-        let code = code::range();
+        let code = code::range(REGION);
         let elsewhere = [code.start - 1, code.end + 1, code.start + (1 << 32), code.start - (1 << 32), 0, !0];
         for (nr, args, _) in harmless_calls() {
             for ip in elsewhere {
@@ -398,13 +401,14 @@ mod tests {
 
     #[test]
     fn a_service_task_maps_the_memory_file_only_as_a_new_process() {
-        let adopting = code::adopting();
+        let adopting = code::adopting(REGION);
         let map = |ip, fd: libc::c_int| {
             let args = [0, 4096, 3, 1, fd.unsigned_abs().into(), 0];
-            judge(&service(), &data(number(libc::SYS_mmap), Some(ip), args))
+            judge(&service(REGION), &data(number(libc::SYS_mmap), Some(ip), args))
         };
         let refused = Some(SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs());
-        let elsewhere = [adopting.start - 1, adopting.end + 1, adopting.end ^ 1 << 32, code::syscall() + 2];
+        let elsewhere =
+            [adopting.start - 1, adopting.end + 1, adopting.end ^ 1 << 32, code::syscall(REGION) + 2];
         for ip in elsewhere {
             assert_eq!(map(ip, layout::ARENA_FD), refused, "{ip:#x}");
             assert_eq!(map(ip, layout::ARENA_FD + 1), Some(SECCOMP_RET_ALLOW), "{ip:#x}");
@@ -420,7 +424,7 @@ mod tests {
         let number = |value: libc::c_int| u64::from(value.unsigned_abs());
         for (nr, args) in [
             (libc::SYS_openat, [0; 6]),
-            (libc::SYS_pwrite64, [layout::ARENA_FD.unsigned_abs().into(), layout::BASE, 8, 0, 0, 0]),
+            (libc::SYS_pwrite64, [layout::ARENA_FD.unsigned_abs().into(), REGION.start(), 8, 0, 0, 0]),
             (libc::SYS_clone, [0; 6]),
             (libc::SYS_clone, [number(CLONE_EXECUTOR | libc::CLONE_FILES), 0, 0, 0, 0, 0]),
             (libc::SYS_prctl, [number(libc::PR_SET_DUMPABLE), 0, 0, 0, 0, 0]),

@@ -16,6 +16,7 @@ use super::arena::{Arena, Slot};
 use super::filter::ServiceCalls;
 use super::life::Life;
 use super::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
+use super::region::Region;
 use super::service::{Entry, Service};
 use super::setup::{self, Params};
 use super::signature::Key;
@@ -32,6 +33,8 @@ use crate::{maps, procfs};
 pub(crate) struct Keeper {
     /// The process that started it; a forked child of that starts its own.
     supervisor: Pid,
+    /// What its spaces have reserved.
+    region: Region,
     pid: Pid,
     arena: Arc<Arena>,
     /// The template whose copies may make every call.
@@ -70,20 +73,22 @@ struct Stray {
 }
 
 impl Keeper {
-    /// This process's keeper.
-    pub(crate) fn get() -> Result<Arc<Self>> {
-        static KEEPER: Mutex<Option<Arc<Keeper>>> = Mutex::new(None);
-        let mut keeper = lock(&KEEPER);
-        if let Some(keeper) = &*keeper
-            && keeper.supervisor == rustix::process::getpid()
-            && !lock(&keeper.living).keeper_is_gone
-        {
-            return Ok(Arc::clone(keeper));
+    /// This process's keeper of spaces that have reserved this region.
+    pub(crate) fn get(region: Region) -> Result<Arc<Self>> {
+        static KEEPERS: Mutex<Vec<Arc<Keeper>>> = Mutex::new(Vec::new());
+        let mut keepers = lock(&KEEPERS);
+        let place = keepers.iter().position(|keeper| keeper.region == region);
+        if let Some(place) = place {
+            let keeper = &keepers[place];
+            if keeper.supervisor == rustix::process::getpid() && !lock(&keeper.living).keeper_is_gone {
+                return Ok(Arc::clone(keeper));
+            }
         }
-        let new = Self::start()?;
-        // In a forked child the old one is the parent's: its memory must not be released from here.
-        if let Some(old) = keeper.replace(Arc::clone(&new)) {
-            std::mem::forget(old);
+        let new = Self::start(region)?;
+        match place {
+            // In a forked child the old one is the parent's: its memory must not be released from here.
+            Some(place) => std::mem::forget(std::mem::replace(&mut keepers[place], Arc::clone(&new))),
+            None => keepers.push(Arc::clone(&new)),
         }
         Ok(new)
     }
@@ -91,10 +96,10 @@ impl Keeper {
     /// The keeper's parent is the thread that starts it: when that thread ends, `PR_SET_PDEATHSIG` kills the keeper.
     /// So a thread of its own starts it, and stays to see its end; another one makes it ready, and hears of the ends of
     /// its children.
-    fn start() -> Result<Arc<Self>> {
+    fn start(region: Region) -> Result<Arc<Self>> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let start = move || {
-            let begun = match Begun::new() {
+            let begun = match Begun::new(region) {
                 Ok(begun) => begun,
                 Err(error) => return drop(sender.send(Err(error))),
             };
@@ -126,8 +131,9 @@ impl Keeper {
     /// Makes one that has begun ready, with the template.
     fn finish(pid: Pid, arena: Arc<Arena>, service: &Service) -> Result<Self> {
         service.wait_for_start()?;
+        let region = service.life.slot.region();
         let maps = maps::of(pid)?;
-        setup::empty_keeper(service, &besides_region(&maps))?;
+        setup::empty_keeper(service, &besides_region(&maps, region))?;
         let vdso = maps.iter().find(|map| map.name == "[vdso]").map(|map| map.range.clone());
 
         let (slot, key) = (Arc::new(arena.slot()?), Key::new()?);
@@ -147,6 +153,7 @@ impl Keeper {
         setup::register_barrier(&open)?;
         Ok(Self {
             supervisor: rustix::process::getpid(),
+            region,
             pid,
             arena,
             open,
@@ -281,13 +288,13 @@ struct Begun {
 }
 
 impl Begun {
-    fn new() -> Result<Self> {
-        let arena = Arena::new()?;
+    fn new(region: Region) -> Result<Self> {
+        let arena = Arena::new(region)?;
         let (slot, key) = (Arc::new(arena.slot()?), Key::new()?);
         assert_eq!(slot.file_offset(), 0, "the keeper's entry adopts the first slot");
         params(rustix::process::getpid()).write(&slot);
         key.give(&slot);
-        let image = executable(&code::image())?;
+        let image = executable(&code::image(region))?;
         let pid = execute(&image, &arena)?;
         let service = Service::new(Arc::new(Life::new(slot)), Host::new(DEFAULT_SPIN_BUDGET_NS), key);
         Ok(Self { pid, arena, service })
@@ -380,9 +387,9 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
 }
 
 /// What the kernel has mapped for a new program besides its image: stack and heap. The vDSO and its data stay.
-fn besides_region(maps: &[maps::Map]) -> Vec<Range<u64>> {
+fn besides_region(maps: &[maps::Map], region: Region) -> Vec<Range<u64>> {
     maps.iter()
-        .filter(|map| !layout::overlaps_region(map.range.start, map.range.end - map.range.start))
+        .filter(|map| !region.touches(map.range.start, map.range.end - map.range.start))
         .filter(|map| !map.name.starts_with("[v"))
         .map(|map| map.range.clone())
         .collect()
@@ -410,7 +417,7 @@ fn reap(service: &Service, living: &Mutex<Living>) {
     let info = layout::SCRATCH;
     let wait = |which: u64, pid: i32, options: libc::c_int| {
         let options = u64::from((options | libc::WEXITED | libc::__WALL).cast_unsigned());
-        let address = layout::BASE + info;
+        let address = service.life.slot.address(info);
         Entry::new(libc::SYS_waitid, [which, u64::from(pid.cast_unsigned()), address, options, 0, 0])
     };
     let next = wait(u64::from(libc::P_ALL), 0, libc::WNOWAIT);

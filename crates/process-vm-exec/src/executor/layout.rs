@@ -1,7 +1,6 @@
-//! Where the executor's pages lie in a guest, and what lies where in them.
+//! What lies where in the executor's pages, as offsets from the start of the [region](super::region) that they are in.
 //!
-//! Every space has the same layout at the same place, in a region of [`SIZE`] bytes that nothing else may use.
-//! All of it but the code is a slot of one memory file, which the supervisor maps too:
+//! Every space has the same layout. All of it but the code is a slot of one memory file, which the supervisor maps too:
 //!
 //! | part      | guest may | written by             |
 //! |-----------|-----------|------------------------|
@@ -10,17 +9,11 @@
 //! | result    | rw-       | the service task, which signs what it writes |
 //! | mailboxes | rw-       | one executor each      |
 
-/// Start of the region: far below where Linux places stacks and libraries, far above heaps and executables.
-pub(crate) const BASE: u64 = 0x7000_0000_0000;
-/// Length of the region, and of a slot of the memory file.
-pub(crate) const SIZE: u64 = 64 << 20;
+/// Length of the region, and of a slot of the memory file. A power of two.
+pub(crate) const SIZE: u64 = 256 << 20;
 
-/// The addresses that an [`AddressSpace`](crate::AddressSpace) and a [`LiveProcess`](crate::LiveProcess) reserve for the
-/// executor's pages.
-pub const REGION: std::ops::Range<u64> = BASE..BASE + SIZE;
-
-/// The executor's image: an ELF header page, then the code.
-pub(crate) const CODE: u64 = BASE + 0x1000;
+/// Offset of the code: before it in the executor's image is an ELF header page.
+pub(crate) const CODE: u64 = 0x1000;
 
 /// Offset, far behind the code, of what a thread of a live process executes when it makes calls for us, and the data of
 /// that: see `attach/errand.rs`.
@@ -29,7 +22,7 @@ pub(crate) const ERRAND: u64 = 0x8_0000;
 /// Offset of the control pages.
 pub(crate) const CONTROL: u64 = 1 << 20;
 /// Length of the control pages.
-pub(crate) const CONTROL_LEN: u64 = 1 << 20;
+pub(crate) const CONTROL_LEN: u64 = RESULT - CONTROL;
 /// Offset of the parameters.
 pub(crate) const PARAMS: u64 = CONTROL + 0x4000;
 /// Offset of what calls that the library makes itself point to.
@@ -43,7 +36,7 @@ pub(crate) const COMMANDS: u64 = CONTROL + 0x8_0800;
 pub(crate) const COMMAND_STRIDE: u64 = 512;
 
 /// Offset of the service task's results; everything from here on is writable in the guest.
-pub(crate) const RESULT: u64 = 2 << 20;
+pub(crate) const RESULT: u64 = 8 << 20;
 /// Offset of memory that calls in the service task may use for their buffers.
 pub(crate) const SCRATCH: u64 = RESULT + 0x1_0000;
 
@@ -60,9 +53,10 @@ pub(crate) const SHARER: u64 = 0x8000;
 /// Offset of the mailboxes, [`MAILBOX_STRIDE`] bytes each.
 pub(crate) const MAILBOXES: u64 = 32 << 20;
 /// Length of one mailbox.
-pub(crate) const MAILBOX_STRIDE: u64 = 64 << 10;
+pub(crate) const MAILBOX_STRIDE: u64 = 32 << 10;
 /// As many executors as one space can have.
 pub(crate) const MAX_EXECUTORS: u64 = (SIZE - MAILBOXES) / MAILBOX_STRIDE;
+const _: () = assert!(COMMANDS + MAX_EXECUTORS * COMMAND_STRIDE <= RESULT);
 
 /// What the two sides of a hand-off write, in command and mailbox, request and result alike, is in so many bytes.
 pub(crate) const HALF_LEN: usize = 512;
@@ -115,9 +109,9 @@ pub(crate) const STACK_TOP: u64 = 0x1000;
 /// In a mailbox: room for extended state on its way from or to the supervisor.
 pub(crate) const XSTATE: u64 = 0x1000;
 /// Length of that room.
-pub(crate) const XSTATE_LEN: u64 = 0x4000;
-/// In a mailbox: the alternate signal stack.
-pub(crate) const SIGSTACK: u64 = 0x5000;
+pub(crate) const XSTATE_LEN: u64 = 0x2000;
+/// In a mailbox: the alternate signal stack, with room for two frames.
+pub(crate) const SIGSTACK: u64 = 0x3000;
 /// Its length.
 pub(crate) const SIGSTACK_LEN: u64 = MAILBOX_STRIDE - SIGSTACK;
 
@@ -176,8 +170,3 @@ pub(crate) mod kind {
 
 /// The word of a half whose task is dead. Its sequence number is never used.
 pub(crate) const DEAD: u32 = !0;
-
-/// Does `addr..addr + len` touch the region?
-pub(crate) fn overlaps_region(addr: u64, len: u64) -> bool {
-    addr < BASE + SIZE && addr.saturating_add(len.max(1)) > BASE
-}

@@ -169,10 +169,11 @@ mod tests {
 
     use super::*;
     use crate::executor::arena::Arena;
+    use crate::executor::region::Region;
 
     #[test]
     fn a_process_is_not_reaped_while_somebody_uses_its_number() {
-        let slot = Arena::new().and_then(|arena| arena.slot()).expect("a slot");
+        let slot = Arena::new(Region::DEFAULT).and_then(|arena| arena.slot()).expect("a slot");
         let life = Life::new(Arc::new(slot));
         life.begin(rustix::process::getpid());
         let held = life.pid();

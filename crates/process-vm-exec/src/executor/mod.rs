@@ -19,6 +19,7 @@ pub(crate) mod layout;
 pub(crate) mod life;
 pub(crate) mod machine;
 pub(crate) mod passage;
+pub(crate) mod region;
 pub(crate) mod service;
 pub(crate) mod setup;
 pub(crate) mod signature;

@@ -34,7 +34,7 @@ impl Passage {
     /// Has `service`, whose process is `pidfd`, make the pair. It has no descriptors that are not to be closed from
     /// `first` on.
     pub(crate) fn open(service: &Service, pidfd: impl AsFd, first: u64) -> Result<Self> {
-        let ends = layout::BASE + layout::SCRATCH;
+        let ends = service.life.slot.address(layout::SCRATCH);
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
         let pair = [libc::AF_UNIX as u64, u64::from(kind.unsigned_abs()), 0, ends, 0, 0];
         let entries = [
@@ -70,8 +70,8 @@ impl Passage {
         }
         let mut turn = service.turn()?;
         // A msghdr with room for one byte and the descriptors (cmsg(3)); the kernel writes to it.
-        let at = |offset| layout::BASE + layout::SCRATCH + offset;
         let slot = &service.life.slot;
+        let at = |offset| slot.address(layout::SCRATCH + offset);
         slot.write(layout::SCRATCH, [0u64, 0, at(0x40), 1, at(0x80), 16 + 8 * MAX_FILES as u64, 0]);
         slot.write(layout::SCRATCH + 0x40, [at(0x60), 1]);
         let make_room = [self.number(0), self.number(MAX_FILES - 1), 0, 0, 0, 0];

@@ -128,7 +128,7 @@ impl Service {
         /// The number of no request.
         const START_OF_EXECUTOR: u64 = 0;
         let signed = self.slot().read::<u64>(mailbox + layout::STARTED_TAG);
-        signed == self.key.sign(START_OF_EXECUTOR, [layout::BASE + mailbox])
+        signed == self.key.sign(START_OF_EXECUTOR, [self.slot().address(mailbox)])
     }
 
     fn write_one(&self, entry: Entry) {

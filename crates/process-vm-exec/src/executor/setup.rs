@@ -34,9 +34,9 @@ impl Params {
         // Signals wait for the tracer, where there is one.
         slot.write(at(layout::SIGMASK), if self.engine.traces() { code::ASYNCHRONOUS } else { 0 });
         slot.write(at(layout::PARENT), self.parent.cast_unsigned());
-        let filter = filter::executor();
+        let filter = filter::executor(slot.region());
         slot.write(at(layout::FILTER), filter.len() as u64);
-        slot.write(at(layout::FILTER) + 8, layout::BASE + at(layout::FILTER_CODE));
+        slot.write(at(layout::FILTER) + 8, slot.address(at(layout::FILTER_CODE)));
         for (i, instruction) in filter.iter().enumerate() {
             slot.write(at(layout::FILTER_CODE) + 8 * i as u64, filter::word(instruction));
         }
@@ -88,10 +88,10 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
         ));
     }
     // What is free in the region is nobody's: the kernel would put there what a guest maps wherever there is room.
-    let free = code::range().end.next_multiple_of(4096);
+    let free = code::range(slot.region()).end.next_multiple_of(4096);
     let reserve = [
         free,
-        layout::BASE + layout::CONTROL - free,
+        slot.address(layout::CONTROL) - free,
         libc::PROT_NONE as u64,
         (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE) as u64,
         u64::MAX,
@@ -105,7 +105,7 @@ pub(crate) fn empty_keeper(service: &Service, mapped: &[Range<u64>]) -> Result<(
 /// Confines a template, and all that is copied from it, to the calls of [`filter::service`].
 pub(crate) fn confine(service: &Service) -> Result<()> {
     const SET_MODE_FILTER: u64 = 1;
-    let program: Vec<u64> = filter::service().iter().map(filter::word).collect();
+    let program: Vec<u64> = filter::service(service.life.slot.region()).iter().map(filter::word).collect();
     let mut arguments = Arguments { slot: &service.life.slot, next: layout::ARGUMENTS };
     let instructions = arguments.put(&program);
     let program = arguments.put(&[program.len() as u64, instructions]);
@@ -125,8 +125,9 @@ pub(crate) fn install_handlers(service: &Service) -> Result<()> {
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | SA_RESTORER).cast_unsigned();
     let no_defer = libc::SA_NODEFER.cast_unsigned();
     // struct sigaction of the kernel: handler, flags, restorer, mask (asm/signal.h).
-    let raised = arguments.put(&[code::handler(), u64::from(flags | no_defer), code::restorer(), 0]);
-    let sent = arguments.put(&[code::handler(), u64::from(flags), code::restorer(), !0]);
+    let (handler, restorer) = (code::handler(slot.region()), code::restorer(slot.region()));
+    let raised = arguments.put(&[handler, u64::from(flags | no_defer), restorer, 0]);
+    let sent = arguments.put(&[handler, u64::from(flags), restorer, !0]);
     let calls = (1..=64)
         .filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal))
         .map(|signal| {
@@ -171,6 +172,6 @@ impl Arguments<'_> {
             self.slot.write(self.next, word);
             self.next += 8;
         }
-        layout::BASE + start
+        self.slot.address(start)
     }
 }

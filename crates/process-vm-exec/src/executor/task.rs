@@ -70,14 +70,14 @@ impl Executor {
         // stack_t: address, flags, length.
         life.slot.write(
             command + layout::ALTSTACK,
-            [layout::BASE + mailbox + layout::SIGSTACK, 0, layout::SIGSTACK_LEN],
+            [life.slot.address(mailbox + layout::SIGSTACK), 0, layout::SIGSTACK_LEN],
         );
         life.slot.write(command + layout::WORD, SEQUENCE);
         life.executors.fetch_max(u32::try_from(index).expect("bounded above") + 1, Ordering::SeqCst);
         let clone = Entry {
             nr: libc::SYS_clone,
             args: [u64::from(filter::CLONE_EXECUTOR.cast_unsigned()), 0, 0, 0, 0, 0],
-            child: layout::BASE + mailbox,
+            child: life.slot.address(mailbox),
         };
         let tid = service.request_one(clone)?.map_err(|errno| Error::Space { call: "clone", errno })?;
         let tid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(Error::Dead)?;
@@ -105,7 +105,7 @@ impl Executor {
 
     /// The mailbox's address in the guest: the GS base of the trampoline.
     pub(crate) fn gs_base(&self) -> u64 {
-        layout::BASE + self.mailbox()
+        self.life.slot.address(self.mailbox())
     }
 
     /// Back to the guest, with `rax` as the answer to its call.
@@ -321,12 +321,13 @@ mod tests {
 
     use super::*;
     use crate::executor::arena::Arena;
+    use crate::executor::region::Region;
     use crate::exit::WaitStatus;
 
     /// The moment is a few instructions long: between a run's look at the life and its look at the mailbox.
     #[test]
     fn a_command_to_a_process_that_died_a_moment_ago_is_answered_by_its_death() {
-        let slot = Arc::new(Arena::new().expect("an arena").slot().expect("a slot"));
+        let slot = Arc::new(Arena::new(Region::DEFAULT).expect("an arena").slot().expect("a slot"));
         let life = Arc::new(Life::new(slot));
         life.executors.store(1, Ordering::SeqCst);
         life.die(WaitStatus::Signaled(libc::SIGKILL));

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::executor::filter::{self, ServiceCalls};
 use crate::executor::keeper::Birth;
 use crate::executor::machine::DEFAULT_SPIN_BUDGET_NS;
+use crate::executor::region::Region;
 use crate::name::Engine;
 
 /// How a space is to be created: see [`AddressSpace::builder`].
@@ -24,6 +25,7 @@ pub struct AddressSpaceBuilder {
     spin_budget_ns: u64,
     time_limit: Option<Duration>,
     service_calls: ServiceCalls,
+    region: Option<u64>,
 }
 
 /// Whether the `rewrite` engine may rewrite call sites.
@@ -43,6 +45,7 @@ impl Default for AddressSpaceBuilder {
             spin_budget_ns: DEFAULT_SPIN_BUDGET_NS,
             time_limit: None,
             service_calls: ServiceCalls::Memory,
+            region: None,
         }
     }
 }
@@ -91,18 +94,40 @@ impl AddressSpaceBuilder {
         self
     }
 
+    /// Where the [region](super::Space::region) of the executor's pages begins: at that of
+    /// [`DEFAULT_REGION`](crate::DEFAULT_REGION) unless told otherwise. A multiple of 4 GiB from 4 GiB on, below
+    /// `0x7fe0_0000_0000`: where the guest has nothing, and will have nothing. Forks have the same. All spaces of a supervisor with the same
+    /// region are children of one process, which the first of them starts.
+    ///
+    /// ```
+    /// use process_vm_exec::{AddressSpace, Mapping, Protection};
+    ///
+    /// # fn main() -> process_vm_exec::Result<()> {
+    /// let space = AddressSpace::builder().region(0x6000_0000_0000).create()?;
+    /// assert_eq!(space.region().start, 0x6000_0000_0000);
+    /// let there = space.map(Mapping::anonymous(4096, Protection::READ).at(0x7000_0000_0000))?;
+    /// assert_eq!(there, 0x7000_0000_0000);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn region(mut self, start: u64) -> Self {
+        self.region = Some(start);
+        self
+    }
+
     /// Creates the space.
     ///
     /// # Errors
-    /// [`Error::Engine`](crate::Error::Engine) if the engine does not work here, [`Error::Host`](crate::Error::Host) or [`Error::Space`](crate::Error::Space) if the kernel refuses what it
+    /// [`Error::Region`](crate::Error::Region) if the region cannot begin where it should; [`Error::Engine`](crate::Error::Engine) if the engine does not work here, [`Error::Host`](crate::Error::Host) or [`Error::Space`](crate::Error::Space) if the kernel refuses what it
     /// takes, such as another process.
     pub fn create(self) -> Result<AddressSpace> {
-        let Self { engine, rewriting, spin_budget_ns, time_limit, service_calls } = self;
+        let Self { engine, rewriting, spin_budget_ns, time_limit, service_calls, region } = self;
+        let region = region.map_or(Ok(Region::DEFAULT), Region::at)?;
         let engine = match engine {
             Some(engine) => engine.require().map(|()| engine)?,
             None => detection::default_engine()?,
         };
-        AddressSpace::with(Settings { engine, rewriting, spin_budget_ns, time_limit, service_calls })
+        AddressSpace::with(region, Settings { engine, rewriting, spin_budget_ns, time_limit, service_calls })
     }
 }
 
@@ -111,11 +136,12 @@ impl AddressSpaceBuilder {
 pub struct LiveProcessBuilder {
     spin_budget_ns: u64,
     owners: Owners,
+    region: Option<u64>,
 }
 
 impl Default for LiveProcessBuilder {
     fn default() -> Self {
-        Self { spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, owners: Owners::default() }
+        Self { spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, owners: Owners::default(), region: None }
     }
 }
 
@@ -167,12 +193,20 @@ impl LiveProcessBuilder {
         self
     }
 
+    /// Where the [region](super::Space::region) of the executor's pages begins; as for
+    /// [`AddressSpaceBuilder::region`]. Unless told otherwise it is the first possible one of which the process uses nothing.
+    #[must_use]
+    pub fn region(mut self, start: u64) -> Self {
+        self.region = Some(start);
+        self
+    }
+
     /// Attaches to the process of `target`, a pidfd (pidfd_open(2)): see [`LiveProcess::attach`].
     ///
     /// # Errors
     /// As for [`LiveProcess::attach`].
     pub fn attach(self, target: BorrowedFd<'_>) -> Result<LiveProcess> {
-        LiveProcess::with(target, self.owners, self.spin_budget_ns)
+        LiveProcess::with(target, self.owners, self.region.map(Region::at).transpose()?, self.spin_budget_ns)
     }
 
     /// Attaches to the process that has this number now.

@@ -13,10 +13,11 @@ use super::inner::{Inner, Origin};
 use crate::call::Call;
 use crate::error::Result;
 use crate::executor::keeper::Keeper;
+use crate::executor::region::Region;
 
 /// An address space of its own, in which the supervisor runs code.
 ///
-/// It starts empty: nothing is mapped but the vDSO and the executor's pages, at [`REGION`](crate::REGION), which cannot
+/// It starts empty: nothing is mapped but the vDSO and the executor's pages, in a [region](Space::region) that cannot
 /// be changed. Code in it can ask the host kernel for nothing; every system call, fault and signal comes out of
 /// [`run`](Space::run).
 ///
@@ -61,8 +62,8 @@ impl AddressSpace {
         AddressSpaceBuilder::default()
     }
 
-    pub(super) fn with(settings: Settings) -> Result<Self> {
-        let keeper = Keeper::get()?;
+    pub(super) fn with(region: Region, settings: Settings) -> Result<Self> {
+        let keeper = Keeper::get(region)?;
         let service = keeper.create(settings.service_calls, settings.birth())?;
         let rewriter = settings.rewrites().then(Arc::default);
         let space = Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, rewriter));

@@ -125,7 +125,7 @@ impl Inner {
         let mut closed = [None, None];
         for (range, closed) in changed_ranges(call).zip(&mut closed) {
             let len = range.end - range.start;
-            if layout::overlaps_region(range.start, len) {
+            if self.service.life.slot.region().touches(range.start, len) {
                 return Err(Error::Reserved { addr: range.start, len });
             }
             if let Some(rewriter) = &self.rewriter {

@@ -19,6 +19,7 @@ use crate::attach::visit::is_not_for_threads;
 use crate::call::{Call, Returned};
 use crate::error::{DescriptorError, Error, Result};
 use crate::executor::filter::ServiceCalls;
+use crate::executor::region::Region;
 use crate::name::Engine;
 
 /// A live process with an executor in its memory: calls are executed and code runs there beside its own threads.
@@ -81,14 +82,19 @@ impl LiveProcess {
         LiveProcessBuilder::default()
     }
 
-    pub(super) fn with(pidfd: BorrowedFd<'_>, owners: Owners, spin_budget_ns: u64) -> Result<Self> {
+    pub(super) fn with(
+        pidfd: BorrowedFd<'_>,
+        owners: Owners,
+        region: Option<Region>,
+        spin_budget_ns: u64,
+    ) -> Result<Self> {
         // The target's text is not ours to rewrite, its signals are not ours to take, and a tracer besides the caretaker would
         // be in the way of the removal.
         let engine = Engine::Trap;
         engine.require()?;
         let (rewriting, service_calls) = (Rewriting::Off, ServiceCalls::All);
         let settings = Settings { engine, rewriting, spin_budget_ns, time_limit: None, service_calls };
-        let (service, target) = Target::attach(pidfd, owners, engine, spin_budget_ns)?;
+        let (service, target) = Target::attach(pidfd, owners, region, engine, spin_budget_ns)?;
         let target = Arc::new(target);
         let space = Space(Inner::new(Origin::Attached(Arc::clone(&target)), service, settings, None));
         Ok(Self { space, target })

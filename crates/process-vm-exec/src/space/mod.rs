@@ -53,6 +53,12 @@ impl Space {
         *self.0.service.life.pid()
     }
 
+    /// The addresses that are reserved for the executor's pages. Nothing there can be mapped, unmapped or changed, by
+    /// whatever call; contexts can read there what they like, and write what harms nobody but themselves.
+    pub fn region(&self) -> Range<u64> {
+        self.0.service.life.slot.region().range()
+    }
+
     /// Where the kernel's vDSO is mapped (vdso(7)): for `AT_SYSINFO_EHDR`.
     pub fn vdso(&self) -> Option<Range<u64>> {
         match &self.0.origin {

@@ -13,13 +13,14 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub struct Scratch<'space> {
     shelf: &'space Shelf,
+    slot: &'space Slot,
     range: Range<u64>,
 }
 
 impl Scratch<'_> {
     /// Its address in the space.
     pub fn addr(&self) -> u64 {
-        layout::BASE + self.range.start
+        self.slot.address(self.range.start)
     }
 }
 
@@ -48,7 +49,7 @@ impl Space {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooMany`] if so much is not free; a space has 29 MiB.
+    /// [`Error::TooMany`] if so much is not free; a space has 23 MiB.
     pub fn scratch(&self, len: u64) -> Result<Scratch<'_>> {
         self.0.shelf.take(&self.0.service.life.slot, len)
     }
@@ -62,7 +63,7 @@ pub(crate) struct Shelf {
 }
 
 impl Shelf {
-    fn take(&self, slot: &Slot, len: u64) -> Result<Scratch<'_>> {
+    fn take<'space>(&'space self, slot: &'space Slot, len: u64) -> Result<Scratch<'space>> {
         const ALIGNMENT: u64 = 64;
         let full = || Error::TooMany("bytes of scratch memory");
         let len = len.max(1).checked_next_multiple_of(ALIGNMENT).ok_or_else(full)?;
@@ -76,7 +77,7 @@ impl Shelf {
         for at in range.clone().step_by(8) {
             slot.write(at, 0u64);
         }
-        Ok(Scratch { shelf: self, range })
+        Ok(Scratch { shelf: self, slot, range })
     }
 }
 

@@ -188,9 +188,9 @@ fn madvise_takes_the_targets_pages() {
 #[test]
 fn the_librarys_pages_cannot_be_changed() {
     with_space(builder(), |target, space| {
-        let result = space.unmap(0x7000_0000_0000, 64 << 20);
+        let result = space.unmap(space.region().start, 64 << 20);
         assert!(matches!(result, Err(Error::Reserved { .. })), "{result:?}");
-        let result = space.execute(Sysno::mprotect, [0x7000_0000_1000, PAGE, 7, 0, 0, 0]);
+        let result = space.execute(Sysno::mprotect, [space.region().start + PAGE, PAGE, 7, 0, 0, 0]);
         assert!(matches!(result, Err(Error::Reserved { .. })), "{result:?}");
         assert!(has_region(target.pid()));
     });

@@ -10,7 +10,8 @@ use std::{
 };
 
 use process_vm_exec::{
-    Call, Context, Errno, Error, Exit, LiveProcess, Mapping, Owner, Protection, SignalSet, Sysno,
+    Call, Context, DEFAULT_REGION, Errno, Error, Exit, LiveProcess, Mapping, Owner, Protection, SignalSet,
+    Sysno,
 };
 
 use crate::{
@@ -175,14 +176,55 @@ fn that_uses_the_librarys_addresses_itself() {
     let Some(process) = process("region") else { return };
     let pid = process.pid();
     for _ in 0..2 {
-        let Err(Error::Attach { why, errno, .. }) = LiveProcess::attach_pid(pid) else {
-            panic!("attached to it")
-        };
+        let wanted = LiveProcess::builder().region(DEFAULT_REGION.start).attach_pid(pid);
+        let Err(Error::Attach { why, errno, .. }) = wanted else { panic!("attached to it") };
         assert_eq!(errno, Errno::EXIST);
         assert!(why.contains("the program uses") && why.contains("0x700000000000"), "{why}");
         assert!(!why.contains("supervisor"), "{why}");
+        // Elsewhere there is room.
+        let space = attached(pid);
+        assert_ne!(space.region(), DEFAULT_REGION);
+        space.execute(Sysno::getpid, [0; 6]).expect("getpid");
+        assert!(space.thread(pid).is_ok());
+        let reserved = space.unmap(space.region().start, 4096);
+        assert!(matches!(reserved, Err(Error::Reserved { .. })), "{reserved:?}");
+        space.detach().expect("detaching");
+        soon("its pages are gone", || !has_pages_of_an_executor(pid));
     }
     assert_no_trace_but(pid, |trace| matches!(trace, Trace::Mapping(_)));
+    assert_unharmed(process);
+}
+
+fn has_pages_of_an_executor(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps").contains("pvx-executor")
+}
+
+#[test]
+fn with_a_region_of_the_supervisors_choice() {
+    let _turn = turn();
+    let Some(process) = process("plain") else { return };
+    let pid = process.pid();
+    for start in [1 << 32, 0x1234_0000_0000, 0x7fdf_0000_0000] {
+        let space = attached_with(LiveProcess::builder().region(start), pid);
+        assert_eq!(space.region().start, start);
+        space.execute(Sysno::getpid, [0; 6]).expect("getpid");
+        let twice = LiveProcess::attach_pid(pid);
+        assert!(matches!(twice, Err(Error::Attach { errno: Errno::EXIST, .. })), "{twice:?}");
+        let call = [Call::new(Sysno::gettid)];
+        let by_itself = space.batch_in_thread(pid, &call).expect("its own thread makes calls");
+        assert_eq!(by_itself, [Ok(u64::from(pid.unsigned_abs()))]);
+        // Its executor is killed: whoever attaches next finds the pages wherever they are.
+        kill(executor_of(&space), libc::SIGKILL);
+        soon("its end is seen", || matches!(space.execute(Sysno::getpid, [0; 6]), Err(Error::Dead)));
+        drop(space);
+    }
+    attached(pid).detach().expect("detaching");
+    soon("no pages are left", || !has_pages_of_an_executor(pid));
+    for start in [0, 4096, (1 << 32) + 4096, 0x7fff_0000_0000, !0] {
+        let refused = LiveProcess::builder().region(start).attach_pid(pid);
+        assert!(matches!(refused, Err(Error::Region { .. })), "{refused:?}");
+    }
+    assert_no_trace(pid);
     assert_unharmed(process);
 }
 

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The library's region in each address space.
-const REGION: std::ops::Range<u64> = 0x7000_0000_0000..0x7000_0400_0000;
+use process_vm_exec::DEFAULT_REGION;
+
 /// How long cleaning up may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -123,7 +123,7 @@ pub(crate) fn traces(pid: i32) -> Vec<Trace> {
     found
 }
 
-/// Is a line of /proc/PID/maps about the library's region?
+/// Is a line of /proc/PID/maps about the library's region, wherever that is?
 fn in_region(line: &str) -> bool {
     let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
     let Some((Ok(start), Ok(end))) =
@@ -131,7 +131,7 @@ fn in_region(line: &str) -> bool {
     else {
         return false;
     };
-    start < REGION.end && end > REGION.start
+    start < DEFAULT_REGION.end && end > DEFAULT_REGION.start || line.contains("/memfd:pvx-executor")
 }
 
 /// Whether the process has the library's region.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use iced_x86::code_asm::*;
-use process_vm_exec::{AddressSpace, Engine, Error, Exit, Mapping, SignalSet, Sysno, WaitStatus};
+use process_vm_exec::{
+    AddressSpace, DEFAULT_REGION, Engine, Error, Exit, Mapping, SignalSet, Sysno, WaitStatus,
+};
 use rustix::fs::MemfdFlags;
 use rustix::thread::CpuSet;
 
@@ -17,9 +19,9 @@ use crate::common::{
 };
 
 /// Where the library's region has what a guest can see of requests, and write of results and mailboxes.
-const REGION: u64 = 0x7000_0000_0000;
+const REGION: u64 = DEFAULT_REGION.start;
 const REQUEST: u64 = REGION + (1 << 20);
-const RESULT: u64 = REGION + (2 << 20);
+const RESULT: u64 = REGION + (8 << 20);
 const MAILBOXES: u64 = REGION + (32 << 20);
 const ELSEWHERE: u64 = 0x5000_0000;
 
@@ -243,7 +245,7 @@ claims! {
         for _ in 0..40 {
             let mut code = asm(|a| {
                 let mut top = a.create_label();
-                a.mov(rsi, MAILBOXES + (64 << 10))?;
+                a.mov(rsi, MAILBOXES + (32 << 10))?;
                 a.mov(rbx, DATA)?;
                 a.set_label(&mut top)?;
                 a.inc(qword_ptr(rbx))?;
@@ -533,7 +535,7 @@ claims! {
                 next = number(end);
             }
         }
-        assert_eq!(next, REGION + (64 << 20), "there is a gap");
+        assert_eq!(next, DEFAULT_REGION.end, "there is a gap");
         let near = guest.space.map(Mapping::anonymous(PAGE, READ).near(REGION + 0x8000));
         assert!(matches!(near, Err(Error::Reserved { .. })), "{near:?}");
         for (at, flags) in [(REGION, 0), (REGION - PAGE, libc::SHM_REMAP)] {

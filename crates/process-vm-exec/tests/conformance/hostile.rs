@@ -9,7 +9,7 @@ use rustix::fs::MemfdFlags;
 use crate::common::{CODE, Guest, NR, Numbers, PAGE, STACK_TOP, call_loop, claims, fill, kill, pid_of};
 
 /// The executor's pages.
-const RESERVED: std::ops::Range<u64> = 0x7000_0000_0000..0x7000_0400_0000;
+const RESERVED: std::ops::Range<u64> = process_vm_exec::DEFAULT_REGION;
 /// No attack may keep the supervisor for longer.
 const PATIENCE: Duration = Duration::from_millis(4);
 const ATTACKS: u64 = 60;
@@ -195,8 +195,8 @@ claims! {
 
     /// The header of the message in which a file comes is spoilt, and its receipt is claimed all the same.
     fn a_file_that_a_guest_does_not_take_goes_to_no_other(engine) {
-        const HEADER: u64 = RESERVED.start + (2 << 20) + 0x1_0000;
-        const RESULTS: u64 = RESERVED.start + (2 << 20) + 0x200;
+        const HEADER: u64 = RESERVED.start + (8 << 20) + 0x1_0000;
+        const RESULTS: u64 = RESERVED.start + (8 << 20) + 0x200;
         const ELSEWHERE: u64 = 0x5000_0000;
         let mut guest = Guest::new(engine, |a| {
             let mut top = a.create_label();
@@ -239,7 +239,7 @@ claims! {
 
     /// Whose child is made by another clone than its own, or never, if one believes the guest.
     fn a_guest_that_lies_about_its_fork_has_no_part_in_other_spaces(engine) {
-        const RESULTS: u64 = RESERVED.start + (2 << 20) + 0x200;
+        const RESULTS: u64 = RESERVED.start + (8 << 20) + 0x200;
         for _ in 0..30 {
             let mut guest = Guest::new(engine, |a| {
                 let mut top = a.create_label();

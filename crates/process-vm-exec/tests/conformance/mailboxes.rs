@@ -8,7 +8,7 @@ use std::{
 };
 
 use iced_x86::{IcedError, code_asm::*};
-use process_vm_exec::{Context, Engine, Exit, Interrupter, SignalSet, WaitStatus};
+use process_vm_exec::{Context, DEFAULT_REGION, Engine, Exit, Interrupter, SignalSet, WaitStatus};
 
 use crate::common::{
     CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, UNMAPPED, asm_at,
@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 /// The mailbox of a space's first executor, and what is where in it.
-const MAILBOX: u64 = 0x7000_0000_0000 + (32 << 20);
+const MAILBOX: u64 = DEFAULT_REGION.start + (32 << 20);
 const SIGINFO: u64 = MAILBOX + 0x200;
 const XSTATE: u64 = MAILBOX + 0x1000;
 /// In the standard format of XSAVE (Intel SDM volume 1, 13.4).

@@ -18,6 +18,7 @@ mod interrupts;
 mod life;
 mod mailboxes;
 mod memory;
+mod regions;
 mod registers;
 mod rewriting;
 mod segments;

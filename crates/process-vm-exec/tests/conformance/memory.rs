@@ -9,7 +9,8 @@ use std::{
 
 use iced_x86::{IcedError, code_asm::*};
 use process_vm_exec::{
-    AddressSpace, Call, Context, Engine, Errno, Error, Exit, Mapping, Protection, SignalSet, Sysno,
+    AddressSpace, Call, Context, DEFAULT_REGION, Engine, Errno, Error, Exit, Mapping, Protection, SignalSet,
+    Sysno,
 };
 
 use crate::common::{
@@ -17,8 +18,8 @@ use crate::common::{
 };
 
 /// The executor's pages.
-const RESERVED: u64 = 0x7000_0000_0000;
-const RESERVED_LEN: u64 = 0x400_0000;
+const RESERVED: u64 = DEFAULT_REGION.start;
+const RESERVED_LEN: u64 = DEFAULT_REGION.end - DEFAULT_REGION.start;
 
 /// Where nothing is mapped, for many mappings.
 const ROOM: u64 = 0x10_0000_0000;

@@ -24,7 +24,7 @@ const REFUSED: u8 = 126;
 /// of the process: `pvx inspect` shows the process's.
 ///
 /// A call that waits for ever ends with pvx (^C). Nothing of it stays in the process, unless the buffers of its arguments
-/// were larger than 29 MiB: they stay mapped then.
+/// were larger than 23 MiB: they stay mapped then.
 ///
 /// Exit status: 0 if the call succeeded, 1 if it failed, 2 if the command line is wrong (nothing was touched), 126 if
 /// the process cannot be attached to.

@@ -23,7 +23,7 @@ use self::stub::{Jump, PAGE_LEN, Page, Stub};
 use self::text::{Change, Memory};
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::error::{Error, Result};
-use crate::executor::layout;
+use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::exit::{Arch, Fault};
 use crate::maps::{self, FileId, Map};
@@ -160,7 +160,9 @@ impl Rewriter {
             sites.turn_off(space);
             return false;
         }
-        if sites.may_be_text(registers.rip) && registers.rflags & RFLAGS_TF == 0 {
+        if sites.may_be_text(space.service().life.slot.region(), registers.rip)
+            && registers.rflags & RFLAGS_TF == 0
+        {
             // A site that cannot be rewritten goes on trapping.
             let _ = match sites.count_trap(registers.rip) {
                 TRAPS_BEFORE_REWRITING => sites.rewrite(space, registers, |_| true),
@@ -292,11 +294,11 @@ impl Rewriter {
 
 impl Sites {
     /// Can text that we may change end at `rip`? A hostile guest can say that it called from anywhere.
-    fn may_be_text(&self, rip: u64) -> bool {
+    fn may_be_text(&self, region: Region, rip: u64) -> bool {
         let Some(start) = rip.checked_sub(WINDOW) else { return false };
         let range = start..rip.saturating_add(WINDOW);
         let meets = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-        !layout::overlaps_region(range.start, range.end - range.start)
+        !region.touches(range.start, range.end - range.start)
             && !self.pages.iter().any(|page| meets(&(page.start..page.end())))
             && !self.closed.iter().any(meets)
     }
@@ -373,14 +375,15 @@ impl Sites {
         let held = space.service().life.pid();
         let maps = maps::of((*held)?).ok()?;
         drop(held);
-        let start = stub::place_for_page(&maps, jump)?;
+        let region = space.service().life.slot.region();
+        let start = stub::place_for_page(&maps, region, jump)?;
         let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let mapped = space.service().call(libc::SYS_mmap, [start, PAGE_LEN, protection, flags, u64::MAX, 0]);
         if !matches!(mapped, Ok(Ok(addr)) if addr == start) {
             return None;
         }
-        self.memory(space)?.write(start, &Page::header())?;
+        self.memory(space)?.write(start, &Page::header(region))?;
         self.pages.push(Page::new(start));
         self.pages.last_mut()
     }
@@ -577,19 +580,20 @@ mod tests {
     fn calls_from_our_own_pages_or_from_nowhere_are_no_sites() {
         let mut sites = Sites { pages: vec![Page::new(0x10_0000)], ..Sites::default() };
         sites.closed.push(0x20_0000..0x20_1000);
+        let region = Region::DEFAULT;
         let ours = [
             0,
             1,
-            layout::BASE,
-            layout::CODE + 0x300,
-            layout::BASE + layout::SIZE,
+            region.start(),
+            region.start() + 0x1300,
+            region.range().end,
             0x10_0000,
             0x10_ffff,
             0x20_1000,
         ];
         for rip in ours {
-            assert!(!sites.may_be_text(rip), "{rip:#x}");
+            assert!(!sites.may_be_text(region, rip), "{rip:#x}");
         }
-        assert!(sites.may_be_text(0x40_0000));
+        assert!(sites.may_be_text(region, 0x40_0000));
     }
 }

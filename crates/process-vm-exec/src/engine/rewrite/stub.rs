@@ -7,7 +7,8 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::INT3;
 use super::site::{Form, JUMP, SYSCALL, Text};
-use crate::executor::{code, layout};
+use crate::executor::code;
+use crate::executor::region::Region;
 use crate::maps::Map;
 
 /// Length of a page of stubs: room for some 1,500 sites. A jump whose second byte is given finds its stub in any page.
@@ -143,8 +144,8 @@ impl Page {
     }
 
     /// What the page begins with.
-    pub(super) fn header() -> [u8; 8] {
-        code::trampoline().to_le_bytes()
+    pub(super) fn header(region: Region) -> [u8; 8] {
+        code::trampoline(region).to_le_bytes()
     }
 
     pub(super) fn end(&self) -> u64 {
@@ -288,7 +289,7 @@ fn relative(end: u64, to: u64) -> Option<[u8; 4]> {
 
 /// Where a page of stubs for `jump` can be: free, within reach, and away from what else grows (`brk` upwards behind a
 /// program, other mappings downwards).
-pub(super) fn place_for_page(maps: &[Map], jump: &Jump) -> Option<u64> {
+pub(super) fn place_for_page(maps: &[Map], region: Region, jump: &Jump) -> Option<u64> {
     const MARGIN: u64 = 1 << 20;
     const LOWEST: u64 = 64 << 10;
     let is_free = |&start: &u64| {
@@ -296,7 +297,7 @@ pub(super) fn place_for_page(maps: &[Map], jump: &Jump) -> Option<u64> {
         let wanted = start.saturating_sub(margin)..start.saturating_add(PAGE_LEN + margin);
         start >= LOWEST
             && start.abs_diff(jump.at) < REACH
-            && !layout::overlaps_region(wanted.start, wanted.end - wanted.start)
+            && !region.touches(wanted.start, wanted.end - wanted.start)
             && wanted.end < crate::arch::x86_64::USER_END
             && maps.iter().all(|map| map.range.end <= wanted.start || map.range.start >= wanted.end)
     };
@@ -364,7 +365,7 @@ mod tests {
             let text = Text { start: SITE, bytes: &code };
             let form = Form::Behind { moved };
             let jump = &Jump::all(&form, text, SITE + 2)[1];
-            let start = place_for_page(&[map_of_a_program()], jump).expect("a place");
+            let start = place_for_page(&[map_of_a_program()], Region::DEFAULT, jump).expect("a place");
             let stub = Page::new(start).stub(text, SITE + 2, jump).expect("room for a stub");
             let decoded = decode(&stub);
             let original = text.decode(SITE + 2).next().unwrap();
@@ -408,7 +409,8 @@ mod tests {
             for jump in Jump::all(&Form::Behind { moved }, text, SITE + 2) {
                 // Breakpoints come and go with the jump.
                 assert!(jump.breakpoints.iter().all(|at| (SITE..jump.end()).contains(at)), "{jump:?}");
-                let start = place_for_page(&maps, &jump).unwrap_or(SITE.wrapping_sub(0x3333_4000));
+                let start =
+                    place_for_page(&maps, Region::DEFAULT, &jump).unwrap_or(SITE.wrapping_sub(0x3333_4000));
                 let Some(stub) = Page::new(start).stub(text, SITE + 2, &jump) else {
                     // Where each byte is given, the place is a matter of luck.
                     assert!(jump.given()[2..] == [true, true] || jump.given()[3], "{jump:?}");
@@ -476,11 +478,11 @@ mod tests {
         let text = Text { start: at, bytes: &[0xb8, 1, 0, 0, 0, 0x0f, 0x05] };
         let jump = &Jump::all(&Form::Before { at, moved }, text, at + 7)[0];
         let place = || {
-            let start = place_for_page(&maps, jump)?;
+            let start = place_for_page(&maps, Region::DEFAULT, jump)?;
             let around = start.saturating_sub(if start < MIB { 0 } else { MIB })..start + PAGE_LEN + MIB;
             assert!(start.abs_diff(at) < REACH && start.is_multiple_of(PAGE_LEN), "{start:#x}");
             assert_ne!(start, 0, "a null pointer leads there");
-            assert!(!layout::overlaps_region(around.start, around.end - around.start), "{start:#x}");
+            assert!(!Region::DEFAULT.touches(around.start, around.end - around.start), "{start:#x}");
             let meets = |map: &Map| map.range.start < around.end && around.start < map.range.end;
             assert!(!maps.iter().any(meets), "{start:#x}");
             maps.push(map_of(start..start + PAGE_LEN));
@@ -493,7 +495,7 @@ mod tests {
     fn pages_of_stubs_are_within_reach_and_away_from_all_that_grows() {
         // Text in the middle of nowhere, with 16 MiB, 64 MiB and more below it; low text; and text behind the region.
         for (at, count) in
-            [(0x5555_5555_4000, 7), (0x40_1000, 4), (layout::BASE + layout::SIZE + (17 << 20), 6)]
+            [(0x5555_5555_4000, 7), (0x40_1000, 4), (Region::DEFAULT.range().end + (17 << 20), 6)]
         {
             let text = map_of(at..at + 0x1000);
             assert_eq!(places_for(at, vec![text]).len(), count, "{at:#x}");
