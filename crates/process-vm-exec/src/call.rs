@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use syscalls::Sysno;
 
 use crate::descriptors::Descriptors;
+use crate::registry::RegisteredFile;
 
 /// A system call to execute in another address space.
 ///
@@ -26,8 +27,17 @@ use crate::descriptors::Descriptors;
 pub struct Call<'fd> {
     nr: Sysno,
     args: [u64; 6],
-    files: [Option<BorrowedFd<'fd>>; 6],
+    files: [Option<File<'fd>>; 6],
     takes_numbers: bool,
+}
+
+/// A descriptor of the caller's.
+#[derive(Clone, Copy, Debug)]
+enum File<'fd> {
+    /// To be passed for the call.
+    Borrowed(BorrowedFd<'fd>),
+    /// That the space has, or will have.
+    Registered(RegisteredFile),
 }
 
 impl<'fd> Call<'fd> {
@@ -68,7 +78,18 @@ impl<'fd> Call<'fd> {
     /// If `index` is not below 6.
     #[must_use]
     pub const fn fd(mut self, index: usize, fd: BorrowedFd<'fd>) -> Self {
-        self.files[index] = Some(fd);
+        self.files[index] = Some(File::Borrowed(fd));
+        self
+    }
+
+    /// Sets the argument `index`, counted from 0, to the descriptor that the space has of this file. In a
+    /// [`LiveProcess`](crate::LiveProcess) it is passed, as [`fd`](Self::fd) does.
+    ///
+    /// # Panics
+    /// If `index` is not below 6.
+    #[must_use]
+    pub const fn registered_file(mut self, index: usize, file: RegisteredFile) -> Self {
+        self.files[index] = Some(File::Registered(file));
         self
     }
 
@@ -89,7 +110,29 @@ impl<'fd> Call<'fd> {
     }
 
     pub(crate) fn files(&self) -> impl Iterator<Item = (usize, BorrowedFd<'fd>)> + use<'fd> {
-        self.files.into_iter().enumerate().filter_map(|(n, file)| Some((n, file?)))
+        self.files.into_iter().enumerate().filter_map(|(n, file)| match file? {
+            File::Borrowed(file) => Some((n, file)),
+            File::Registered(file) => Some((n, file.borrow_for_ever())),
+        })
+    }
+
+    /// How many registered files, in order, a space must have for this call.
+    pub(crate) fn registered_files(&self) -> usize {
+        let registered = self.files.iter().flatten().map(|file| match file {
+            File::Borrowed(_) => 0,
+            File::Registered(file) => file.count(),
+        });
+        registered.max().unwrap_or(0)
+    }
+
+    /// The same call where registered files have these descriptors.
+    pub(crate) fn with_registered_files(mut self, descriptor: impl Fn(RegisteredFile) -> u64) -> Self {
+        for (file, argument) in self.files.iter_mut().zip(&mut self.args) {
+            if let Some(File::Registered(registered)) = *file {
+                (*file, *argument) = (None, descriptor(registered));
+            }
+        }
+        self
     }
 
     pub(crate) fn has_files(&self) -> bool {

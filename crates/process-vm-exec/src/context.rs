@@ -1,7 +1,8 @@
 //! The state of one flow of control: registers, segment bases, extended state.
 
 use std::cell::OnceCell;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use rustix::io::Errno;
 
@@ -33,7 +34,7 @@ pub struct Context {
     changed: bool,
     xstate: Xstate,
     seat: Option<Seated>,
-    interrupts: Arc<Mutex<Interrupts>>,
+    interrupts: Arc<Interrupts>,
     syscall: Syscall,
     calls: Calls,
 }
@@ -90,9 +91,38 @@ struct Seated {
 /// Whom an [`Interrupter`] is to interrupt.
 #[derive(Debug, Default)]
 struct Interrupts {
-    seat: Option<Arc<dyn Seat>>,
-    /// An interrupt that came while there was no seat.
-    pending: bool,
+    seat: Mutex<Option<Arc<dyn Seat>>>,
+    /// An interrupt that has not reached a seat: there is none, or somebody has the lock.
+    pending: AtomicBool,
+}
+
+impl Interrupts {
+    /// Interrupts the seat, if there is one. Never waits: a signal handler may have come while its own thread has the
+    /// lock. Whoever has that delivers what came meanwhile.
+    fn deliver(&self) {
+        while self.pending.load(Ordering::SeqCst) {
+            let seat = match self.seat.try_lock() {
+                Ok(seat) => seat,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let Some(seat) = &*seat else { return };
+            if self.pending.swap(false, Ordering::SeqCst) {
+                seat.interrupt();
+            }
+        }
+    }
+
+    /// From here on it is this seat that is interrupted. An interrupt that the one before had, and did not come to, stays.
+    fn change(&self, seat: Option<&Arc<dyn Seat>>) {
+        let mut current = lock(&self.seat);
+        let before = std::mem::replace(&mut *current, seat.map(Arc::clone));
+        if before.is_some_and(|seat| seat.take_interrupt()) {
+            self.pending.store(true, Ordering::SeqCst);
+        }
+        drop(current);
+        self.deliver();
+    }
 }
 
 impl Context {
@@ -241,12 +271,7 @@ impl Context {
             error => error,
         })?;
         let seat = Arc::clone(&space).seat()?;
-        let mut interrupts = lock(&self.interrupts);
-        if std::mem::take(&mut interrupts.pending) {
-            seat.interrupt();
-        }
-        interrupts.seat = Some(Arc::clone(&seat));
-        drop(interrupts);
+        self.interrupts.change(Some(&seat));
         if matches!(self.xstate, Xstate::Initial) && seat.has_initial_xstate() {
             self.xstate = Xstate::Seated;
         }
@@ -271,10 +296,7 @@ impl Context {
 
     fn give_back_seat(&mut self) {
         if let Some(Seated { space, seat, .. }) = self.seat.take() {
-            let mut interrupts = lock(&self.interrupts);
-            interrupts.seat = None;
-            interrupts.pending |= seat.take_interrupt();
-            drop(interrupts);
+            self.interrupts.change(None);
             space.give_back(seat);
         }
     }
@@ -352,25 +374,25 @@ impl Drop for Context {
 ///
 /// An interrupt is never lost: if the context is not running, its next run ends at once. Several before the run
 /// comes back count as one.
+///
+/// With the engines `trap` and `rewrite`, [`interrupt`](Self::interrupt) takes no lock and no memory: a signal handler may call it
+/// (signal-safety(7)), also one that has interrupted the thread which runs the context.
 #[derive(Clone, Debug)]
-pub struct Interrupter(Arc<Mutex<Interrupts>>);
+pub struct Interrupter(Arc<Interrupts>);
 
 impl Interrupter {
     /// Makes the run that goes on, or else the next one, return [`Exit::Interrupted`](crate::Exit::Interrupted). A
     /// run that is just coming back for another reason says that, and the next one is interrupted.
     pub fn interrupt(&self) {
-        let mut interrupts = lock(&self.0);
-        match &interrupts.seat {
-            Some(seat) => seat.interrupt(),
-            None => interrupts.pending = true,
-        }
+        self.0.pending.store(true, Ordering::SeqCst);
+        self.0.deliver();
     }
 
     /// Kills the process of the space in which the context last ran, with everything that runs there: for a guest that
     /// evades interrupts, which one may that jumps into the executor's code. Its run returns
     /// [`Exit::Died`](crate::Exit::Died). In a live process it removes the executor.
     pub fn kill(&self) {
-        if let Some(seat) = &lock(&self.0).seat {
+        if let Some(seat) = &*lock(&self.0.seat) {
             seat.kill();
         }
     }

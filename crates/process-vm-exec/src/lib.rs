@@ -24,6 +24,7 @@ mod memory;
 mod name;
 mod procfs;
 mod ptrace;
+mod registry;
 mod signal;
 mod space;
 mod sync;
@@ -41,6 +42,7 @@ pub use crate::executor::region::DEFAULT_REGION;
 pub use crate::exit::{Access, Arch, Exit, Fault, Syscall, WaitStatus};
 pub use crate::memory::{Mapping, Protection};
 pub use crate::name::{Engine, UnknownEngine};
+pub use crate::registry::RegisteredFile;
 pub use crate::signal::{SigInfo, SignalSet};
 pub use crate::space::{
     AddressSpace, AddressSpaceBuilder, LiveProcess, LiveProcessBuilder, Rewriting, Scratch, Space, Tls,

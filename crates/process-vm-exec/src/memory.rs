@@ -3,6 +3,10 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
+use syscalls::Sysno;
+
+use crate::call::Call;
+use crate::registry::RegisteredFile;
 
 bitflags::bitflags! {
     /// What a guest may do with a page (mmap(2), `PROT_*`).
@@ -17,7 +21,8 @@ bitflags::bitflags! {
     }
 }
 
-/// A mapping to make. Built with [`Mapping::anonymous`] or [`Mapping::file`], then refined:
+/// A mapping to make. Built with [`Mapping::anonymous`], [`Mapping::file`] or [`Mapping::registered`], then
+/// refined:
 ///
 /// ```
 /// use process_vm_exec::{Mapping, Protection};
@@ -30,7 +35,14 @@ pub struct Mapping<'fd> {
     pub(crate) len: u64,
     pub(crate) protection: Protection,
     pub(crate) flags: u32,
-    pub(crate) file: Option<(BorrowedFd<'fd>, u64)>,
+    pub(crate) file: Option<(File<'fd>, u64)>,
+}
+
+/// What is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum File<'fd> {
+    Borrowed(BorrowedFd<'fd>),
+    Registered(RegisteredFile),
 }
 
 impl<'fd> Mapping<'fd> {
@@ -43,7 +55,35 @@ impl<'fd> Mapping<'fd> {
     /// `len` bytes of `fd` from byte `offset` on, copied on write. The supervisor keeps the descriptor: the
     /// guest gets the memory only.
     pub const fn file(fd: BorrowedFd<'fd>, offset: u64, len: u64, protection: Protection) -> Self {
-        Self { addr: None, len, protection, flags: libc::MAP_PRIVATE as u32, file: Some((fd, offset)) }
+        Self {
+            addr: None,
+            len,
+            protection,
+            flags: libc::MAP_PRIVATE as u32,
+            file: Some((File::Borrowed(fd), offset)),
+        }
+    }
+
+    /// The same of a file that spaces have: it is not passed, so this costs one call in the space and nothing more.
+    pub const fn registered(file: RegisteredFile, offset: u64, len: u64, protection: Protection) -> Self {
+        let file = Some((File::Registered(file), offset));
+        Self { addr: None, len, protection, flags: libc::MAP_PRIVATE as u32, file }
+    }
+
+    /// The system call that makes it, for a batch.
+    pub fn call(&self) -> Call<'fd> {
+        let Self { addr, len, protection, flags, file } = *self;
+        let (fd, offset) = match file {
+            Some((_, offset)) => (0, offset),
+            None => (u64::MAX, 0),
+        };
+        let (protection, flags) = (u64::from(protection.bits()), u64::from(flags));
+        let call = Call::with_args(Sysno::mmap, [addr.unwrap_or(0), len, protection, flags, fd, offset]);
+        match file {
+            Some((File::Borrowed(file), _)) => call.fd(4, file),
+            Some((File::Registered(file), _)) => call.registered_file(4, file),
+            None => call,
+        }
     }
 
     /// At this address, and nowhere else: replaces what is mapped there (`MAP_FIXED`).

@@ -16,17 +16,19 @@ use super::arena::{Arena, Slot};
 use super::filter::ServiceCalls;
 use super::life::Life;
 use super::machine::{DEFAULT_SPIN_BUDGET_NS, Host};
+use super::passage::Files;
 use super::region::Region;
 use super::service::{Entry, Service};
 use super::setup::{self, Params};
 use super::signature::Key;
 use super::{code, filter, layout};
+use crate::arch::x86_64::USER_END;
 use crate::error::{Error, Result};
 use crate::exit::WaitStatus;
 use crate::name::Engine;
 use crate::signal::with_signals_blocked;
 use crate::sync::lock;
-use crate::{maps, procfs};
+use crate::{maps, procfs, registry};
 
 /// The supervisor's end of the keeper and of the templates.
 #[derive(Debug)]
@@ -38,12 +40,21 @@ pub(crate) struct Keeper {
     pid: Pid,
     arena: Arc<Arena>,
     /// The template whose copies may make every call.
-    open: Service,
+    open: Template,
     /// A copy of it that is confined, once there is one.
-    confined: Mutex<Option<Arc<Service>>>,
+    confined: Mutex<Option<Arc<Template>>>,
     /// Where the vDSO is in every space.
     pub(crate) vdso: Option<Range<u64>>,
+    /// Where the vDSO and the kernel's data for it are.
+    pub(crate) kernels_pages: Option<Range<u64>>,
     living: Arc<Mutex<Living>>,
+}
+
+/// A process that others are copies of.
+#[derive(Debug)]
+struct Template {
+    service: Service,
+    files: Mutex<Files>,
 }
 
 /// What a new process is to be like.
@@ -134,6 +145,11 @@ impl Keeper {
         let region = service.life.slot.region();
         let maps = maps::of(pid)?;
         setup::empty_keeper(service, &besides_region(&maps, region))?;
+        let kernels_pages = maps
+            .iter()
+            .filter(|map| is_the_kernels(map) && map.range.end <= USER_END)
+            .map(|map| map.range.clone())
+            .reduce(|one, other| one.start.min(other.start)..one.end.max(other.end));
         let vdso = maps.iter().find(|map| map.name == "[vdso]").map(|map| map.range.clone());
 
         let (slot, key) = (Arc::new(arena.slot()?), Key::new()?);
@@ -156,30 +172,42 @@ impl Keeper {
             region,
             pid,
             arena,
-            open,
+            open: Template { service: open, files: Mutex::default() },
             confined: Mutex::default(),
             living,
             vdso,
+            kernels_pages,
         })
     }
 
-    /// A new process with an empty address space, whose service task may make these calls.
-    pub(crate) fn create(&self, calls: ServiceCalls, birth: Birth) -> Result<Service> {
+    /// A new process with an empty address space, whose service task may make these calls, and has these files.
+    pub(crate) fn create(&self, calls: ServiceCalls, birth: Birth) -> Result<(Service, Files)> {
         match calls {
-            ServiceCalls::All => self.fork(&self.open, birth),
-            ServiceCalls::Memory => self.fork(&*self.confined()?, birth),
+            ServiceCalls::All => self.copy(&self.open, birth),
+            ServiceCalls::Memory => self.copy(&*self.confined()?, birth),
         }
     }
 
+    fn copy(&self, template: &Template, birth: Birth) -> Result<(Service, Files)> {
+        let files = {
+            let mut files = lock(&template.files);
+            files.require_registered(&template.service, registry::count())?;
+            files.fork()
+        };
+        // Files that come to the template from now on the copy has, too, and does not know of.
+        Ok((self.fork(&template.service, birth)?, files))
+    }
+
     /// The template that is confined. No guest ever runs in one, so that nobody waits here for long.
-    fn confined(&self) -> Result<Arc<Service>> {
+    fn confined(&self) -> Result<Arc<Template>> {
         let mut confined = lock(&self.confined);
         if let Some(template) = &*confined {
             return Ok(Arc::clone(template));
         }
         let birth = Birth { engine: Engine::Trap, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, time_limit: None };
-        let template = Arc::new(self.fork(&self.open, birth)?);
-        setup::confine(&template).inspect_err(|_| template.life.kill())?;
+        let (service, files) = self.copy(&self.open, birth)?;
+        setup::confine(&service).inspect_err(|_| service.life.kill())?;
+        let template = Arc::new(Template { service, files: Mutex::new(files) });
         Ok(Arc::clone(confined.insert(template)))
     }
 
@@ -390,9 +418,14 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
 fn besides_region(maps: &[maps::Map], region: Region) -> Vec<Range<u64>> {
     maps.iter()
         .filter(|map| !region.touches(map.range.start, map.range.end - map.range.start))
-        .filter(|map| !map.name.starts_with("[v"))
+        .filter(|map| !is_the_kernels(map))
         .map(|map| map.range.clone())
         .collect()
+}
+
+/// The vDSO, what it reads, and the vsyscall page.
+fn is_the_kernels(map: &maps::Map) -> bool {
+    map.name.starts_with("[v")
 }
 
 /// Sleeps until the keeper ends.

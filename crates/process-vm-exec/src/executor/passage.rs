@@ -5,15 +5,18 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::PidfdGetfdFlags;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
+use super::arena::Slot;
 use super::layout;
 use super::service::{Entry, Outcome, Service};
 use crate::call::Call;
 use crate::error::{Error, Result};
+use crate::registry::{self, RegisteredFile};
 
 /// As many files as one call can take.
 const MAX_FILES: usize = 3;
@@ -49,6 +52,52 @@ impl Passage {
         Ok(Self { ours, first })
     }
 
+    /// Gives the task files that it keeps, with the numbers from the first on; the first is then another. They may not have
+    /// arrived unless the result is `Ok`, and the passage is not used again.
+    fn give(&mut self, service: &Service, files: &[BorrowedFd<'_>]) -> Result<()> {
+        for files in files.chunks(MAX_FILES) {
+            let mut turn = service.turn()?;
+            let arrival = self.arrival(&service.life.slot);
+            let mut entries = arrival.to_vec();
+            // Has it come? A mapping of no bytes fails, but otherwise if there is no such descriptor.
+            let look = |n| {
+                let fd = self.number(n);
+                let (nothing, private) = (libc::PROT_NONE as u64, libc::MAP_PRIVATE as u64);
+                Entry::new(libc::SYS_mmap, [0, 0, nothing, private, fd, 0])
+            };
+            entries.extend((0..files.len()).map(look));
+            self.send(files)?;
+            let results = turn.request(&entries)?;
+            let failed = |errno| Error::Space { call: "recvmsg of a registered file", errno };
+            results[1].map_err(failed)?;
+            if results[arrival.len()..].iter().any(|&result| result != Err(Errno::INVAL)) {
+                return Err(failed(Errno::BADF));
+            }
+            self.first += files.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// What the task does to receive files that have been sent.
+    fn arrival(&self, slot: &Slot) -> [Entry; 2] {
+        // A msghdr with room for one byte and the descriptors (cmsg(3)); the kernel writes to it.
+        let at = |offset| slot.address(layout::SCRATCH + offset);
+        slot.write(layout::SCRATCH, [0u64, 0, at(0x40), 1, at(0x80), 16 + 8 * MAX_FILES as u64, 0]);
+        slot.write(layout::SCRATCH + 0x40, [at(0x60), 1]);
+        let make_room = [self.number(0), self.number(MAX_FILES - 1), 0, 0, 0, 0];
+        let receive = [THEIRS, at(0), libc::MSG_DONTWAIT as u64, 0, 0, 0];
+        [Entry::new(libc::SYS_close_range, make_room), Entry::new(libc::SYS_recvmsg, receive)]
+    }
+
+    fn send(&self, files: &[BorrowedFd<'_>]) -> Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(files));
+        sendmsg(&self.ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)
+            .map(drop)
+            .map_err(Error::host("sendmsg of a file"))
+    }
+
     /// The number that the n-th file has in the call that it is carried to.
     fn number(&self, n: usize) -> u64 {
         self.first + n as u64
@@ -69,24 +118,69 @@ impl Passage {
             return Err(Error::TooMany("descriptors in one call"));
         }
         let mut turn = service.turn()?;
-        // A msghdr with room for one byte and the descriptors (cmsg(3)); the kernel writes to it.
-        let slot = &service.life.slot;
-        let at = |offset| slot.address(layout::SCRATCH + offset);
-        slot.write(layout::SCRATCH, [0u64, 0, at(0x40), 1, at(0x80), 16 + 8 * MAX_FILES as u64, 0]);
-        slot.write(layout::SCRATCH + 0x40, [at(0x60), 1]);
-        let make_room = [self.number(0), self.number(MAX_FILES - 1), 0, 0, 0, 0];
-        let receive = [THEIRS, at(0), libc::MSG_DONTWAIT as u64, 0, 0, 0];
-        let mut entries =
-            vec![Entry::new(libc::SYS_close_range, make_room), Entry::new(libc::SYS_recvmsg, receive), entry];
+        let mut entries = self.arrival(&service.life.slot).to_vec();
+        entries.push(entry);
         let close = |n| Entry::new(libc::SYS_close, [self.number(n), 0, 0, 0, 0, 0]);
         entries.extend((0..files.len()).map(close));
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&files));
-        sendmsg(&self.ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)
-            .map_err(Error::host("sendmsg of a file"))?;
+        self.send(&files)?;
         let results = turn.request(&entries)?;
         results[1].map_err(|errno| Error::Space { call: "recvmsg of a file", errno })?;
         Ok(results[2])
+    }
+}
+
+/// The files of a space's process: those that it has been given, and the way by which others come.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    passage: Option<Passage>,
+    /// How many of the registered files it has, in order, from [`FIRST_FILE`] on.
+    registered: usize,
+}
+
+/// The first number of a space's process that the library itself does not use.
+const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
+
+impl Files {
+    /// The files of a process that is forked from one with these.
+    pub(crate) fn fork(&self) -> Self {
+        Self { passage: None, registered: self.registered }
+    }
+
+    /// The number that a registered file has in each space which has it.
+    pub(crate) fn descriptor(file: RegisteredFile) -> u64 {
+        FIRST_FILE + file.index() as u64
+    }
+
+    /// Sees that the process of `service` has the first `count` registered files.
+    pub(crate) fn require_registered(&mut self, service: &Service, count: usize) -> Result<()> {
+        if self.registered >= count {
+            return Ok(());
+        }
+        let mut passage = self.take_passage(service)?;
+        passage.give(service, &registry::files(self.registered..count))?;
+        self.registered = count;
+        self.passage = Some(passage);
+        Ok(())
+    }
+
+    /// Executes a call with the files that it has.
+    pub(crate) fn carry(&mut self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
+        let passage = self.take_passage(service)?;
+        let outcome = passage.carry(service, call);
+        if let Ok(_) | Err(Error::Host { .. } | Error::TooMany(_)) = outcome {
+            self.passage = Some(passage);
+        }
+        outcome
+    }
+
+    fn take_passage(&mut self, service: &Service) -> Result<Passage> {
+        if let Some(passage) = self.passage.take() {
+            return Ok(passage);
+        }
+        let held = service.life.pid();
+        let pidfd = rustix::process::pidfd_open(held.ok_or(Error::Dead)?, PidfdFlags::empty())
+            .map_err(Error::host("pidfd_open of the space's process"))?;
+        drop(held);
+        Passage::open(service, pidfd, FIRST_FILE + self.registered as u64)
     }
 }

@@ -10,10 +10,13 @@ use syscalls::Sysno;
 use super::Space;
 use super::builder::{AddressSpaceBuilder, Settings};
 use super::inner::{Inner, Origin};
+use crate::arch::x86_64::USER_END;
 use crate::call::Call;
 use crate::error::Result;
 use crate::executor::keeper::Keeper;
 use crate::executor::region::Region;
+use crate::executor::service::Entry;
+use crate::sync::lock;
 
 /// An address space of its own, in which the supervisor runs code.
 ///
@@ -64,9 +67,10 @@ impl AddressSpace {
 
     pub(super) fn with(region: Region, settings: Settings) -> Result<Self> {
         let keeper = Keeper::get(region)?;
-        let service = keeper.create(settings.service_calls, settings.birth())?;
+        let (service, files) = keeper.create(settings.service_calls, settings.birth())?;
         let rewriter = settings.rewrites().then(Arc::default);
-        let space = Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, rewriter));
+        let space =
+            Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, rewriter, files));
         Ok(Self { space, keeper })
     }
 
@@ -76,18 +80,62 @@ impl AddressSpace {
     /// # Errors
     /// As for [`AddressSpaceBuilder::create`].
     pub fn fork(&self) -> Result<Self> {
-        let Inner { service, settings, rewriter, .. } = &*self.space.0;
+        let Inner { service, settings, rewriter, files, .. } = &*self.space.0;
+        // Those that come from now on the fork has, too, and does not know of.
+        let files = lock(files).fork();
         let fork = || self.keeper.fork(service, settings.birth());
         let (service, rewriter) = match rewriter {
             Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(Arc::new(copy))))?,
             None => (fork()?, None),
         };
         let origin = Origin::Created(Arc::clone(&self.keeper));
-        let fork = Inner::new(origin, service, *settings, rewriter);
+        let fork = Inner::new(origin, service, *settings, rewriter, files);
         if let Some(rewriter) = &fork.rewriter {
             rewriter.adopt(&fork);
         }
         Ok(Self { space: Space(fork), keeper: Arc::clone(&self.keeper) })
+    }
+
+    /// Removes all that is mapped but the vDSO and the executor's pages: the space is as one that has just been created, for
+    /// less. Registered files, and how it was built, stay.
+    ///
+    /// No context may run here meanwhile. One that runs here afterwards finds nothing at its RIP, unless both have
+    /// been set anew.
+    ///
+    /// ```
+    /// use process_vm_exec::{AddressSpace, Mapping, Protection};
+    ///
+    /// # fn main() -> process_vm_exec::Result<()> {
+    /// let space = AddressSpace::create()?;
+    /// let page = space.map(Mapping::anonymous(4096, Protection::READ))?;
+    /// space.clear()?;
+    /// assert!(space.read(page, &mut [0]).is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Dead`](crate::Error::Dead) if its process is gone; [`Error::Space`](crate::Error::Space) if the kernel has no memory for what it takes, or the
+    /// supervisor has sealed a mapping (mseal(2)).
+    pub fn clear(&self) -> Result<()> {
+        let inner = &*self.space.0;
+        let mut kept: Vec<_> =
+            [self.keeper.kernels_pages.clone(), Some(self.region())].into_iter().flatten().collect();
+        kept.sort_by_key(|range| range.start);
+        let starts = std::iter::once(0).chain(kept.iter().map(|range| range.end));
+        let ends = kept.iter().map(|range| range.start).chain(std::iter::once(USER_END));
+        let gaps = starts.zip(ends).filter(|(start, end)| start < end);
+        let calls: Vec<_> =
+            gaps.map(|(start, end)| Entry::new(libc::SYS_munmap, [start, end - start, 0, 0, 0, 0])).collect();
+        let unmap = || {
+            let results = inner.service.request(&calls)?;
+            results.into_iter().try_for_each(|result| {
+                result.map(drop).map_err(|errno| crate::Error::Space { call: "munmap", errno })
+            })
+        };
+        match &inner.rewriter {
+            Some(rewriter) => rewriter.clear(unmap),
+            None => unmap(),
+        }
     }
 
     /// The host's process that the space belongs to; `None` once it is dead.

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::process::PidfdFlags;
 use syscalls::Sysno;
 
 use super::builder::Settings;
@@ -20,9 +19,8 @@ use crate::engine::rewrite::{Closed, Guest, Rewriter};
 use crate::engine::trap::ExecutorSeat;
 use crate::error::{Error, Result};
 use crate::executor::keeper::Keeper;
-use crate::executor::layout;
 use crate::executor::machine::Host;
-use crate::executor::passage::Passage;
+use crate::executor::passage::Files;
 use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::task::Executor;
 use crate::exit::{Fault, WaitStatus};
@@ -41,8 +39,8 @@ pub(crate) struct Inner {
     executors: AtomicU64,
     pub(super) rewriter: Option<Arc<Rewriter>>,
     is_late: AtomicBool,
-    /// The way of files to map, where the space was created here.
-    passage: Mutex<Option<Passage>>,
+    /// What files it has, where the space was created here.
+    pub(super) files: Mutex<Files>,
     pub(super) tracees: Tracees,
     native: Native,
     pub(super) shelf: Shelf,
@@ -63,11 +61,13 @@ impl Inner {
         service: Service,
         settings: Settings,
         rewriter: Option<Arc<Rewriter>>,
+        files: Files,
     ) -> Arc<Self> {
         let free = Mutex::default();
         let executors = AtomicU64::new(0);
         let is_late = AtomicBool::new(false);
-        let (passage, tracees, native, shelf) = <_>::default();
+        let files = Mutex::new(files);
+        let (tracees, native, shelf) = <_>::default();
         Arc::new(Self {
             origin,
             service,
@@ -76,7 +76,7 @@ impl Inner {
             executors,
             rewriter,
             is_late,
-            passage,
+            files,
             tracees,
             native,
             shelf,
@@ -99,7 +99,7 @@ impl Inner {
     pub(super) fn call(&self, call: &Call<'_>) -> Result<Outcome> {
         let _closed = self.prepare_one(call)?;
         match &self.origin {
-            Origin::Created(_) => self.execute(call),
+            Origin::Created(_) => self.execute(&self.with_registered_files(call)?),
             Origin::Attached(target) => target.execute_one(&self.service, call),
         }
     }
@@ -107,6 +107,7 @@ impl Inner {
     /// Executes calls in order in a space that was created.
     pub(super) fn calls(&self, calls: &[Call<'_>]) -> Result<Vec<Outcome>> {
         let _closed = self.prepare(calls)?;
+        let calls = calls.iter().map(|call| self.with_registered_files(call)).collect::<Result<Vec<_>>>()?;
         if calls.iter().any(Call::has_files) {
             return calls.iter().map(|call| self.execute(call)).collect();
         }
@@ -140,25 +141,17 @@ impl Inner {
         if !call.has_files() {
             return self.service.request_one(call.into());
         }
-        let mut passage = lock(&self.passage);
-        let way = match passage.take() {
-            Some(way) => way,
-            None => self.open_passage()?,
-        };
-        let outcome = way.carry(&self.service, call);
-        if let Ok(_) | Err(Error::Host { .. } | Error::TooMany(_)) = outcome {
-            *passage = Some(way);
-        }
-        outcome
+        lock(&self.files).carry(&self.service, call)
     }
 
-    fn open_passage(&self) -> Result<Passage> {
-        let held = self.service.life.pid();
-        let pidfd = rustix::process::pidfd_open(held.ok_or(Error::Dead)?, PidfdFlags::empty())
-            .map_err(Error::host("pidfd_open of the space's process"))?;
-        drop(held);
-        const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
-        Passage::open(&self.service, pidfd, FIRST_FILE)
+    /// The call with the descriptors that registered files have here, which it sees to.
+    fn with_registered_files<'fd>(&self, call: &Call<'fd>) -> Result<Call<'fd>> {
+        let count = call.registered_files();
+        if count == 0 {
+            return Ok(*call);
+        }
+        lock(&self.files).require_registered(&self.service, count)?;
+        Ok(call.with_registered_files(Files::descriptor))
     }
 
     pub(super) fn before_step_is_seen(&self, fault: &Fault) {

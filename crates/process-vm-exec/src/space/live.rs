@@ -96,7 +96,8 @@ impl LiveProcess {
         let settings = Settings { engine, rewriting, spin_budget_ns, time_limit: None, service_calls };
         let (service, target) = Target::attach(pidfd, owners, region, engine, spin_budget_ns)?;
         let target = Arc::new(target);
-        let space = Space(Inner::new(Origin::Attached(Arc::clone(&target)), service, settings, None));
+        let space =
+            Space(Inner::new(Origin::Attached(Arc::clone(&target)), service, settings, None, <_>::default()));
         Ok(Self { space, target })
     }
 

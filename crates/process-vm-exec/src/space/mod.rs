@@ -72,18 +72,7 @@ impl Space {
     /// # Errors
     /// [`Error::Space`] with the errno of mmap(2), [`Error::Reserved`] if the executor's pages would be replaced.
     pub fn map(&self, mapping: Mapping<'_>) -> Result<u64> {
-        let Mapping { addr, len, protection, flags, file } = mapping;
-        let (fd, offset) = match file {
-            Some((_, offset)) => (0, offset),
-            None => (u64::MAX, 0),
-        };
-        let (protection, flags) = (u64::from(protection.bits()), u64::from(flags));
-        let call = Call::with_args(Sysno::mmap, [addr.unwrap_or(0), len, protection, flags, fd, offset]);
-        let call = match file {
-            Some((file, _)) => call.fd(4, file),
-            None => call,
-        };
-        self.call(&call)
+        self.call(&mapping.call())
     }
 
     /// Removes what is mapped in `len` bytes from `addr` on (munmap(2)).

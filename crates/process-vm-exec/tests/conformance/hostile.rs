@@ -3,7 +3,9 @@
 use std::{fs, os::fd::AsFd, sync::Arc, thread, time::Duration};
 
 use iced_x86::code_asm::*;
-use process_vm_exec::{Engine, Error, Exit, Mapping, Protection, Registers, SignalSet, Sysno};
+use process_vm_exec::{
+    Engine, Error, Exit, Mapping, Protection, RegisteredFile, Registers, SignalSet, Sysno,
+};
 use rustix::fs::MemfdFlags;
 
 use crate::common::{CODE, Guest, NR, Numbers, PAGE, STACK_TOP, call_loop, claims, fill, kill, pid_of};
@@ -234,6 +236,52 @@ claims! {
         }
         interrupter.interrupt();
         let _ = running.join().expect("the guest");
+        assert_others_are_well(engine);
+    }
+
+    /// The header has no room for descriptors: what is registered then does not arrive, and is not thought to have.
+    fn a_registered_file_that_a_guest_does_not_take_is_not_another(engine) {
+        const HEADER: u64 = RESERVED.start + (8 << 20) + 0x1_0000;
+        const ELSEWHERE: u64 = 0x5000_0000;
+        let mut guest = Guest::new(engine, |a| {
+            let mut top = a.create_label();
+            a.mov(rdi, HEADER)?;
+            a.set_label(&mut top)?;
+            a.mov(qword_ptr(rdi + 40), 0)?;
+            a.jmp(top)
+        });
+        let file = |text: &[u8]| {
+            let memfd = rustix::fs::memfd_create("file", MemfdFlags::CLOEXEC).expect("a file");
+            rustix::io::write(&memfd, text).expect("its text");
+            memfd
+        };
+        let registered = RegisteredFile::new(file(b"registered")).expect("room");
+        let passed = file(b"passed----");
+        let interrupter = guest.ctx.interrupter();
+        let attacked = Arc::clone(&guest.space);
+        let running = thread::spawn(move || guest.space.run(&mut guest.ctx, &SignalSet::all()));
+        thread::sleep(Duration::from_millis(20));
+        let text = || {
+            let mut text = [0; 10];
+            attacked.read(ELSEWHERE, &mut text).expect("its text");
+            text
+        };
+        let mut refused = 0;
+        for _ in 0..100 {
+            let first = Mapping::file(passed.as_fd(), 0, PAGE, Protection::READ).at(ELSEWHERE);
+            if attacked.map(first).is_ok() {
+                assert_eq!(&text(), b"passed----");
+            }
+            match attacked.map(Mapping::registered(registered, 0, PAGE, Protection::READ).at(ELSEWHERE)) {
+                Ok(_) => assert_eq!(&text(), b"registered"),
+                Err(_) => refused += 1,
+            }
+        }
+        interrupter.interrupt();
+        let _ = running.join().expect("the guest");
+        // It can have had no part in what is right again.
+        attacked.map(Mapping::registered(registered, 0, PAGE, Protection::READ).at(ELSEWHERE)).expect("a mapping");
+        assert_eq!(&text(), b"registered", "after {refused} refusals");
         assert_others_are_well(engine);
     }
 

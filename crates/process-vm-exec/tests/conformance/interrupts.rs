@@ -1,6 +1,8 @@
 //! Interrupts: sticky, prompt, and none lost.
 
 use std::{
+    cell::Cell,
+    ptr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,7 +12,7 @@ use std::{
 };
 
 use iced_x86::{IcedError, code_asm::*};
-use process_vm_exec::Exit;
+use process_vm_exec::{Engine, Exit, Interrupter, SignalSet};
 
 use crate::common::{CODE, DATA, Guest, NR, Numbers, call_loop, claims, soak, spin};
 
@@ -233,5 +235,53 @@ claims! {
         // One more, with nobody else around: it has to be enough.
         guest.ctx.interrupter().interrupt();
         guest.interrupted();
+    }
+
+    /// Also while its thread has a context change from one space to another, which takes a lock.
+    fn a_signal_handler_interrupts_the_run_of_its_own_thread(engine) {
+        if matches!(engine, Engine::Ptrace | Engine::Native) {
+            return;
+        }
+        thread_local! {
+            static INTERRUPTER: Cell<*const Interrupter> = const { Cell::new(ptr::null()) };
+        }
+        extern "C" fn interrupt(_: libc::c_int) {
+            // SAFETY: the thread that is interrupted here has put it there, and takes it away before it goes.
+            if let Some(interrupter) = unsafe { INTERRUPTER.get().as_ref() } {
+                interrupter.interrupt();
+            }
+        }
+        let mut guest = Guest::new(engine, spin);
+        let other = Guest::new(engine, spin);
+        let interrupter = guest.ctx.interrupter();
+        let handler: extern "C" fn(libc::c_int) = interrupt;
+        // SAFETY: the handler does what a handler may; nobody else here uses the signal.
+        unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
+        INTERRUPTER.set(&raw const interrupter);
+        let stop = Arc::new(AtomicBool::new(false));
+        let sender = {
+            let stop = Arc::clone(&stop);
+            // SAFETY: only asks which thread this is.
+            let thread = unsafe { libc::pthread_self() };
+            thread::spawn(move || {
+                let mut numbers = Numbers::new(2);
+                while !stop.load(Ordering::Relaxed) {
+                    // SAFETY: the thread lives: it waits for this one below.
+                    unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                    thread::sleep(Duration::from_micros(numbers.below(100)));
+                }
+            })
+        };
+        let end = Instant::now() + soak();
+        for space in [&guest.space, &other.space].into_iter().cycle() {
+            let exit = space.run(&mut guest.ctx, &SignalSet::all()).expect("a run");
+            assert!(matches!(exit, Exit::Interrupted), "{exit:?}");
+            if Instant::now() > end {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        sender.join().expect("the sender");
+        INTERRUPTER.set(ptr::null());
     }
 }

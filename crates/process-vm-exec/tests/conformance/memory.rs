@@ -9,8 +9,8 @@ use std::{
 
 use iced_x86::{IcedError, code_asm::*};
 use process_vm_exec::{
-    AddressSpace, Call, Context, DEFAULT_REGION, Engine, Errno, Error, Exit, Mapping, Protection, SignalSet,
-    Sysno,
+    AddressSpace, Call, Context, DEFAULT_REGION, Engine, Errno, Error, Exit, Mapping, Protection,
+    RegisteredFile, Registers, SignalSet, Sysno,
 };
 
 use crate::common::{
@@ -72,7 +72,8 @@ claims! {
         assert_eq!(read(&space, results[0].expect("mmap"), 5), b"first");
         assert_eq!(results[1].map(|pid| pid.cast_signed()), Ok(pid_of(&space).into()));
         assert_eq!(read(&space, results[2].expect("mmap"), 6), b"second");
-        assert_eq!(space.batch(&[map.arg(4, 3)]).expect("the space lives"), [Err(Errno::BADF)]);
+        // Behind those that registered files may have.
+        assert_eq!(space.batch(&[map.arg(4, 200)]).expect("the space lives"), [Err(Errno::BADF)]);
     }
 
     fn a_fork_that_has_no_room_for_its_pages_is_refused_and_leaves_its_parent(engine) {
@@ -405,6 +406,72 @@ claims! {
                 Ok(Exit::Syscall) => assert_eq!(ctx.syscall().nr, u64::from(nr)),
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    fn a_registered_file_is_mapped_in_spaces_old_and_new(engine) {
+        const COUNT: u64 = 5;
+        let file_of = |n: u64| file(engine, &format!("registered-{n}"), &[u8::try_from(n).expect("a small number"); 8192]);
+        let (old, forked) = (empty(engine), empty(engine));
+        // So that it has a way for others, too.
+        let passed = file_of(77);
+        old.map(Mapping::file(passed.as_fd(), 0, PAGE, READ).at(ROOM)).expect("a file that is passed");
+        let registered: Vec<_> =
+            (0..COUNT).map(|n| RegisteredFile::new(file_of(n)).expect("room for one more")).collect();
+        let check = |space: &AddressSpace| {
+            // The last one first; those before come along.
+            for (n, &file) in registered.iter().enumerate().rev() {
+                let at = ROOM + PAGE * (1 + n as u64);
+                space.map(Mapping::registered(file, PAGE, PAGE, READ).at(at)).expect("a registered file");
+                assert_eq!(read(space, at, 2), [u8::try_from(n).expect("few"); 2]);
+                space.map(Mapping::file(passed.as_fd(), 0, PAGE, READ).at(at)).expect("a file that is passed");
+                assert_eq!(read(space, at, 2), [77; 2]);
+            }
+            let batch: Vec<_> = (0u64..).zip(&registered).map(|(n, &file)| {
+                Mapping::registered(file, 0, PAGE, READ_WRITE).shared().at(ROOM + PAGE * (20 + n)).call()
+            }).collect();
+            assert!(space.batch(&batch).expect("a batch").iter().all(Result::is_ok));
+            assert_eq!(read(space, ROOM + PAGE * 23, 1), [3]);
+        };
+        let before = forked.fork().expect("a fork");
+        check(&old);
+        check(&old.fork().expect("a fork"));
+        check(&empty(engine));
+        check(&before);
+        check(&forked);
+        // Shared by all, and by who registered it.
+        let space = empty(engine);
+        let shared = Mapping::registered(registered[0], 0, PAGE, READ_WRITE).shared().at(ROOM);
+        space.map(shared).expect("a mapping");
+        old.map(shared).expect("a mapping");
+        space.write(ROOM, b"seen").expect("memory");
+        assert_eq!(read(&old, ROOM, 4), b"seen");
+    }
+
+    fn a_space_that_is_cleared_is_as_a_new_one(engine) {
+        let guest = Guest::new(engine, count_in_memory);
+        let (space, mut ctx) = (&guest.space, Context::new(CODE, STACK_TOP));
+        for round in 1..4 {
+            for expected in 1..5 {
+                assert_eq!(count(space, &mut ctx), expected, "in round {round}");
+                ctx.set_return(Ok(0));
+            }
+            if engine == Engine::Rewrite {
+                assert_eq!(space.rewritten_sites(), 1);
+            }
+            space.clear().expect("nobody runs");
+            assert_eq!(space.rewritten_sites(), 0);
+            let maps = fs::read_to_string(format!("/proc/{}/maps", pid_of(space))).expect("maps");
+            for line in maps.lines() {
+                let start = u64::from_str_radix(line.split('-').next().expect("a range"), 16).expect("a number");
+                assert!(DEFAULT_REGION.contains(&start) || line.contains("[v"), "{line}");
+            }
+            assert!(maps.contains("[vdso]"), "{maps}");
+            space.map(Mapping::anonymous(PAGE, READ_WRITE).at(DATA)).expect("room");
+            space.map(Mapping::anonymous(PAGE, READ_WRITE).at(CODE)).expect("room");
+            space.write(CODE, &asm(count_in_memory)).expect("memory");
+            space.protect(CODE, PAGE, READ | Protection::EXEC).expect("memory");
+            *ctx.registers_mut() = Registers { rip: CODE, ..Registers::default() };
         }
     }
 }

@@ -246,6 +246,15 @@ impl Rewriter {
         self.write().restore(space, |_, patch| patch.file == Some(file));
     }
 
+    /// Has `unmap` remove all that the guest has, with the stubs; no site is known afterwards.
+    pub(crate) fn clear(&self, unmap: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut sites = self.write();
+        unmap()?;
+        let (memory, closed) = (sites.memory.take(), std::mem::take(&mut sites.closed));
+        *sites = Sites { memory, closed, ..Sites::default() };
+        Ok(())
+    }
+
     /// Forks a process with `fork` while no site changes; the copy has what this one has.
     pub(crate) fn fork(&self, fork: impl FnOnce() -> Result<Service>) -> Result<(Service, Self)> {
         let sites = self.write();
