@@ -1,4 +1,4 @@
-//! `process_vm_exec`: the C function, over the crate `process-vm-exec`.
+//! The crate `process-vm-exec` for C: the function `process_vm_exec`, and [`spaces`], in which a supervisor runs code.
 //!
 //! `include/process_vm_exec.h` declares it and `man/process_vm_exec.2` describes it. What it does, from the outside
 //! in: `call` checks arguments and copies them, `thread` has what this thread keeps of its targets, `target`
@@ -22,6 +22,8 @@ mod process;
 mod run;
 #[allow(unsafe_code, reason = "signals of the calling thread")]
 mod signals;
+#[allow(unsafe_code, reason = "pointers of the caller")]
+mod spaces;
 mod target;
 #[cfg(test)]
 #[allow(unsafe_code, reason = "tests send signals")]

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -74,7 +75,17 @@ fn a_target_in_another_pid_namespace_keeps_its_executor() {
 }
 
 #[test]
-fn the_header_is_c_and_cxx_without_warnings() {
+fn spaces_do_all_that_their_header_says() {
+    holds("spaces");
+}
+
+#[test]
+fn spaces_do_the_same_for_a_static_program() {
+    holds_with("spaces", &["-static"]);
+}
+
+#[test]
+fn the_headers_are_c_and_cxx_without_warnings() {
     for (compiler, standard, language) in [
         ("gcc", "gnu99", "c"),
         ("gcc", "c11", "c"),
@@ -138,14 +149,26 @@ fn the_example_of_the_manual_page_works() {
 }
 
 #[test]
-fn the_shared_library_exports_one_function_and_has_a_soname() {
+fn the_shared_library_exports_what_the_headers_declare_and_has_a_soname() {
     if !has("nm") || !has("readelf") {
         return;
     }
     let library = build().join("libprocess_vm_exec_capi.so");
     let symbols = output_of(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
-    let names: Vec<&str> = symbols.lines().filter_map(|line| line.split(' ').next_back()).collect();
-    assert_eq!(names, ["process_vm_exec"]);
+    let exported: BTreeSet<&str> = symbols.lines().filter_map(|line| line.split(' ').next_back()).collect();
+    let headers = ["process_vm_exec.h", "pvx.h"]
+        .map(|name| std::fs::read_to_string(format!("{CRATE}/include/{name}")).expect("a header"));
+    // A declaration begins a line with a type; the name is before the first parenthesis.
+    let declared: BTreeSet<&str> = headers
+        .iter()
+        .flat_map(|header| header.lines())
+        .filter_map(|line| {
+            let (before, _) =
+                line.split_once('(').filter(|_| line.starts_with(|c: char| c.is_ascii_lowercase()))?;
+            before.split([' ', '*']).next_back()
+        })
+        .collect();
+    assert_eq!(exported, declared);
     let dynamic = output_of(Command::new("readelf").arg("-d").arg(&library));
     assert!(dynamic.contains("[libprocess_vm_exec.so.0.1]") && dynamic.contains("NODELETE"), "{dynamic}");
 }

@@ -1,0 +1,188 @@
+//! The structures of `pvx.h`.
+
+use std::ffi::c_int;
+use std::time::Duration;
+
+use process_vm_exec::{
+    Access, AddressSpaceBuilder, Arch, Engine, Errno, Exit, Registers, Rewriting, ServiceCalls, Syscall,
+    WaitStatus,
+};
+
+use super::failure::{Failure, Outcome};
+use crate::abi::fault_info;
+
+/// `struct pvx_options`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Options {
+    pub(super) size: usize,
+    engine: u32,
+    flags: u32,
+    region: u64,
+    spin_ns: u64,
+    time_limit_ns: u64,
+}
+
+const ENGINE_BEST: u32 = 0;
+const ENGINE_TRAP: u32 = 1;
+const ENGINE_REWRITE: u32 = 2;
+const NO_REWRITING: u32 = 1;
+const ALL_CALLS: u32 = 2;
+const NO_SPINNING: u64 = u64::MAX;
+
+impl Options {
+    /// What to build.
+    pub(super) fn builder(&self) -> Outcome<AddressSpaceBuilder> {
+        let invalid = |words| Err(Failure::Caller(Errno::INVAL, words));
+        let engine = match self.engine {
+            ENGINE_BEST => best_engine()?,
+            ENGINE_TRAP => Engine::Trap,
+            ENGINE_REWRITE => Engine::Rewrite,
+            _ => {
+                return invalid(
+                    "the engine is none of PVX_ENGINE_BEST, PVX_ENGINE_TRAP and PVX_ENGINE_REWRITE",
+                );
+            }
+        };
+        if self.flags & !(NO_REWRITING | ALL_CALLS) != 0 {
+            return invalid("the flags are others than PVX_NO_REWRITING and PVX_ALL_CALLS");
+        }
+        let is_set = |flag| self.flags & flag != 0;
+        let mut builder = AddressSpaceBuilder::default()
+            .engine(engine)
+            .rewriting(if is_set(NO_REWRITING) { Rewriting::Off } else { Rewriting::On })
+            .service_calls(if is_set(ALL_CALLS) { ServiceCalls::All } else { ServiceCalls::Memory });
+        if self.region != 0 {
+            builder = builder.region(self.region);
+        }
+        if self.spin_ns != 0 {
+            builder = builder.spin_budget_ns(if self.spin_ns == NO_SPINNING { 0 } else { self.spin_ns });
+        }
+        if self.time_limit_ns != 0 {
+            builder = builder.time_limit(Duration::from_nanos(self.time_limit_ns));
+        }
+        Ok(builder)
+    }
+}
+
+/// The best of those that any thread may use at any time.
+fn best_engine() -> Outcome<Engine> {
+    let engines = Engine::detect()?.engines;
+    let works = |wanted: Engine| engines.iter().any(|(engine, lack)| *engine == wanted && lack.is_none());
+    Ok(if works(Engine::Rewrite) { Engine::Rewrite } else { Engine::Trap })
+}
+
+/// `struct pvx_change`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Change {
+    pub(super) kind: u32,
+    pub(super) protection: i32,
+    pub(super) flags: i32,
+    pub(super) file: i32,
+    pub(super) address: u64,
+    pub(super) length: u64,
+    pub(super) offset: u64,
+    pub(super) result: i64,
+}
+
+pub(super) const MAP: u32 = 0;
+pub(super) const UNMAP: u32 = 1;
+pub(super) const PROTECT: u32 = 2;
+pub(super) const ANONYMOUS: c_int = -1;
+
+/// `struct pvx_registers`, which has the library's own order.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(super) struct CRegisters(Registers);
+
+impl From<&Registers> for CRegisters {
+    fn from(registers: &Registers) -> Self {
+        Self(*registers)
+    }
+}
+
+impl CRegisters {
+    /// The registers, with the usual segments where there are none.
+    pub(super) fn registers(&self) -> Registers {
+        let usual = Registers::default();
+        let or = |selector, usual| if selector == 0 { usual } else { selector };
+        Registers { cs: or(self.0.cs, usual.cs), ss: or(self.0.ss, usual.ss), ..self.0 }
+    }
+}
+
+/// `struct pvx_exit`.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct CExit {
+    kind: i32,
+    arch: i32,
+    number: u64,
+    arguments: [u64; 6],
+    access: i32,
+    trap: u32,
+    error_code: u32,
+    status: i32,
+    address: u64,
+    info: [u64; 16],
+}
+
+impl CExit {
+    /// Stores what the exit has to say, and nothing else. `syscall` is the context's.
+    pub(super) fn store(&mut self, exit: &Exit, syscall: &Syscall) {
+        match exit {
+            Exit::Syscall => {
+                self.kind = 0;
+                self.arch = match syscall.arch {
+                    Arch::X86_64 => 0,
+                    Arch::I386 => 1,
+                };
+                (self.number, self.arguments) = (syscall.nr, syscall.args);
+            }
+            Exit::Fault(fault) => {
+                self.kind = 1;
+                self.access = match fault.access {
+                    None => 0,
+                    Some(Access::Read) => 1,
+                    Some(Access::Write) => 2,
+                    Some(Access::Execute) => 3,
+                };
+                (self.trap, self.error_code, self.address) = (fault.trapno, fault.error_code, fault.addr);
+                self.info = words(fault_info(fault).as_bytes());
+            }
+            Exit::Signal(info) => {
+                self.kind = 2;
+                self.info = words(info.as_bytes());
+            }
+            Exit::Interrupted => self.kind = 3,
+            Exit::Died(status) => {
+                self.kind = 4;
+                self.status = match *status {
+                    WaitStatus::Exited(status) => (status & 0xff) << 8,
+                    WaitStatus::Signaled(signal) => signal & 0x7f,
+                };
+            }
+        }
+    }
+}
+
+fn words(bytes: &[u8; 128]) -> [u64; 16] {
+    let mut words = [0; 16];
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = u64::from_ne_bytes(bytes.try_into().expect("8 bytes"));
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_are_as_long_as_in_c() {
+        assert_eq!(size_of::<Options>(), 40);
+        assert_eq!(size_of::<Change>(), 48);
+        assert_eq!(size_of::<CRegisters>(), 22 * 8);
+        assert_eq!((size_of::<CExit>(), std::mem::offset_of!(CExit, info)), (216, 88));
+    }
+}
