@@ -1,4 +1,4 @@
-//! The crate `process-vm-exec` for C: the function `process_vm_exec`, and [`spaces`], in which a supervisor runs code.
+//! The crate `process-vm-exec` for C: the function `process_vm_exec`, and `spaces`, in which a supervisor runs code.
 //!
 //! `include/process_vm_exec.h` declares it and `man/process_vm_exec.2` describes it. What it does, from the outside
 //! in: `call` checks arguments and copies them, `thread` has what this thread keeps of its targets, `target`
