@@ -144,11 +144,6 @@ fn wait(tid: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<Sto
     wait_for(tid, options).map(|found| found.map(|(_, stop)| stop))
 }
 
-/// The next task of those that this thread traces to stop or end.
-pub(crate) fn wait_for_any() -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
-    wait_for(-1, libc::__WNOTHREAD)
-}
-
 fn wait_for(who: libc::pid_t, options: libc::c_int) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {
     let mut status = 0;
     // SAFETY: `status` is valid for the call.

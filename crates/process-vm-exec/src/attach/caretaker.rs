@@ -57,6 +57,7 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     /// Longer than all that has a limit of its own.
     const PATIENCE: Duration = Duration::from_secs(20);
     let janitor = Janitor::get()?;
+    let number = order.pid.as_raw_pid();
     let (sender, receiver) = sync_channel(1);
     let newborns = Newborns::default();
     let work = {
@@ -72,9 +73,12 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     let result = receiver.recv_timeout(PATIENCE).or_else(|_| {
         // The target keeps them from beginning.
         lock(&newborns).drain(..).for_each(kill);
-        receiver.recv()
+        receiver.recv_timeout(PATIENCE)
     });
-    let result = result.unwrap_or(Err(Error::Dead));
+    let Ok(result) = result else {
+        // What the caretaker comes to nobody waits for any more; then it takes everything out again.
+        return Err(refusal(number, Errno::TIMEDOUT, "it keeps this process from reading its memory"));
+    };
     if result.is_err() {
         // It traces no more then.
         let _ = caretaker.join();

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, Once};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -175,12 +176,38 @@ fn wait_for(supervisor: Pid, table: &[Added], large: &[Range<usize>]) -> ! {
         let mut wait = [PollFd::new(&pidfd, PollFlags::IN)];
         while poll(&mut wait, None) == Err(Errno::INTR) {}
     }
-    for added in table {
-        // There is nobody to tell.
-        let _ = added.remove();
-    }
+    remove_all(table);
     // SAFETY: ends this process, which has nothing to clean up.
     unsafe { libc::_exit(0) }
+}
+
+/// Removes each attachment in a process of its own: a target may keep the one that is about it waiting for ever.
+fn remove_all(table: &[Added]) {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const NAP: Duration = Duration::from_millis(1);
+    let mut children = 0;
+    for added in table.iter().filter(|added| added.is_in_use()) {
+        // SAFETY: as for the janitor itself, which is one task: a fork without handlers or an exit signal.
+        match unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) } {
+            0 => {
+                // There is nobody to tell.
+                let _ = added.remove();
+                // SAFETY: ends this process, which has nothing to clean up.
+                unsafe { libc::_exit(0) }
+            }
+            -1 => _ = added.remove(),
+            _ => children += 1,
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while children > 0 && Instant::now() < deadline {
+        // SAFETY: waitpid without a status only asks.
+        match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) } {
+            0 => std::thread::sleep(NAP),
+            -1 => break,
+            _ => children -= 1,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! Where a live process has room for the executor's pages, and who is there if it has not.
 
+use std::ffi::CStr;
+use std::io::Write;
+
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -10,7 +14,6 @@ use super::stat::numbers;
 use crate::error::Error;
 use crate::executor::region::Region;
 use crate::maps::Map;
-use crate::memory;
 use crate::procfs;
 
 /// The name of executors, and of the file that their pages are of.
@@ -96,9 +99,23 @@ fn executor_with_memory_of(task: i32) -> Option<i32> {
     })
 }
 
-/// What the region of a task begins with.
+/// What the region of a task begins with. Not by process_vm_readv(2), which waits for memory that a target holds back
+/// (userfaultfd(2)); this fails there. Allocates nothing.
 pub(super) fn mark_of(region: Region, task: i32) -> Result<u64, Errno> {
+    let mut path = [0u8; 32];
+    // A number has room.
+    let _ = write!(&mut path[..31], "/proc/{task}/mem");
+    let path = CStr::from_bytes_until_nul(&path).unwrap_or_default();
+    let memory = match rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => return Err(Errno::SRCH),
+        memory => memory?,
+    };
     let mut mark = [0; 8];
-    memory::read(task, region.start(), &mut mark)?;
-    Ok(u64::from_ne_bytes(mark))
+    match rustix::io::pread(memory, &mut mark, region.start()) {
+        Ok(8) => Ok(u64::from_ne_bytes(mark)),
+        // Its memory is gone.
+        Ok(0) => Err(Errno::SRCH),
+        Ok(_) | Err(Errno::IO) => Err(Errno::FAULT),
+        Err(errno) => Err(errno),
+    }
 }

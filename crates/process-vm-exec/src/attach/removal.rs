@@ -10,12 +10,12 @@ use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::region::mark_of;
-use super::stop::{Stopped, wait_asleep_until};
+use super::stop::{Patience, Stopped, wait_asleep_until};
 use super::{errand, inject};
 use crate::executor::region::Region;
 use crate::executor::{code, layout};
 use crate::memory;
-use crate::ptrace::{Stop, get_registers, request, seize, wait_for_any};
+use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, seize};
 
 /// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
 #[derive(Debug, Default)]
@@ -105,8 +105,10 @@ impl Added {
     fn look_for(&self, tid: i32) -> Whereabouts {
         match self.has_region(tid) {
             Ok(true) => {}
-            // Yama lets the supervisor trace a descendant, and not the janitor.
-            Err(Errno::PERM | Errno::ACCESS) => return Whereabouts::Unknown,
+            // Yama lets the supervisor trace a descendant, and not the janitor; or there is no descriptor.
+            Err(Errno::PERM | Errno::ACCESS | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
+                return Whereabouts::Unknown;
+            }
             Ok(false) | Err(_) => return Whereabouts::Back,
         }
         let _ = seize(tid);
@@ -193,12 +195,16 @@ fn kill(pid: i32) {
     // SAFETY: kill only sends a signal.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     // As its tracer we are told first; its parent is told after that. We are not told before all its tasks that we
-    // trace have been waited for.
+    // trace have been waited for; nor while another traces one, and does not wait for that.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const NOBODY: i32 = 0;
+    let mut patience = Patience::until(Instant::now() + PATIENCE);
     loop {
-        match wait_for_any() {
+        match look_for_any_beside(NOBODY) {
             Ok(Some((tid, Stop::Gone(_)))) if tid == pid => break,
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => break,
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) if patience.wait() => {}
+            Ok(None) | Err(_) => break,
         }
     }
 }

@@ -86,7 +86,10 @@ impl Target {
             seen: AtomicU64::new(machine::tsc()),
         };
         // Nobody else would remove it.
-        target.make_ready(&service).inspect_err(|_| service.life.kill())?;
+        target.make_ready(&service).inspect_err(|_| {
+            service.life.kill();
+            service.life.wait_for_end();
+        })?;
         Ok((service, target))
     }
 
@@ -341,7 +344,8 @@ impl Worker<'_> {
     /// Executes a call with files of ours.
     fn carry(&self, passage: &mut Option<Passage>, call: &Call<'_>) -> Result<Outcome> {
         let outcome = self.open(passage)?.carry(self.service, call);
-        if let Err(Error::Space { .. }) = outcome {
+        if !matches!(outcome, Ok(Ok(_)) | Err(Error::TooMany(_))) {
+            // Files may lie in it, or others' files.
             *passage = None;
         }
         outcome

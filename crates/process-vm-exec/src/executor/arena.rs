@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::layout;
@@ -109,11 +110,19 @@ unsafe impl Sync for Slot {}
 
 impl Slot {
     /// A slot in a file of its own, which is made as long. It stays so: a shorter one, which others who have it could make
-    /// of it, would be a fault here.
+    /// of it at any time, would be a fault here.
     pub(crate) fn of_file(file: OwnedFd, region: Region) -> Result<Self> {
+        let seal =
+            |seals| rustix::fs::fcntl_add_seals(&file, seals).map_err(Error::host("sealing the mailboxes"));
+        // From here on it only grows.
+        seal(SealFlags::SHRINK)?;
         rustix::fs::ftruncate(&file, layout::SIZE).map_err(Error::host("ftruncate of the mailboxes"))?;
-        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)
-            .map_err(Error::host("sealing the mailboxes"))?;
+        seal(SealFlags::SEAL)?;
+        // Nor is it another kind of file, of which a page may fail to come.
+        let kind = rustix::fs::fstatfs(&file).map_err(Error::host("fstatfs of the mailboxes"))?.f_type;
+        if kind != libc::TMPFS_MAGIC {
+            return Err(Error::Host { call: "looking at the file of the mailboxes", errno: Errno::BADF });
+        }
         Ok(Self { place: None, base: map(&file, 0)?, region })
     }
 
@@ -215,7 +224,7 @@ unsafe impl Plain for crate::arch::x86_64::Registers {}
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -235,6 +244,45 @@ mod tests {
         assert_eq!(rustix::fs::fcntl_add_seals(&others, SealFlags::FUTURE_WRITE), Err(Errno::PERM));
         slot.write(LAST, 1u64);
         assert_eq!(slot.read::<u64>(LAST), 1);
+    }
+
+    #[test]
+    fn nor_while_it_is_made_a_slot() {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let current = Mutex::new(None::<OwnedFd>);
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    if let Some(file) = &*lock(&current) {
+                        for _ in 0..64 {
+                            let _ = rustix::fs::ftruncate(file, 0);
+                        }
+                    }
+                }
+            });
+            for _ in 0..3000 {
+                let file = rustix::fs::memfd_create("slot", flags).expect("a memory file");
+                *lock(&current) = Some(file.try_clone().expect("another descriptor"));
+                let slot = Slot::of_file(file, Region::DEFAULT).expect("a slot");
+                let others = lock(&current).take().expect("the file");
+                assert_eq!(
+                    rustix::fs::fstat(&others).expect("its size").st_size.unsigned_abs(),
+                    layout::SIZE
+                );
+                slot.write(LAST, 1u64);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_file_whose_pages_may_fail_to_come_is_no_slot() {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+        let Ok(file) = rustix::fs::memfd_create("slot", flags) else {
+            return println!("SKIP: this kernel has no huge pages");
+        };
+        assert!(Slot::of_file(file, Region::DEFAULT).is_err());
     }
 
     #[test]

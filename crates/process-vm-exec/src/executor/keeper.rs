@@ -91,7 +91,9 @@ impl Keeper {
         let place = keepers.iter().position(|keeper| keeper.region == region);
         if let Some(place) = place {
             let keeper = &keepers[place];
-            if keeper.supervisor == rustix::process::getpid() && !lock(&keeper.living).keeper_is_gone {
+            let template_lives = keeper.open.service.life.status().is_none();
+            let keeper_lives = !lock(&keeper.living).keeper_is_gone;
+            if keeper.supervisor == rustix::process::getpid() && keeper_lives && template_lives {
                 return Ok(Arc::clone(keeper));
             }
         }
@@ -201,7 +203,9 @@ impl Keeper {
     /// The template that is confined. No guest ever runs in one, so that nobody waits here for long.
     fn confined(&self) -> Result<Arc<Template>> {
         let mut confined = lock(&self.confined);
-        if let Some(template) = &*confined {
+        if let Some(template) = &*confined
+            && template.service.life.status().is_none()
+        {
             return Ok(Arc::clone(template));
         }
         let birth = Birth { engine: Engine::Trap, spin_budget_ns: DEFAULT_SPIN_BUDGET_NS, time_limit: None };

@@ -93,7 +93,8 @@ impl Passage {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(files));
-        sendmsg(&self.ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)
+        // Who can take the other end, in a live process, can keep it full.
+        sendmsg(&self.ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
             .map(drop)
             .map_err(Error::host("sendmsg of a file"))
     }
@@ -106,7 +107,7 @@ impl Passage {
     /// Executes `call` with its files; the task has them no longer then.
     ///
     /// # Errors
-    /// After all but [`Error::Host`] and [`Error::TooMany`], with which nothing was sent, the passage is not used again: files may lie in it.
+    /// After all but [`Error::TooMany`] the passage is not used again: files may lie in it.
     pub(crate) fn carry(&self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
         let mut entry = Entry::from(call);
         let mut files = Vec::new();
@@ -167,7 +168,7 @@ impl Files {
     pub(crate) fn carry(&mut self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
         let passage = self.take_passage(service)?;
         let outcome = passage.carry(service, call);
-        if let Ok(_) | Err(Error::Host { .. } | Error::TooMany(_)) = outcome {
+        if let Ok(_) | Err(Error::TooMany(_)) = outcome {
             self.passage = Some(passage);
         }
         outcome

@@ -5,11 +5,14 @@
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -151,6 +154,82 @@ static void with_a_rewriter(void)
         exit(1);
 }
 
+// What `hold` says of the executor in the parent's memory: called for each there is until it says that it has it.
+static void with_the_parents_executor(int (*hold)(int executor))
+{
+    int parent = getppid();
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) {
+        DIR *processes = opendir("/proc");
+        struct dirent *entry;
+
+        while (processes && (entry = readdir(processes))) {
+            int pid = atoi(entry->d_name), is_executor;
+            char path[64], name[32] = "";
+            FILE *comm;
+
+            snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+            if (pid <= 0 || !(comm = fopen(path, "r")))
+                continue;
+            is_executor = fgets(name, sizeof(name), comm) && strncmp(name, "pvx-executor", 12) == 0;
+            fclose(comm);
+            if (is_executor && syscall(SYS_kcmp, parent, pid, 1 /* KCMP_VM */, 0, 0) == 0 && hold(pid)) {
+                for (;;)
+                    pause();
+            }
+        }
+        if (processes)
+            closedir(processes);
+        usleep(500);
+    }
+}
+
+// Traces a task of the executor's that runs contexts, and never waits for its end: nobody learns of the executor's then.
+static int trace_a_thread(int executor)
+{
+    char path[64];
+    struct dirent *entry;
+    DIR *tasks;
+    int traced = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/task", executor);
+    tasks = opendir(path);
+    while (tasks && !traced && (entry = readdir(tasks))) {
+        int tid = atoi(entry->d_name);
+
+        traced = tid > 0 && tid != executor && ptrace(PTRACE_SEIZE, tid, 0, 0) == 0;
+    }
+    if (tasks)
+        closedir(tasks);
+    return traced;
+}
+
+// Takes the sockets by which descriptors come, and keeps them full.
+static int fill_its_sockets(int executor)
+{
+    int pidfd = (int)syscall(SYS_pidfd_open, executor, 0), taken[2] = { -1, -1 };
+
+    for (int fd = 0; fd < 2 && pidfd >= 0; fd++) {
+        taken[fd] = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+        while (taken[fd] >= 0 && send(taken[fd], "full", 4, MSG_DONTWAIT) == 4)
+            ;
+        if (taken[fd] >= 0)
+            close(taken[fd]);
+    }
+    if (pidfd >= 0)
+        close(pidfd);
+    return 0;
+}
+
+static void with_a_child_that(int (*hold)(int executor))
+{
+    if (fork() == 0) {
+        with_the_parents_executor(hold);
+        _exit(1);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *kind = argc > 1 ? argv[1] : "";
@@ -173,6 +252,10 @@ int main(int argc, char **argv)
         with_a_rewriter();
     } else if (strcmp(kind, "region") == 0) {
         with_the_region();
+    } else if (strcmp(kind, "tracer") == 0) {
+        with_a_child_that(trace_a_thread);
+    } else if (strcmp(kind, "filler") == 0) {
+        with_a_child_that(fill_its_sockets);
     }
     return wait_for_the_end();
 }

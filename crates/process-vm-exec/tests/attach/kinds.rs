@@ -262,6 +262,50 @@ fn whose_executor_was_killed() {
     assert_unharmed(process);
 }
 
+/// What the target traces it never lets end, and its end is never told.
+#[test]
+fn that_traces_the_executors_threads() {
+    let _turn = turn();
+    let Some(process) = process("tracer") else { return };
+    let pid = process.pid();
+    let space = attached(pid);
+    let executor = executor_of(&space);
+    let code = space.map(Mapping::anonymous(4096, Protection::READ | Protection::WRITE)).expect("memory");
+    // jmp to itself
+    space.write(code, &[0xeb, 0xfe]).expect("memory");
+    space.protect(code, 4096, Protection::READ | Protection::EXEC).expect("memory");
+    let mut ctx = Context::new(code, 0);
+    let interrupter = ctx.interrupter();
+    let is_traced = || {
+        numbers(&format!("/proc/{executor}/task")).into_iter().filter(|&tid| tid != executor).any(|tid| {
+            let status =
+                fs::read_to_string(format!("/proc/{executor}/task/{tid}/status")).unwrap_or_default();
+            status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|pid| pid.trim() != "0"))
+        })
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| space.run(&mut ctx, &SignalSet::all()));
+        soon("a thread of it is traced", is_traced);
+        interrupter.kill();
+    });
+    drop(space.detach());
+    assert_eq!(state_and_parent(&format!("/proc/{pid}/stat")).map(|(state, _)| state), Some('S'));
+}
+
+/// So that there is no room for what the supervisor sends.
+#[test]
+fn that_fills_the_executors_sockets() {
+    let _turn = turn();
+    let Some(process) = process("filler") else { return };
+    let space = attached(process.pid());
+    let file = fs::File::open("/dev/null").expect("a file");
+    for _ in 0..2000 {
+        // Whatever it comes to: it comes back.
+        let _ = space.syscall(&Call::new(Sysno::fsync).fd(0, std::os::fd::AsFd::as_fd(&file)));
+    }
+    let _ = space.detach();
+}
+
 /// A target may write what the executor executes. That is its own loss: whoever attaches is not kept.
 #[test]
 fn that_overwrites_the_executors_instructions() {
