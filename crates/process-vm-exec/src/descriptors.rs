@@ -126,6 +126,13 @@ impl Descriptors {
             | S::faccessat2
             | S::utimensat
             | S::statx
+            | S::setxattrat
+            | S::getxattrat
+            | S::listxattrat
+            | S::removexattrat
+            | S::cachestat
+            | S::landlock_add_rule
+            | S::landlock_restrict_self
             | S::name_to_handle_at
             | S::pidfd_send_signal
             | S::setns
@@ -181,6 +188,7 @@ impl Descriptors {
             S::splice | S::copy_file_range => (0b101, Made::None),
             S::renameat | S::renameat2 | S::linkat | S::move_mount => (0b101, Made::None),
             S::symlinkat => (0b10, Made::None),
+            S::fanotify_mark => (0b1001, Made::None),
             S::epoll_ctl => (0b101, Made::None),
             S::kexec_file_load => (0b11, Made::None),
             _ => (0, Made::None),

@@ -249,31 +249,29 @@ mod tests {
     #[test]
     fn nor_while_it_is_made_a_slot() {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let current = Mutex::new(None::<OwnedFd>);
-        let is_over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    if let Some(file) = &*lock(&current) {
-                        for _ in 0..64 {
-                            let _ = rustix::fs::ftruncate(file, 0);
-                        }
+        for _ in 0..500 {
+            let file = rustix::fs::memfd_create("slot", flags).expect("a memory file");
+            let others = file.try_clone().expect("another descriptor");
+            let [has_begun, is_over] = [const { AtomicBool::new(false) }; 2];
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        let _ = rustix::fs::ftruncate(&others, 0);
+                        has_begun.store(true, Ordering::Relaxed);
                     }
+                });
+                while !has_begun.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
                 }
-            });
-            for _ in 0..3000 {
-                let file = rustix::fs::memfd_create("slot", flags).expect("a memory file");
-                *lock(&current) = Some(file.try_clone().expect("another descriptor"));
-                let slot = Slot::of_file(file, Region::DEFAULT).expect("a slot");
-                let others = lock(&current).take().expect("the file");
+                let slot = Slot::of_file(file, Region::DEFAULT);
+                is_over.store(true, Ordering::Relaxed);
                 assert_eq!(
                     rustix::fs::fstat(&others).expect("its size").st_size.unsigned_abs(),
                     layout::SIZE
                 );
-                slot.write(LAST, 1u64);
-            }
-            is_over.store(true, Ordering::Relaxed);
-        });
+                slot.expect("a slot").write(LAST, 1u64);
+            });
+        }
     }
 
     #[test]

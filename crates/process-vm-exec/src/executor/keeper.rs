@@ -497,3 +497,29 @@ fn dead_child(slot: &Slot, info: u64) -> (i32, WaitStatus) {
         _ => (pid, WaitStatus::Signaled(status)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BIRTH: Birth = Birth { engine: Engine::Trap, spin_budget_ns: 0, time_limit: None };
+
+    fn kill(service: &Service) {
+        service.life.kill();
+        service.life.wait_for_end();
+    }
+
+    #[test]
+    fn a_template_that_has_been_killed_is_replaced() {
+        // Nobody else's.
+        let region = Region::at(0x2_0000_0000).expect("a region");
+        let keeper = Keeper::get(region).expect("a keeper");
+        kill(&keeper.confined().expect("a template").service);
+        keeper.create(ServiceCalls::Memory, BIRTH).expect("a space");
+        kill(&keeper.open.service);
+        let another = Keeper::get(region).expect("a keeper");
+        for calls in [ServiceCalls::All, ServiceCalls::Memory] {
+            another.create(calls, BIRTH).expect("a space");
+        }
+    }
+}
