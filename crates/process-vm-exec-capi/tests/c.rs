@@ -85,6 +85,27 @@ fn spaces_do_the_same_for_a_static_program() {
 }
 
 #[test]
+fn spaces_make_the_host_calls_of_their_contract_and_no_others() {
+    holds("contract");
+}
+
+/// The list is in the manual page for those who write such filters.
+#[test]
+fn the_manual_page_has_the_calls_of_the_contract() {
+    let program = std::fs::read_to_string(format!("{CRATE}/tests/c/contract.c")).expect("the program");
+    let (_, list) = program.split_once("contract[] = {").expect("a list");
+    let (list, _) = list.split_once("};").expect("its end");
+    let calls: BTreeSet<&str> = list.split(',').filter_map(|call| call.trim().strip_prefix("SYS_")).collect();
+    let page = std::fs::read_to_string(format!("{CRATE}/man/pvx.3")).expect("the page");
+    let (_, section) = page.split_once(".SS Host calls").expect("a section");
+    let (section, _) = section.split_once("\n.SH").expect("its end");
+    let (_, section) = section.split_once("\n.TP\n").expect("the list");
+    let described: BTreeSet<&str> =
+        section.lines().filter_map(|line| line.strip_prefix(".BR ")?.strip_suffix(" (2)")).collect();
+    assert_eq!(described, calls);
+}
+
+#[test]
 fn the_headers_are_c_and_cxx_without_warnings() {
     for (compiler, standard, language) in [
         ("gcc", "gnu99", "c"),
@@ -108,22 +129,23 @@ fn the_headers_are_c_and_cxx_without_warnings() {
 }
 
 #[test]
-fn the_manual_page_has_no_faults() {
-    let page = format!("{CRATE}/man/process_vm_exec.2");
-    if has("mandoc") {
-        assert_eq!(output_of(Command::new("mandoc").args(["-T", "lint", &page])), "");
-    }
-    if has("man") {
-        let mut man = Command::new("man");
-        man.args(["--warnings", "-l", &page]).envs([("LC_ALL", "C.UTF-8"), ("MANPAGER", "cat")]);
-        let output = man.output().expect("man starts");
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+fn the_manual_pages_have_no_faults() {
+    for page in ["process_vm_exec.2", "pvx.3"].map(|page| format!("{CRATE}/man/{page}")) {
+        if has("mandoc") {
+            assert_eq!(output_of(Command::new("mandoc").args(["-T", "lint", &page])), "");
+        }
+        if has("man") {
+            let mut man = Command::new("man");
+            man.args(["--warnings", "-l", &page]).envs([("LC_ALL", "C.UTF-8"), ("MANPAGER", "cat")]);
+            let output = man.output().expect("man starts");
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        }
     }
 }
 
-/// The program in the section EXAMPLES, without what only man(7) needs.
-fn example() -> String {
-    let page = std::fs::read_to_string(format!("{CRATE}/man/process_vm_exec.2")).expect("the page");
+/// The program in the section EXAMPLES of a page, without what only man(7) needs.
+fn example(page: &str) -> String {
+    let page = std::fs::read_to_string(format!("{CRATE}/man/{page}")).expect("the page");
     let (_, examples) = page.split_once(".SH EXAMPLES").expect("there are examples");
     let (_, program) = examples.split_once("\n.EX\n").expect("there is one");
     let (program, _) = program.split_once("\n.EE").expect("it ends");
@@ -131,21 +153,27 @@ fn example() -> String {
 }
 
 #[test]
-fn the_example_of_the_manual_page_works() {
+fn the_examples_of_the_manual_pages_work() {
     if !has("gcc") {
         return;
     }
-    let place = tempfile::tempdir().expect("a directory");
-    let source = place.path().join("example.c");
-    std::fs::write(&source, example()).expect("written");
-    let output = Command::new("timeout").arg("60").arg(compile(&source, &place)).output().expect("it starts");
-    let [stdout, stderr] =
-        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
-    assert!(output.status.success(), "{stdout}{stderr}");
-    assert_eq!(
-        stdout,
-        "the executor is another process: yes\nand not our child: yes\nthe code was told: 42\n"
-    );
+    for (page, expected) in [
+        (
+            "process_vm_exec.2",
+            "the executor is another process: yes\nand not our child: yes\nthe code was told: 42\n",
+        ),
+        ("pvx.3", "the guest asked for 39\nand exits with 42\n"),
+    ] {
+        let place = tempfile::tempdir().expect("a directory");
+        let source = place.path().join("example.c");
+        std::fs::write(&source, example(page)).expect("written");
+        let output =
+            Command::new("timeout").arg("60").arg(compile(&source, &place)).output().expect("it starts");
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        assert!(output.status.success(), "{stdout}{stderr}");
+        assert_eq!(stdout, expected);
+    }
 }
 
 #[test]
@@ -186,6 +214,7 @@ fn an_installed_library_is_found_by_pkg_config() {
     install.arg(format!("--target-dir={}", target.parent().expect("the target directory").display()));
     output_of(&mut install);
     assert!(prefix.join("share/man/man2/process_vm_exec.2").exists());
+    assert!(prefix.join("share/man/man3/pvx.3").exists() && prefix.join("include/pvx.h").exists());
 
     let program = place.path().join("program");
     for (how, linked) in [(&["--libs"][..], &[][..]), (&["--libs", "--static"], &["-static"])] {

@@ -60,10 +60,12 @@ fn says_the_same(command: impl Fn() -> Command) {
         // It may end at any time; then, and only then, attaching fails.
         match process_vm_exec::LiveProcess::attach_pid(pid) {
             Ok(space) => {
-                assert!(
-                    has_region(pid) || matches!(child.0.try_wait(), Ok(Some(_))),
-                    "nothing of ours in {pid}"
-                );
+                if !has_region(pid) {
+                    // Its memory goes before its end is told.
+                    soon("it has ended, as nothing of ours is there", || {
+                        matches!(child.0.try_wait(), Ok(Some(_)))
+                    });
+                }
                 let result = space.execute(Sysno::getpid, [0; 6]);
                 thread::sleep(Duration::from_millis(1));
                 let detached = space.detach();
