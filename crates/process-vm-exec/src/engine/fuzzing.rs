@@ -10,6 +10,7 @@ use super::{Event, Seat};
 use crate::arch::x86_64::xstate;
 use crate::executor::arena::Arena;
 use crate::executor::life::Life;
+use crate::executor::region::Region;
 use crate::executor::task::Executor;
 use crate::executor::{code, filter};
 use crate::exit::{Arch, Syscall, WaitStatus};
