@@ -33,7 +33,7 @@ pub struct Call<'fd> {
 
 /// A descriptor of the caller's.
 #[derive(Clone, Copy, Debug)]
-enum File<'fd> {
+pub(crate) enum File<'fd> {
     /// To be passed for the call.
     Borrowed(BorrowedFd<'fd>),
     /// That the space has, or will have.
@@ -77,9 +77,8 @@ impl<'fd> Call<'fd> {
     /// # Panics
     /// If `index` is not below 6.
     #[must_use]
-    pub const fn fd(mut self, index: usize, fd: BorrowedFd<'fd>) -> Self {
-        self.files[index] = Some(File::Borrowed(fd));
-        self
+    pub const fn fd(self, index: usize, fd: BorrowedFd<'fd>) -> Self {
+        self.file(index, File::Borrowed(fd))
     }
 
     /// Sets the argument `index`, counted from 0, to the descriptor that the space has of this file. In a
@@ -88,8 +87,15 @@ impl<'fd> Call<'fd> {
     /// # Panics
     /// If `index` is not below 6.
     #[must_use]
-    pub const fn registered_file(mut self, index: usize, file: RegisteredFile) -> Self {
-        self.files[index] = Some(File::Registered(file));
+    pub const fn registered_file(self, index: usize, file: RegisteredFile) -> Self {
+        self.file(index, File::Registered(file))
+    }
+
+    pub(crate) const fn file(mut self, index: usize, file: File<'fd>) -> Self {
+        if let File::Registered(file) = file {
+            self.args[index] = file.descriptor();
+        }
+        self.files[index] = Some(file);
         self
     }
 
@@ -116,6 +122,18 @@ impl<'fd> Call<'fd> {
         })
     }
 
+    /// Those that have to be passed to a space which has the registered ones.
+    pub(crate) fn borrowed_files(&self) -> impl Iterator<Item = (usize, BorrowedFd<'fd>)> + use<'fd> {
+        self.files.into_iter().enumerate().filter_map(|(n, file)| match file? {
+            File::Borrowed(file) => Some((n, file)),
+            File::Registered(_) => None,
+        })
+    }
+
+    pub(crate) fn has_borrowed_files(&self) -> bool {
+        self.borrowed_files().next().is_some()
+    }
+
     /// How many registered files, in order, a space must have for this call.
     pub(crate) fn registered_files(&self) -> usize {
         let registered = self.files.iter().flatten().map(|file| match file {
@@ -123,16 +141,6 @@ impl<'fd> Call<'fd> {
             File::Registered(file) => file.count(),
         });
         registered.max().unwrap_or(0)
-    }
-
-    /// The same call where registered files have these descriptors.
-    pub(crate) fn with_registered_files(mut self, descriptor: impl Fn(RegisteredFile) -> u64) -> Self {
-        for (file, argument) in self.files.iter_mut().zip(&mut self.args) {
-            if let Some(File::Registered(registered)) = *file {
-                (*file, *argument) = (None, descriptor(registered));
-            }
-        }
-        self
     }
 
     pub(crate) fn has_files(&self) -> bool {

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 use syscalls::Sysno;
 
-use crate::call::Call;
+use crate::call::{Call, File};
 use crate::registry::RegisteredFile;
 
 bitflags::bitflags! {
@@ -36,13 +36,6 @@ pub struct Mapping<'fd> {
     pub(crate) protection: Protection,
     pub(crate) flags: u32,
     pub(crate) file: Option<(File<'fd>, u64)>,
-}
-
-/// What is mapped.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum File<'fd> {
-    Borrowed(BorrowedFd<'fd>),
-    Registered(RegisteredFile),
 }
 
 impl<'fd> Mapping<'fd> {
@@ -80,8 +73,7 @@ impl<'fd> Mapping<'fd> {
         let (protection, flags) = (u64::from(protection.bits()), u64::from(flags));
         let call = Call::with_args(Sysno::mmap, [addr.unwrap_or(0), len, protection, flags, fd, offset]);
         match file {
-            Some((File::Borrowed(file), _)) => call.fd(4, file),
-            Some((File::Registered(file), _)) => call.registered_file(4, file),
+            Some((file, _)) => call.file(4, file),
             None => call,
         }
     }

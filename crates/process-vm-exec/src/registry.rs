@@ -1,9 +1,13 @@
 //! Files that address spaces have once and for all.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
+use rustix::io::Errno;
+
 use crate::error::{Error, Result};
+use crate::executor::layout;
 use crate::sync::lock;
 
 /// A file that each address space is given once, so that it can be mapped there again and again without being passed: the
@@ -35,6 +39,9 @@ pub struct RegisteredFile {
 /// All of them, in order.
 static FILES: Mutex<Vec<RegisteredFile>> = Mutex::new(Vec::new());
 
+/// The first number in a space's process that the library itself does not use.
+pub(crate) const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
+
 /// As many files as can be registered. Each is a descriptor in each space's process.
 const MOST_FILES: usize = 128;
 
@@ -46,7 +53,7 @@ impl RegisteredFile {
     pub fn new(file: impl AsFd) -> Result<Self> {
         let file = file.as_fd().try_clone_to_owned().map_err(|error| Error::Host {
             call: "duplicating a file to register",
-            errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::MFILE),
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::MFILE),
         })?;
         let mut files = lock(&FILES);
         if files.len() == MOST_FILES {
@@ -67,9 +74,9 @@ impl RegisteredFile {
         self.index + 1
     }
 
-    /// Its place in the order.
-    pub(crate) fn index(self) -> usize {
-        self.index
+    /// The number that it has in the process of each space which has it: the first are the library's own.
+    pub(crate) const fn descriptor(self) -> u64 {
+        FIRST_FILE + self.index as u64
     }
 }
 
@@ -85,6 +92,6 @@ pub(crate) fn count() -> usize {
 }
 
 /// Those in this range of the order.
-pub(crate) fn files(range: std::ops::Range<usize>) -> Vec<BorrowedFd<'static>> {
+pub(crate) fn files(range: Range<usize>) -> Vec<BorrowedFd<'static>> {
     lock(&FILES)[range].iter().map(|registered| registered.file.as_fd()).collect()
 }

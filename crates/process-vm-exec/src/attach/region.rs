@@ -54,9 +54,8 @@ impl Room {
         }
         let left_over = left_over.and_then(|region| Some((region, mark_of(region, thread).ok()?)));
         let who_is_in = |region: Region| {
-            let touches = |map: &&Map| region.touches(map.range.start, map.range.end - map.range.start);
             let is_left_over = left_over.is_some_and(|(other, _)| other == region);
-            if is_left_over { None } else { maps.iter().find(touches) }
+            if is_left_over { None } else { maps.iter().find(|map| region.touches(&map.range)) }
         };
         let region = match wanted {
             None => Region::all().find(|&region| who_is_in(region).is_none()),
@@ -85,10 +84,10 @@ impl Room {
 fn executors_region(maps: &[Map]) -> Option<Region> {
     let is_executors = |map: &Map| map.name.starts_with(&format!("/memfd:{NAME}"));
     let begins_one = |map: &&Map| is_executors(map) && Region::at(map.range.start).is_ok();
-    maps.iter().filter(begins_one).filter_map(|map| Region::at(map.range.start).ok()).find(|region| {
-        let touches = |map: &&Map| region.touches(map.range.start, map.range.end - map.range.start);
-        maps.iter().filter(touches).all(is_executors)
-    })
+    maps.iter()
+        .filter(begins_one)
+        .filter_map(|map| Region::at(map.range.start).ok())
+        .find(|region| maps.iter().filter(|map| region.touches(&map.range)).all(is_executors))
 }
 
 /// An executor that has the memory of this task.

@@ -343,7 +343,7 @@ impl Worker<'_> {
 
     /// Executes a call with files of ours.
     fn carry(&self, passage: &mut Option<Passage>, call: &Call<'_>) -> Result<Outcome> {
-        let outcome = self.open(passage)?.carry(self.service, call);
+        let outcome = self.open(passage)?.carry(self.service, call, call.files());
         if !matches!(outcome, Ok(Ok(_)) | Err(Error::TooMany(_))) {
             // Files may lie in it, or others' files.
             *passage = None;

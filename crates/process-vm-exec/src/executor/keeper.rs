@@ -421,7 +421,7 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
 /// What the kernel has mapped for a new program besides its image: stack and heap. The vDSO and its data stay.
 fn besides_region(maps: &[maps::Map], region: Region) -> Vec<Range<u64>> {
     maps.iter()
-        .filter(|map| !region.touches(map.range.start, map.range.end - map.range.start))
+        .filter(|map| !region.touches(&map.range))
         .filter(|map| !is_the_kernels(map))
         .map(|map| map.range.clone())
         .collect()

@@ -16,7 +16,7 @@ use super::layout;
 use super::service::{Entry, Outcome, Service};
 use crate::call::Call;
 use crate::error::{Error, Result};
-use crate::registry::{self, RegisteredFile};
+use crate::registry::{self, FIRST_FILE};
 
 /// As many files as one call can take.
 const MAX_FILES: usize = 3;
@@ -104,14 +104,19 @@ impl Passage {
         self.first + n as u64
     }
 
-    /// Executes `call` with its files; the task has them no longer then.
+    /// Executes `call` with these files for arguments; the task has them no longer then.
     ///
     /// # Errors
     /// After all but [`Error::TooMany`] the passage is not used again: files may lie in it.
-    pub(crate) fn carry(&self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
+    pub(crate) fn carry<'fd>(
+        &self,
+        service: &Service,
+        call: &Call<'_>,
+        passed: impl Iterator<Item = (usize, BorrowedFd<'fd>)>,
+    ) -> Result<Outcome> {
         let mut entry = Entry::from(call);
         let mut files = Vec::new();
-        for (argument, file) in call.files() {
+        for (argument, file) in passed {
             entry.args[argument] = self.number(files.len());
             files.push(file);
         }
@@ -134,22 +139,14 @@ impl Passage {
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     passage: Option<Passage>,
-    /// How many of the registered files it has, in order, from [`FIRST_FILE`] on.
+    /// How many of the registered files it has, in order.
     registered: usize,
 }
-
-/// The first number of a space's process that the library itself does not use.
-const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
 
 impl Files {
     /// The files of a process that is forked from one with these.
     pub(crate) fn fork(&self) -> Self {
         Self { passage: None, registered: self.registered }
-    }
-
-    /// The number that a registered file has in each space which has it.
-    pub(crate) fn descriptor(file: RegisteredFile) -> u64 {
-        FIRST_FILE + file.index() as u64
     }
 
     /// Sees that the process of `service` has the first `count` registered files.
@@ -164,10 +161,10 @@ impl Files {
         Ok(())
     }
 
-    /// Executes a call with the files that it has.
+    /// Executes a call with the files that it has, of which those that are registered are there.
     pub(crate) fn carry(&mut self, service: &Service, call: &Call<'_>) -> Result<Outcome> {
         let passage = self.take_passage(service)?;
-        let outcome = passage.carry(service, call);
+        let outcome = passage.carry(service, call, call.borrowed_files());
         if let Ok(_) | Err(Error::TooMany(_)) = outcome {
             self.passage = Some(passage);
         }

@@ -51,9 +51,9 @@ impl Region {
         self.start + offset
     }
 
-    /// Does `addr..addr + len` touch it?
-    pub(crate) fn touches(self, addr: u64, len: u64) -> bool {
-        addr < self.range().end && addr.saturating_add(len.max(1)) > self.start
+    /// Does it share an address with this range, or contain its start?
+    pub(crate) fn touches(self, range: &Range<u64>) -> bool {
+        range.start < self.range().end && range.end.max(range.start.saturating_add(1)) > self.start
     }
 }
 
@@ -86,11 +86,14 @@ mod tests {
     fn what_touches_a_region_shares_an_address_with_it() {
         let region = Region::DEFAULT;
         let Range { start, end } = region.range();
-        for (addr, len) in [(start, 0), (start, 1), (end - 1, 1), (start - 1, 2), (0, !0), (start + 1, !0)] {
-            assert!(region.touches(addr, len), "{addr:#x}+{len:#x}");
+        let ranges =
+            |of: &[(u64, u64)]| of.iter().map(|&(at, len)| at..at.saturating_add(len)).collect::<Vec<_>>();
+        for range in ranges(&[(start, 0), (start, 1), (end - 1, 1), (start - 1, 2), (0, !0), (start + 1, !0)])
+        {
+            assert!(region.touches(&range), "{range:#x?}");
         }
-        for (addr, len) in [(start - 1, 1), (start - 1, 0), (end, 1), (end, !0), (0, start)] {
-            assert!(!region.touches(addr, len), "{addr:#x}+{len:#x}");
+        for range in ranges(&[(start - 1, 1), (start - 1, 0), (end, 1), (end, !0), (0, start)]) {
+            assert!(!region.touches(&range), "{range:#x?}");
         }
     }
 }

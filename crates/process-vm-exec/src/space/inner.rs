@@ -99,7 +99,7 @@ impl Inner {
     pub(super) fn call(&self, call: &Call<'_>) -> Result<Outcome> {
         let _closed = self.prepare_one(call)?;
         match &self.origin {
-            Origin::Created(_) => self.execute(&self.with_registered_files(call)?),
+            Origin::Created(_) => self.execute(call),
             Origin::Attached(target) => target.execute_one(&self.service, call),
         }
     }
@@ -107,10 +107,10 @@ impl Inner {
     /// Executes calls in order in a space that was created.
     pub(super) fn calls(&self, calls: &[Call<'_>]) -> Result<Vec<Outcome>> {
         let _closed = self.prepare(calls)?;
-        let calls = calls.iter().map(|call| self.with_registered_files(call)).collect::<Result<Vec<_>>>()?;
-        if calls.iter().any(Call::has_files) {
+        if calls.iter().any(Call::has_borrowed_files) {
             return calls.iter().map(|call| self.execute(call)).collect();
         }
+        self.require_registered(calls.iter().map(Call::registered_files).max())?;
         self.service.request(&calls.iter().map(Entry::from).collect::<Vec<_>>())
     }
 
@@ -125,9 +125,8 @@ impl Inner {
         self.settings.require_call(call.nr())?;
         let mut closed = [None, None];
         for (range, closed) in changed_ranges(call).zip(&mut closed) {
-            let len = range.end - range.start;
-            if self.service.life.slot.region().touches(range.start, len) {
-                return Err(Error::Reserved { addr: range.start, len });
+            if self.service.life.slot.region().touches(&range) {
+                return Err(Error::Reserved { addr: range.start, len: range.end - range.start });
             }
             if let Some(rewriter) = &self.rewriter {
                 *closed = Some(rewriter.before_change(self, range)?);
@@ -138,20 +137,20 @@ impl Inner {
 
     /// Executes a call in a space that was created, and is prepared for it.
     fn execute(&self, call: &Call<'_>) -> Result<Outcome> {
-        if !call.has_files() {
-            return self.service.request_one(call.into());
+        self.require_registered(Some(call.registered_files()))?;
+        if call.has_borrowed_files() {
+            lock(&self.files).carry(&self.service, call)
+        } else {
+            self.service.request_one(call.into())
         }
-        lock(&self.files).carry(&self.service, call)
     }
 
-    /// The call with the descriptors that registered files have here, which it sees to.
-    fn with_registered_files<'fd>(&self, call: &Call<'fd>) -> Result<Call<'fd>> {
-        let count = call.registered_files();
-        if count == 0 {
-            return Ok(*call);
+    /// Sees that the space has so many registered files, in order.
+    fn require_registered(&self, count: Option<usize>) -> Result<()> {
+        match count {
+            None | Some(0) => Ok(()),
+            Some(count) => lock(&self.files).require_registered(&self.service, count),
         }
-        lock(&self.files).require_registered(&self.service, count)?;
-        Ok(call.with_registered_files(Files::descriptor))
     }
 
     pub(super) fn before_step_is_seen(&self, fault: &Fault) {

@@ -307,7 +307,7 @@ impl Sites {
         let Some(start) = rip.checked_sub(WINDOW) else { return false };
         let range = start..rip.saturating_add(WINDOW);
         let meets = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-        !region.touches(range.start, range.end - range.start)
+        !region.touches(&range)
             && !self.pages.iter().any(|page| meets(&(page.start..page.end())))
             && !self.closed.iter().any(meets)
     }

@@ -297,7 +297,7 @@ pub(super) fn place_for_page(maps: &[Map], region: Region, jump: &Jump) -> Optio
         let wanted = start.saturating_sub(margin)..start.saturating_add(PAGE_LEN + margin);
         start >= LOWEST
             && start.abs_diff(jump.at) < REACH
-            && !region.touches(wanted.start, wanted.end - wanted.start)
+            && !region.touches(&wanted)
             && wanted.end < crate::arch::x86_64::USER_END
             && maps.iter().all(|map| map.range.end <= wanted.start || map.range.start >= wanted.end)
     };
@@ -482,7 +482,7 @@ mod tests {
             let around = start.saturating_sub(if start < MIB { 0 } else { MIB })..start + PAGE_LEN + MIB;
             assert!(start.abs_diff(at) < REACH && start.is_multiple_of(PAGE_LEN), "{start:#x}");
             assert_ne!(start, 0, "a null pointer leads there");
-            assert!(!Region::DEFAULT.touches(around.start, around.end - around.start), "{start:#x}");
+            assert!(!Region::DEFAULT.touches(&around), "{start:#x}");
             let meets = |map: &Map| map.range.start < around.end && around.start < map.range.end;
             assert!(!maps.iter().any(meets), "{start:#x}");
             maps.push(map_of(start..start + PAGE_LEN));
