@@ -2,10 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use syscalls::Sysno;
 
 use crate::call::{Call, File};
+use crate::procfs;
 use crate::registry::RegisteredFile;
 
 bitflags::bitflags! {
@@ -116,6 +118,23 @@ pub(crate) fn read(pid: i32, addr: u64, buffer: &mut [u8]) -> Result<(), Errno> 
         // SAFETY: `local` is the rest of `buffer`, which is writable; the remote address needs no guarantee.
         unsafe { libc::process_vm_readv(pid, local, 1, remote, 1, 0) }
     })
+}
+
+/// Reads all of `buffer` from the memory of a task, by /proc/PID/mem (proc(5)), as far as that takes no waiting:
+/// process_vm_readv(2) waits for pages that somebody holds back by userfaultfd(2), here they are `EFAULT`. Allocates nothing.
+pub(crate) fn read_at_once(task: i32, addr: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+    let memory =
+        procfs::open(format_args!("/proc/{task}/mem"), OFlags::RDONLY).map_err(|errno| match errno {
+            Errno::NOENT => Errno::SRCH,
+            errno => errno,
+        })?;
+    match rustix::io::pread(memory, &mut *buffer, addr) {
+        Ok(len) if len == buffer.len() => Ok(()),
+        // It has none any more.
+        Ok(0) => Err(Errno::SRCH),
+        Ok(_) | Err(Errno::IO) => Err(Errno::FAULT),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Writes all of `bytes` to the memory of a process (process_vm_writev(2)).

@@ -83,7 +83,7 @@ pub(super) fn range(region: Region) -> Range<u64> {
 /// The state of a thread that is not back yet, from before. Allocates nothing.
 pub(super) fn state_of(region: Region, tid: i32) -> Option<Stopped> {
     let mut words = [[0; 8]; Stopped::WORDS];
-    memory::read(tid, region.address(STATE), words.as_flattened_mut()).ok()?;
+    memory::read_at_once(tid, region.address(STATE), words.as_flattened_mut()).ok()?;
     Some(Stopped::from_words(tid, words.map(u64::from_ne_bytes)))
 }
 

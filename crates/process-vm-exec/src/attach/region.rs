@@ -1,9 +1,5 @@
 //! Where a live process has room for the executor's pages, and who is there if it has not.
 
-use std::ffi::CStr;
-use std::io::Write;
-
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -14,6 +10,7 @@ use super::stat::numbers;
 use crate::error::Error;
 use crate::executor::region::Region;
 use crate::maps::Map;
+use crate::memory;
 use crate::procfs;
 
 /// The name of executors, and of the file that their pages are of.
@@ -58,9 +55,11 @@ impl Room {
             if is_left_over { None } else { maps.iter().find(|map| region.touches(&map.range)) }
         };
         let region = match wanted {
-            None => Region::all().find(|&region| who_is_in(region).is_none()),
+            None => Region::all().find(|&region| who_is_in(region).is_none()).ok_or_else(|| {
+                refusal(number, Errno::NOMEM, "its address space has no room for the executor's pages")
+            }),
             Some(region) => match who_is_in(region) {
-                None => Some(region),
+                None => Ok(region),
                 Some(map) => {
                     let what = if map.name.is_empty() { "memory without a name" } else { &map.name };
                     let (wanted, there) = (region.range(), &map.range);
@@ -69,23 +68,19 @@ impl Room {
                          choose another region, or none",
                         wanted.start, wanted.end, there.start, there.end
                     );
-                    return refuse(Errno::EXIST, &why);
+                    Err(refusal(number, Errno::EXIST, &why))
                 }
             },
         };
-        match region {
-            Some(region) => Ok(Self { region, left_over }),
-            None => refuse(Errno::NOMEM, "its address space has no room for the executor's pages"),
-        }
+        Ok(Self { region: region?, left_over })
     }
 }
 
 /// The region that nothing but pages of an executor is in.
 fn executors_region(maps: &[Map]) -> Option<Region> {
     let is_executors = |map: &Map| map.name.starts_with(&format!("/memfd:{NAME}"));
-    let begins_one = |map: &&Map| is_executors(map) && Region::at(map.range.start).is_ok();
     maps.iter()
-        .filter(begins_one)
+        .filter(|map| is_executors(map))
         .filter_map(|map| Region::at(map.range.start).ok())
         .find(|region| maps.iter().filter(|map| region.touches(&map.range)).all(is_executors))
 }
@@ -98,23 +93,9 @@ fn executor_with_memory_of(task: i32) -> Option<i32> {
     })
 }
 
-/// What the region of a task begins with. Not by process_vm_readv(2), which waits for memory that a target holds back
-/// (userfaultfd(2)); this fails there. Allocates nothing.
+/// What the region of a task begins with. Allocates nothing, and waits for nobody.
 pub(super) fn mark_of(region: Region, task: i32) -> Result<u64, Errno> {
-    let mut path = [0u8; 32];
-    // A number has room.
-    let _ = write!(&mut path[..31], "/proc/{task}/mem");
-    let path = CStr::from_bytes_until_nul(&path).unwrap_or_default();
-    let memory = match rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-        Err(Errno::NOENT) => return Err(Errno::SRCH),
-        memory => memory?,
-    };
     let mut mark = [0; 8];
-    match rustix::io::pread(memory, &mut mark, region.start()) {
-        Ok(8) => Ok(u64::from_ne_bytes(mark)),
-        // Its memory is gone.
-        Ok(0) => Err(Errno::SRCH),
-        Ok(_) | Err(Errno::IO) => Err(Errno::FAULT),
-        Err(errno) => Err(errno),
-    }
+    memory::read_at_once(task, region.start(), &mut mark)?;
+    Ok(u64::from_ne_bytes(mark))
 }

@@ -1,12 +1,11 @@
 //! Taking everything out of a live process again. By the supervisor, or by the janitor if that is dead: so nothing here
 //! allocates or locks.
 
-use std::io::Write;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::fs::{OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::region::mark_of;
@@ -14,8 +13,8 @@ use super::stop::{Patience, Stopped, wait_asleep_until};
 use super::{errand, inject};
 use crate::executor::region::Region;
 use crate::executor::{code, layout};
-use crate::memory;
 use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, seize};
+use crate::{memory, procfs};
 
 /// What one attachment has added to its target: all that its removal needs. Lies in memory that the janitor shares.
 #[derive(Debug, Default)]
@@ -156,12 +155,7 @@ enum Whereabouts {
 /// Stops all tasks of a process: one that ran on without its pages would fault, and the kernel would tell everybody.
 /// Says whether there is such a process.
 fn stop_all(pid: i32, options: u64, region: Region) -> Result<bool, Errno> {
-    let mut path = [0u8; 32];
-    // A number has room.
-    let _ = write!(&mut path[..31], "/proc/{pid}/task");
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let path = std::ffi::CStr::from_bytes_until_nul(&path).unwrap_or_default();
-    let tasks = match rustix::fs::open(path, flags, Mode::empty()) {
+    let tasks = match procfs::open(format_args!("/proc/{pid}/task"), OFlags::RDONLY | OFlags::DIRECTORY) {
         Err(Errno::NOENT | Errno::SRCH) => return Ok(false),
         tasks => tasks?,
     };
@@ -186,7 +180,7 @@ fn stop_all(pid: i32, options: u64, region: Region) -> Result<bool, Errno> {
         Ok(stop) => Ok(!matches!(stop, Stop::Gone(_))),
         Err(Errno::BUSY) => Err(Errno::BUSY),
         // It has ended, or another traces it, or may only we not (ptrace(2)): then it has memory.
-        Err(_) if memory::read(pid, region.start(), &mut [0]) == Err(Errno::SRCH) => Ok(false),
+        Err(_) if memory::read_at_once(pid, region.start(), &mut [0]) == Err(Errno::SRCH) => Ok(false),
         Err(_) => Err(Errno::PERM),
     }
 }

@@ -302,6 +302,6 @@ pub(super) fn rseq_configuration(tid: i32) -> Result<RseqConfiguration, Errno> {
 
 fn read_words<const N: usize>(tid: i32, addr: u64) -> Option<[u64; N]> {
     let mut bytes = [[0u8; 8]; N];
-    memory::read(tid, addr, bytes.as_flattened_mut()).ok()?;
+    memory::read_at_once(tid, addr, bytes.as_flattened_mut()).ok()?;
     Some(bytes.map(u64::from_ne_bytes))
 }

@@ -371,7 +371,7 @@ impl Worker<'_> {
         let pid = held.ok_or(Error::Dead)?.as_raw_pid();
         let mut bytes = [0u8; 8];
         let fault = |errno| Error::Space { call: "reading a pair of descriptors", errno };
-        memory::read(pid, addr, &mut bytes).map_err(fault)?;
+        memory::read_at_once(pid, addr, &mut bytes).map_err(fault)?;
         let pair = u64::from_ne_bytes(bytes);
         // Both, whatever becomes of one: neither is to stay there.
         let (first, second) = (self.take(pair & 0xffff_ffff), self.take(pair >> 32));
