@@ -27,9 +27,10 @@ pub(crate) fn at_exit(function: extern "C" fn()) {
     unsafe { libc::atexit(function) };
 }
 
-/// The descriptor of a caller, which it lends for the call. If it is none, the kernel will say so.
+/// The descriptor of a caller, which it lends for the call, and does not close meanwhile. If it is none, the kernel will say
+/// so.
 pub(crate) fn borrow<'a>(fd: i32) -> Option<BorrowedFd<'a>> {
-    // SAFETY: it is not -1, and is used for nothing but questions about it.
+    // SAFETY: it is not -1, and whoever calls from C answers for it: nothing is closed here.
     (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
 }
 

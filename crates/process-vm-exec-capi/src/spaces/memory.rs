@@ -9,6 +9,7 @@ use process_vm_exec::{AddressSpace, Call, Errno, Error, RegisteredFile, Sysno};
 use super::abi::{ANONYMOUS, Change, MAP, PROTECT, UNMAP};
 use super::failure::{Failure, NULL, Outcome, result, status};
 use super::space::space;
+use crate::host;
 
 /// The files that C has registered; their places here are their numbers.
 static FILES: Mutex<Vec<RegisteredFile>> = Mutex::new(Vec::new());
@@ -18,25 +19,14 @@ fn files() -> std::sync::MutexGuard<'static, Vec<RegisteredFile>> {
 }
 
 /// A descriptor of the caller's, which it lends for the call.
-///
-/// # Safety
-/// It is not closed meanwhile.
-unsafe fn borrow<'a>(fd: c_int) -> Outcome<BorrowedFd<'a>> {
-    if fd < 0 {
-        return Err(Failure::Caller(Errno::BADF, "the descriptor is negative"));
-    }
-    // SAFETY: it is not -1, and by the contract stays open, if it is.
-    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+fn borrow<'a>(fd: c_int) -> Outcome<BorrowedFd<'a>> {
+    host::borrow(fd).ok_or(Failure::Caller(Errno::BADF, "the descriptor is negative"))
 }
 
-/// Registers a file.
-///
-/// # Safety
-/// The descriptor is not closed meanwhile.
+/// Registers a file, whose descriptor is not closed meanwhile.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pvx_register_file(fd: c_int) -> c_int {
-    // SAFETY: as promised to this function.
-    let registered = unsafe { borrow(fd) }.and_then(|fd| Ok(RegisteredFile::new(fd)?));
+extern "C" fn pvx_register_file(fd: c_int) -> c_int {
+    let registered = borrow(fd).and_then(|fd| Ok(RegisteredFile::new(fd)?));
     let number = registered.map(|file| {
         let mut files = files();
         files.push(file);
@@ -45,23 +35,25 @@ unsafe extern "C" fn pvx_register_file(fd: c_int) -> c_int {
     result(number, |errno| errno)
 }
 
+/// The call that makes a mapping, for a file to be added.
+fn mmap(change: &Change, more_flags: c_int) -> Call<'static> {
+    let numbers =
+        [change.protection, change.flags | more_flags].map(|number| u64::from(number.cast_unsigned()));
+    let args = [change.address, change.length, numbers[0], numbers[1], u64::MAX, change.offset];
+    Call::with_args(Sysno::mmap, args)
+}
+
 /// The call that makes a mapping of memory, or of a registered file.
 fn map_call(change: &Change) -> Outcome<Call<'static>> {
-    let numbers = [change.protection, change.flags].map(|number| u64::from(number.cast_unsigned()));
-    let [protection, flags] = numbers;
-    let call = |flags| {
-        let args = [change.address, change.length, protection, flags, u64::MAX, change.offset];
-        Call::with_args(Sysno::mmap, args)
-    };
     if change.file == ANONYMOUS {
-        return Ok(call(flags | u64::from(libc::MAP_ANONYMOUS.cast_unsigned())));
+        return Ok(mmap(change, libc::MAP_ANONYMOUS));
     }
     let file = usize::try_from(change.file).ok().and_then(|number| files().get(number).copied());
     let file = file.ok_or(Failure::Caller(
         Errno::BADF,
         "the file is neither PVX_ANONYMOUS nor a number that pvx_register_file() has returned",
     ))?;
-    Ok(call(flags).registered_file(4, file))
+    Ok(mmap(change, 0).registered_file(4, file))
 }
 
 impl Change {
@@ -85,17 +77,17 @@ pub(super) fn change(space: &AddressSpace, changes: &mut [Change]) -> Outcome<()
         return Ok(());
     }
     let calls = changes.iter().map(Change::call).collect::<Outcome<Vec<_>>>()?;
+    make(space, changes, &calls)
+}
+
+/// Makes changes by these calls, one for each.
+fn make(space: &AddressSpace, changes: &mut [Change], calls: &[Call<'_>]) -> Outcome<()> {
     let mut first = Ok(());
-    for (change, result) in changes.iter_mut().zip(space.batch(&calls)?) {
+    for ((change, call), result) in changes.iter_mut().zip(calls).zip(space.batch(calls)?) {
         change.result = match result {
             Ok(value) => value.cast_signed(),
             Err(errno) => {
-                let call = match change.kind {
-                    MAP => "mmap",
-                    UNMAP => "munmap",
-                    _ => "mprotect",
-                };
-                first = first.and(Err(Failure::Library(Error::Space { call, errno })));
+                first = first.and(Err(Failure::Library(Error::Space { call: call.nr().name(), errno })));
                 -i64::from(errno.raw_os_error())
             }
         };
@@ -162,17 +154,12 @@ unsafe extern "C" fn pvx_map_fd(
     fd: c_int,
     offset: u64,
 ) -> i64 {
-    let [protection, flags] = [protection, flags].map(|number| u64::from(number.cast_unsigned()));
-    let call = Call::with_args(Sysno::mmap, [address, length, protection, flags, 0, offset]);
+    let mut one =
+        Change { kind: MAP, protection, flags, file: ANONYMOUS, address, length, offset, result: 0 };
     // SAFETY: as promised to this function.
     let outcome = unsafe { space(mapped) }.and_then(|space| {
-        // SAFETY: as promised to this function.
-        let call = call.fd(4, unsafe { borrow(fd) }?);
-        match space.batch(&[call])?.first() {
-            Some(Ok(address)) => Ok(address.cast_signed()),
-            Some(&Err(errno)) => Err(Failure::Library(Error::Space { call: "mmap", errno })),
-            None => Err(Failure::Library(Error::Dead)),
-        }
+        let call = mmap(&one, 0).fd(4, borrow(fd)?);
+        make(space, std::slice::from_mut(&mut one), &[call]).map(|()| one.result)
     });
     result(outcome, i64::from)
 }
