@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
-use support::{CRATE, WARNINGS, build, build_directory, compile, compile_with, has, output_of};
+use support::{
+    CRATE, SYSTEM_LIBRARIES, WARNINGS, build, build_directory, compile, compile_with, has, output_of,
+};
 
 /// The status of a program that has said why it skips.
 const SKIPPED: i32 = 77;
@@ -87,6 +89,51 @@ fn spaces_do_the_same_for_a_static_program() {
 #[test]
 fn spaces_make_the_host_calls_of_their_contract_and_no_others() {
     holds("contract");
+}
+
+#[test]
+fn threads_with_small_stacks_run_guests_in_a_storm_of_signals() {
+    holds("storms");
+}
+
+#[test]
+fn a_small_kernel_runs_a_shell_with_two_processes_and_a_pipe() {
+    if !has("gcc") || !has("busybox") {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let kernel = compile(&PathBuf::from(format!("{CRATE}/tests/c/kernel.c")), &place);
+    let script = "echo hello | while read word; do echo got $word; done; (exit 3); echo status $?; exit 5";
+    let busybox = output_of(Command::new("sh").args(["-c", "command -v busybox"]));
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg(kernel)
+        .args([busybox.trim(), "sh", "-c", script])
+        .output()
+        .expect("it starts");
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    assert_eq!(stdout, "got hello\nstatus 3\n", "{stderr}");
+    assert_eq!(output.status.code(), Some(5), "{stderr}");
+}
+
+/// Contexts go from thread to thread there, and the collector sends signals.
+#[test]
+fn goroutines_run_guests_by_cgo() {
+    if !has("gcc") || !has("go") {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let program = place.path().join("program");
+    let library = build().join("libprocess_vm_exec_capi.a");
+    let mut go = Command::new("go");
+    go.args(["build", "-buildvcs=false", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(format!("{CRATE}/tests/go"));
+    go.env("CGO_ENABLED", "1").env("CGO_CFLAGS", format!("-I{CRATE}/include"));
+    go.env("CGO_LDFLAGS", format!("{} {}", library.display(), SYSTEM_LIBRARIES.join(" ")));
+    output_of(go.env("GOCACHE", place.path().join("cache")));
+    assert_eq!(output_of(Command::new("timeout").arg("60").arg(&program)), "2400\n");
 }
 
 /// The list is in the manual page for those who write such filters.

@@ -10,7 +10,7 @@ pub(crate) const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 pub(crate) const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-pedantic", "-Werror"];
 /// What a Rust static library needs of the system: `rustc --print native-static-libs`, but for what unwinds stacks, which gcc
 /// has for each kind of program.
-const SYSTEM_LIBRARIES: [&str; 4] = ["-lrt", "-lpthread", "-lm", "-ldl"];
+pub(crate) const SYSTEM_LIBRARIES: [&str; 4] = ["-lrt", "-lpthread", "-lm", "-ldl"];
 
 /// Does this machine have the command? If not, says that a test is skipped.
 pub(crate) fn has(command: &str) -> bool {

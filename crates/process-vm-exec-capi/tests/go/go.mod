@@ -1,0 +1,3 @@
+module process-vm-exec.test/spaces
+
+go 1.21
