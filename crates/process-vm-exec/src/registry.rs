@@ -7,7 +7,6 @@ use std::sync::Mutex;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::executor::layout;
 use crate::sync::lock;
 
 /// A file that each address space is given once, so that it can be mapped there again and again without being passed: the
@@ -40,7 +39,7 @@ pub struct RegisteredFile {
 static FILES: Mutex<Vec<RegisteredFile>> = Mutex::new(Vec::new());
 
 /// The first number in a space's process that the library itself does not use.
-pub(crate) const FIRST_FILE: u64 = layout::ARENA_FD.unsigned_abs() as u64 + 1;
+pub(crate) const FIRST_FILE: u64 = 3;
 
 /// As many files as can be registered. Each is a descriptor in each space's process.
 const MOST_FILES: usize = 128;

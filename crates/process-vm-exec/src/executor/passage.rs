@@ -29,6 +29,8 @@ pub(crate) struct Passage {
     first: u64,
 }
 
+const _: () = assert!(FIRST_FILE == layout::ARENA_FD.unsigned_abs() as u64 + 1);
+
 /// What our end is in the task's table, which has nothing else below [`layout::ARENA_FD`], and what theirs.
 const OURS: i32 = 0;
 const THEIRS: u64 = 1;
