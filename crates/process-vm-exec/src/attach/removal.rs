@@ -170,8 +170,11 @@ fn stop_all(pid: i32, options: u64, region: Region) -> Result<bool, Errno> {
             continue;
         };
         let _ = request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).unwrap_or(0));
-        let stop = request(libc::PTRACE_INTERRUPT, tid, 0, 0)
-            .and_then(|_| wait_asleep_until(tid, deadline).ok_or(Errno::BUSY));
+        // One that has stopped for us already stops no second time, and only then tells its registers.
+        let stop = get_registers(tid).map(|_| Stop::Event).or_else(|_| {
+            request(libc::PTRACE_INTERRUPT, tid, 0, 0)
+                .and_then(|_| wait_asleep_until(tid, deadline).ok_or(Errno::BUSY))
+        });
         if tid == pid {
             main = stop;
         }

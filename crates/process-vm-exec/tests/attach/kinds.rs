@@ -262,6 +262,31 @@ fn whose_executor_was_killed() {
     assert_unharmed(process);
 }
 
+/// Its address space may not grow by what the executor needs.
+#[test]
+fn that_has_no_room_for_the_executors_pages() {
+    let _turn = turn();
+    let Some(process) = process("plain") else { return };
+    let pid = process.pid();
+    let number = rustix::process::Pid::from_raw(pid).expect("a pid");
+    let most = |bytes| {
+        let limit = rustix::process::Rlimit { current: bytes, maximum: None };
+        rustix::process::prlimit(Some(number), rustix::process::Resource::As, limit).expect("a limit")
+    };
+    most(Some(100 << 20));
+    for builder in [LiveProcess::builder(), LiveProcess::builder().files(Owner::Target)] {
+        for _ in 0..2 {
+            let refused = builder.attach_pid(pid);
+            assert!(matches!(refused, Err(Error::Space { errno: Errno::NOMEM, .. })), "{refused:?}");
+        }
+    }
+    assert_no_trace(pid);
+    most(None);
+    attached(pid).detach().expect("detaching");
+    assert_no_trace(pid);
+    assert_unharmed(process);
+}
+
 /// What the target traces it never lets end, and its end is never told.
 #[test]
 fn that_traces_the_executors_threads() {
