@@ -295,7 +295,9 @@ impl Context {
     }
 
     fn give_back_seat(&mut self) {
-        if let Some(Seated { space, seat, .. }) = self.seat.take() {
+        if let Some(Seated { space, seat, .. }) = self.seat.take()
+            && seat.is_ours()
+        {
             self.interrupts.change(None);
             space.give_back(seat);
         }

@@ -43,6 +43,11 @@ pub(crate) trait Seat: Send + Sync + fmt::Debug {
     /// Can this thread use it? Else it has to be left; its state can still be read.
     fn is_usable(&self) -> bool;
 
+    /// Is this the process that has it, and not one that was forked from that? There the mailboxes are not mapped.
+    fn is_ours(&self) -> bool {
+        true
+    }
+
     /// Makes the run that goes on, or else the next one, end with [`Event::Interrupted`].
     fn interrupt(&self);
 

@@ -82,6 +82,10 @@ impl Seat for ExecutorSeat {
         true
     }
 
+    fn is_ours(&self) -> bool {
+        self.executor.life.slot.is_ours()
+    }
+
     fn interrupt(&self) {
         self.executor.interrupt();
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::process::{Pid, getpid};
 
 use super::layout;
 use super::region::Region;
@@ -64,7 +65,7 @@ impl Arena {
             }
         };
         let base = map(&self.file, index * layout::SIZE).inspect_err(|_| self.put_back(index))?;
-        Ok(Slot { place: Some((Arc::clone(self), index)), base, region: self.region })
+        Ok(Slot { place: Some((Arc::clone(self), index)), base, region: self.region, owner: getpid() })
     }
 
     fn put_back(&self, index: u64) {
@@ -101,6 +102,8 @@ pub(crate) struct Slot {
     place: Option<(Arc<Arena>, u64)>,
     base: NonNull<u8>,
     region: Region,
+    /// The process that has it mapped: a forked child has not.
+    owner: Pid,
 }
 
 // SAFETY: the mapping is shared memory that is accessed atomically or by volatile copies only.
@@ -123,7 +126,12 @@ impl Slot {
         if kind != libc::TMPFS_MAGIC {
             return Err(Error::Host { call: "looking at the file of the mailboxes", errno: Errno::BADF });
         }
-        Ok(Self { place: None, base: map(&file, 0)?, region })
+        Ok(Self { place: None, base: map(&file, 0)?, region, owner: getpid() })
+    }
+
+    /// Is this the process that has it, and not one that was forked from that, for whom nothing is there?
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner == getpid()
     }
 
     /// Where it is in its space.
@@ -195,6 +203,10 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if !self.is_ours() {
+            // What may be at its address here is something else, and the file is still in use.
+            return;
+        }
         // SAFETY: the mapping is ours, and with `self` the last way to it goes.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), SLOT_LEN) };
         debug_assert!(unmapped.is_ok());

@@ -33,11 +33,11 @@ use crate::{maps, procfs, registry};
 /// The supervisor's end of the keeper and of the templates.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    /// The process that started it; a forked child of that starts its own.
-    supervisor: Pid,
     /// What its spaces have reserved.
     region: Region,
     pid: Pid,
+    /// That of its own process. A forked child of the one that started it has no part in it, and starts its own.
+    life: Arc<Life>,
     arena: Arc<Arena>,
     /// The template whose copies may make every call.
     open: Template,
@@ -93,22 +93,22 @@ impl Keeper {
             let keeper = &keepers[place];
             let template_lives = keeper.open.service.life.status().is_none();
             let keeper_lives = !lock(&keeper.living).keeper_is_gone;
-            if keeper.supervisor == rustix::process::getpid() && keeper_lives && template_lives {
+            if keeper.life.slot.is_ours() && keeper_lives && template_lives {
                 return Ok(Arc::clone(keeper));
             }
         }
         let new = Self::start(region)?;
         match place {
-            // In a forked child the old one is the parent's: its memory must not be released from here.
-            Some(place) => std::mem::forget(std::mem::replace(&mut keepers[place], Arc::clone(&new))),
+            // The old one ends with its last space, if it has any.
+            Some(place) => keepers[place] = Arc::clone(&new),
             None => keepers.push(Arc::clone(&new)),
         }
         Ok(new)
     }
 
     /// The keeper's parent is the thread that starts it: when that thread ends, `PR_SET_PDEATHSIG` kills the keeper.
-    /// So a thread of its own starts it, and stays to see its end; another one makes it ready, and hears of the ends of
-    /// its children.
+    /// So a thread of its own starts it, and stays to see its end; another one has it make the template, and hears of the ends of
+    /// its children from then on. The caller makes the template ready, so that it learns of the end of that, too.
     fn start(region: Region) -> Result<Arc<Self>> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let start = move || {
@@ -120,7 +120,7 @@ impl Keeper {
             life.begin(pid);
             let reaper = thread::Builder::new().name("pvx-reaper".into()).spawn(move || {
                 let Begun { pid, arena, service } = begun;
-                let keeper = Self::finish(pid, arena, &service).inspect_err(|_| service.life.kill());
+                let keeper = Self::with_template(pid, arena, &service).inspect_err(|_| service.life.kill());
                 let living = keeper.as_ref().ok().map(|keeper| Arc::clone(&keeper.living));
                 let _ = sender.send(keeper);
                 if let Some(living) = living {
@@ -138,11 +138,17 @@ impl Keeper {
                 errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
             },
         )?;
-        receiver.recv().unwrap_or(Err(Error::Dead)).map(Arc::new)
+        // It ends with the value, if that is not what is wanted.
+        let keeper = receiver.recv().unwrap_or(Err(Error::Dead))?;
+        let template = &keeper.open.service;
+        template.wait_for_start()?;
+        setup::install_handlers(template)?;
+        setup::register_barrier(template)?;
+        Ok(Arc::new(keeper))
     }
 
-    /// Makes one that has begun ready, with the template.
-    fn finish(pid: Pid, arena: Arc<Arena>, service: &Service) -> Result<Self> {
+    /// One that has begun, with a template that is not ready yet.
+    fn with_template(pid: Pid, arena: Arc<Arena>, service: &Service) -> Result<Self> {
         service.wait_for_start()?;
         let region = service.life.slot.region();
         let maps = maps::of(pid)?;
@@ -166,13 +172,10 @@ impl Keeper {
         life.begin(template_pid);
         lock(&living).lives.insert(template_pid.as_raw_pid(), Arc::clone(&life));
         let open = Service::new(life, Host::new(DEFAULT_SPIN_BUDGET_NS), key);
-        open.wait_for_start()?;
-        setup::install_handlers(&open)?;
-        setup::register_barrier(&open)?;
         Ok(Self {
-            supervisor: rustix::process::getpid(),
             region,
             pid,
+            life: Arc::clone(&service.life),
             arena,
             open: Template { service: open, files: Mutex::default() },
             confined: Mutex::default(),
@@ -283,6 +286,13 @@ impl Keeper {
         life.begin(pid);
         living.lives.insert(number, Arc::clone(life));
         Ok(())
+    }
+}
+
+/// Nobody wants spaces of it any more: it has been replaced, or was not what was wanted.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.life.kill();
     }
 }
 
@@ -500,6 +510,11 @@ fn dead_child(slot: &Slot, info: u64) -> (i32, WaitStatus) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    use rustix::process::Signal;
+
     use super::*;
 
     const BIRTH: Birth = Birth { engine: Engine::Trap, spin_budget_ns: 0, time_limit: None };
@@ -521,5 +536,79 @@ mod tests {
         for calls in [ServiceCalls::All, ServiceCalls::Memory] {
             another.create(calls, BIRTH).expect("a space");
         }
+        // The old one has no space any more.
+        assert!(keeper.life.status().is_none());
+        let life = Arc::clone(&keeper.life);
+        drop(keeper);
+        life.wait_for_end();
+    }
+
+    /// The children of all threads of a process (proc(5)).
+    fn children_of(parent: Pid) -> Vec<Pid> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero()));
+        let lists =
+            tasks.into_iter().flatten().flatten().map(|task| procfs::read(task.path().join("children")));
+        let number = |pid: &str| Pid::from_raw(pid.parse().ok()?);
+        lists
+            .flatten()
+            .flat_map(|list| list.split_whitespace().filter_map(number).collect::<Vec<_>>())
+            .collect()
+    }
+
+    #[test]
+    fn a_keeper_or_template_that_is_killed_at_its_birth_is_an_error_and_the_next_one_works() {
+        let region = Region::at(0x3_0000_0000).expect("a region");
+        let has_region =
+            |pid: &Pid| maps::of(*pid).is_ok_and(|maps| maps.iter().any(|map| region.touches(&map.range)));
+        let keeper = || children_of(rustix::process::getpid()).into_iter().find(has_region);
+        for round in 0..60 {
+            let is_over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let victim = || match (keeper(), round % 2) {
+                        (Some(keeper), 0) => Some(keeper),
+                        (Some(keeper), _) => children_of(keeper).pop(),
+                        (None, _) => None,
+                    };
+                    while !is_over.load(Ordering::SeqCst) {
+                        if let Some(pid) = victim() {
+                            thread::sleep(Duration::from_micros(round * 10));
+                            let _ = rustix::process::kill_process(pid, Signal::KILL);
+                            break;
+                        }
+                    }
+                });
+                // It comes back, whatever with.
+                let _ = Keeper::get(region).and_then(|keeper| keeper.create(ServiceCalls::Memory, BIRTH));
+                is_over.store(true, Ordering::SeqCst);
+            });
+        }
+        let works =
+            || Keeper::get(region).is_ok_and(|keeper| keeper.create(ServiceCalls::Memory, BIRTH).is_ok());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !works() {
+            assert!(Instant::now() < deadline, "no space can be created any more");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn a_keeper_that_is_replaced_leaves_nothing() {
+        let region = Region::at(0x4_0000_0000).expect("a region");
+        let slots = || {
+            let maps = maps::of(rustix::process::getpid()).expect("maps");
+            // Others are made meanwhile, of other regions.
+            maps.iter().filter(|map| map.name.starts_with("/memfd:process_vm_exec")).count()
+        };
+        let before = slots();
+        for _ in 0..20 {
+            let keeper = Keeper::get(region).expect("a keeper");
+            keeper.life.kill();
+            keeper.life.wait_for_end();
+            while !lock(&keeper.living).keeper_is_gone {
+                thread::yield_now();
+            }
+        }
+        assert!(slots() < before + 20, "{} mappings after {before}", slots());
     }
 }

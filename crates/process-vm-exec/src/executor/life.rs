@@ -97,8 +97,11 @@ impl Life {
         self.kill();
     }
 
-    /// Kills the process, if it still lives.
+    /// Kills the process, if it still lives. A forked child of the supervisor has no say in that.
     pub(crate) fn kill(&self) {
+        if !self.slot.is_ours() {
+            return;
+        }
         match &self.removal {
             // The caretaker waits for any value.
             Some(removal) => drop(rustix::io::write(removal, &1u64.to_ne_bytes())),

@@ -186,6 +186,10 @@ impl Executor {
 
     /// Ends a run that goes on, or the next one.
     pub(crate) fn interrupt(&self) {
+        // A signal handler may call this in a forked child, before that executes another program.
+        if !self.life.slot.is_ours() {
+            return;
+        }
         // Whoever raised it before has sent the signal, or is about to.
         if self.life.slot.u32(self.command() + layout::INTERRUPT).swap(1, Ordering::SeqCst) == 0 {
             self.send_interrupt_signal();

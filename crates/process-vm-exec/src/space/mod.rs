@@ -207,6 +207,10 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
+        if !self.0.service.life.slot.is_ours() {
+            // It is the parent's, from which this process was forked.
+            return;
+        }
         self.0.service.life.kill();
         self.0.tracees.collect();
         // Another attachment may follow at once, and finds the target as it was.

@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_vm_exec::{AddressSpace, Context, Engine, Exit, SignalSet};
+use process_vm_exec::{AddressSpace, Context, Engine, Exit, Mapping, SignalSet};
 
-use crate::common::{CODE, Guest, NR, STACK_TOP, alone, call_loop, claims, kill, pid_of, space, this_claim};
+use crate::common::{
+    CODE, Guest, NR, PAGE, READ, STACK_TOP, alone, call_loop, claims, kill, pid_of, space, this_claim,
+};
 
 /// Set in the supervisor that is to be killed.
 const VICTIM: &str = "PVX_CONFORMANCE_VICTIM";
@@ -319,5 +321,35 @@ claims! {
             thread::sleep(Duration::from_millis(50));
             assert!(child.wait().expect("its status is still there").success());
         });
+    }
+
+    /// What runs there at its end, destructors and handlers, is not about its parent's spaces.
+    fn a_process_that_the_supervisor_forks_ends_nothing_of_it(engine) {
+        if matches!(engine, Engine::Ptrace | Engine::Native) {
+            // Their tasks are a thread's, which has not been forked.
+            return;
+        }
+        let mut guest = Guest::new(engine, call_loop);
+        guest.call();
+        let other = Guest::new(engine, call_loop);
+        let interrupter = guest.ctx.interrupter();
+        // SAFETY: the child uses what is its own copy, and memory of the C library, which sees to that, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            interrupter.interrupt();
+            other.space.kill();
+            drop((guest, other));
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(7) }
+        }
+        let mut status = 0;
+        // SAFETY: the status may be written.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7, "{status:#x}");
+        for mut guest in [guest, other] {
+            guest.ctx.set_return(Ok(0));
+            guest.call();
+            guest.space.map(Mapping::anonymous(PAGE, READ)).expect("it lives");
+        }
     }
 }
