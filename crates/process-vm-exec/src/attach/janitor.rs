@@ -4,19 +4,21 @@
 //! The two share the table of attachments. It closes all descriptors, leaves process group and directory, and gives back
 //! what large memory of the supervisor it has a copy of. As a child without an exit signal it disturbs no wait(2).
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::removal::Added;
 use crate::error::{Error, Result};
-use crate::maps;
 use crate::sync::lock;
+use crate::{maps, procfs};
 
 /// As many attachments as one supervisor can have at once.
 const ATTACHMENTS: usize = 1024;
@@ -169,16 +171,73 @@ fn wait_for(supervisor: Pid, table: &[Added], large: &[Range<usize>]) -> ! {
     }
     let _ = rustix::process::setpgid(None, None);
     let _ = rustix::process::chdir(c"/");
-    // The number is still the supervisor's as long as it is our parent.
-    if let Ok(pidfd) = rustix::process::pidfd_open(supervisor, PidfdFlags::empty())
-        && rustix::process::getppid() == Some(supervisor)
-    {
-        let mut wait = [PollFd::new(&pidfd, PollFlags::IN)];
-        while poll(&mut wait, None) == Err(Errno::INTR) {}
-    }
+    wait_for_end_of(supervisor);
     remove_all(table);
     // SAFETY: ends this process, which has nothing to clean up.
     unsafe { libc::_exit(0) }
+}
+
+/// Waits until the supervisor has ended, or cannot but end: the memory of a target may keep one of its threads, in a way
+/// that even SIGKILL does not end.
+fn wait_for_end_of(supervisor: Pid) {
+    // Of its main thread (Linux 6.9), which ends with the others, or before.
+    const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
+    const NAP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let open = |flags| rustix::process::pidfd_open(supervisor, flags);
+    let (main, all) = (open(PIDFD_THREAD).or_else(|_| open(PidfdFlags::empty())), open(PidfdFlags::empty()));
+    // The number is still the supervisor's as long as it is our parent.
+    let (Ok(main), Ok(all), Some(parent)) = (main, all, rustix::process::getppid()) else { return };
+    if parent != supervisor {
+        return;
+    }
+    let wait = |pidfd, limit| loop {
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], limit) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return false,
+            _ => return true,
+        }
+    };
+    wait(&main, None);
+    // Who has been killed may still be about something in a target, and comes to an end with that soon.
+    while !wait(&all, Some(&NAP)) && !is_about_to_end(supervisor.as_raw_pid()) {}
+}
+
+/// Have all threads of a process ended, or been killed?
+fn is_about_to_end(pid: i32) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let Ok(tasks) = procfs::open(format_args!("/proc/{pid}/task"), flags) else { return true };
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(tasks, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let tid = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok());
+        if tid.is_some_and(|tid| !has_ended_or_will(pid, tid)) {
+            return false;
+        }
+    }
+    true
+}
+
+fn has_ended_or_will(pid: i32, tid: i32) -> bool {
+    let Ok(status) = procfs::open(format_args!("/proc/{pid}/task/{tid}/status"), OFlags::RDONLY) else {
+        return true;
+    };
+    let mut text = [0; 4096];
+    let len = rustix::io::read(status, &mut text).unwrap_or(0);
+    is_ended_or_killed(&text[..len])
+}
+
+/// What the status of a thread says of that (proc(5)).
+fn is_ended_or_killed(status: &[u8]) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let field = |name: &str| {
+        let lines = status.split(|&byte| byte == b'\n');
+        let value = lines.filter_map(|line| line.strip_prefix(name.as_bytes())).next()?;
+        std::str::from_utf8(value).ok().map(str::trim)
+    };
+    // A process's own, and each thread's: who is killed has it pending there until it gets to its end.
+    let pending = field("SigPnd:").and_then(|set| u64::from_str_radix(set, 16).ok());
+    field("State:").is_none_or(|state| state.starts_with(['Z', 'X']))
+        || pending.is_none_or(|set| set & KILL != 0)
 }
 
 /// Removes each attachment in a process of its own: a target may keep the one that is about it waiting for ever.
@@ -213,6 +272,25 @@ fn remove_all(table: &[Added]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_is_over_when_it_has_ended_or_been_killed() {
+        let status = |state: &str, pending: &str| {
+            format!("Name:\tx\nState:\t{state}\nSigPnd:\t{pending}\nShdPnd:\t0100\n")
+        };
+        for (state, pending, is_over) in [
+            ("S (sleeping)", "0000000000000000", false),
+            ("R (running)", "0000000000004000", false),
+            ("D (disk sleep)", "0000000000000100", true),
+            ("Z (zombie)", "0000000000000000", true),
+            ("X (dead)", "0000000000000000", true),
+        ] {
+            assert_eq!(is_ended_or_killed(status(state, pending).as_bytes()), is_over, "{state} {pending}");
+        }
+        // Of one that was there and is not any more.
+        assert!(is_ended_or_killed(b""));
+        assert!(!is_about_to_end(rustix::process::getpid().as_raw_pid()));
+    }
 
     #[test]
     fn each_attachment_has_a_line_of_its_own_as_long_as_there_are_any() {
