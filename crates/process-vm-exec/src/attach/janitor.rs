@@ -6,17 +6,21 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, Once};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::removal::Added;
 use crate::error::{Error, Result};
+use crate::signal::with_signals_blocked;
 use crate::sync::lock;
 use crate::{maps, procfs};
 
@@ -57,7 +61,30 @@ impl Janitor {
         self.supervisor == rustix::process::getpid() && ended() == 0
     }
 
+    /// A thread of its own is its parent, and stays: the kernel tells the janitor of its end, which is the supervisor's,
+    /// although another thread may never get to its own.
     fn start() -> Result<Arc<Self>> {
+        let (sender, receiver) = sync_channel(1);
+        let parent = move || {
+            let janitor = Self::fork();
+            let is_there = janitor.is_ok();
+            let _ = sender.send(janitor);
+            if is_there {
+                loop {
+                    thread::park();
+                }
+            }
+        };
+        with_signals_blocked(|| thread::Builder::new().name("pvx-janitor".into()).spawn(parent)).map_err(
+            |error| Error::Host {
+                call: "starting the janitor's parent",
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+            },
+        )?;
+        receiver.recv().unwrap_or(Err(Error::Dead))
+    }
+
+    fn fork() -> Result<Arc<Self>> {
         let supervisor = rustix::process::getpid();
         let table = shared_table()?;
         let large = large_memory()?;
@@ -180,26 +207,39 @@ fn wait_for(supervisor: Pid, table: &[Added], large: &[Range<usize>]) -> ! {
 /// Waits until the supervisor has ended, or cannot but end: the memory of a target may keep one of its threads, in a way
 /// that even SIGKILL does not end.
 fn wait_for_end_of(supervisor: Pid) {
-    // Of its main thread (Linux 6.9), which ends with the others, or before.
-    const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
     const NAP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-    let open = |flags| rustix::process::pidfd_open(supervisor, flags);
-    let (main, all) = (open(PIDFD_THREAD).or_else(|_| open(PidfdFlags::empty())), open(PidfdFlags::empty()));
+    let Ok(pidfd) = rustix::process::pidfd_open(supervisor, PidfdFlags::empty()) else { return };
+    let Ok(parents_end) = parents_end() else { return };
     // The number is still the supervisor's as long as it is our parent.
-    let (Ok(main), Ok(all), Some(parent)) = (main, all, rustix::process::getppid()) else { return };
-    if parent != supervisor {
+    if rustix::process::getppid() != Some(supervisor) {
         return;
     }
-    let wait = |pidfd, limit| loop {
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], limit) {
-            Err(Errno::INTR) => {}
-            Ok(0) => return false,
-            _ => return true,
-        }
+    let mut waits = [&pidfd, &parents_end].map(|fd| PollFd::new(fd, PollFlags::IN));
+    // Waits for so many of them; has the supervisor ended?
+    let mut wait = |count, limit| {
+        while poll(&mut waits[..count], limit) == Err(Errno::INTR) {}
+        !waits[0].revents().is_empty()
     };
-    wait(&main, None);
+    let mut has_ended = wait(2, None);
     // Who has been killed may still be about something in a target, and comes to an end with that soon.
-    while !wait(&all, Some(&NAP)) && !is_about_to_end(supervisor.as_raw_pid()) {}
+    while !has_ended {
+        has_ended = wait(1, Some(&NAP)) || is_about_to_end(supervisor.as_raw_pid());
+    }
+}
+
+/// Readable when the thread that is the janitor's parent ends (prctl(2), `PR_SET_PDEATHSIG`). All signals are blocked here.
+fn parents_end() -> std::io::Result<OwnedFd> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::HUP))?;
+    // SAFETY: the set is filled in before it is used, and the descriptor is a new one.
+    unsafe {
+        let mut set = MaybeUninit::zeroed();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGHUP);
+        match libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC) {
+            -1 => Err(std::io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
 }
 
 /// Have all threads of a process ended, or been killed?
@@ -262,7 +302,7 @@ fn remove_all(table: &[Added]) {
     while children > 0 && Instant::now() < deadline {
         // SAFETY: waitpid without a status only asks.
         match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) } {
-            0 => std::thread::sleep(NAP),
+            0 => thread::sleep(NAP),
             -1 => break,
             _ => children -= 1,
         }
