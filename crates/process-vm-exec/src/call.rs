@@ -77,8 +77,9 @@ impl<'fd> Call<'fd> {
     /// # Panics
     /// If `index` is not below 6.
     #[must_use]
-    pub const fn fd(self, index: usize, fd: BorrowedFd<'fd>) -> Self {
-        self.file(index, File::Borrowed(fd))
+    pub const fn fd(mut self, index: usize, fd: BorrowedFd<'fd>) -> Self {
+        self.files[index] = Some(File::Borrowed(fd));
+        self
     }
 
     /// Sets the argument `index`, counted from 0, to the descriptor that the space has of this file. In a
@@ -87,16 +88,17 @@ impl<'fd> Call<'fd> {
     /// # Panics
     /// If `index` is not below 6.
     #[must_use]
-    pub const fn registered_file(self, index: usize, file: RegisteredFile) -> Self {
-        self.file(index, File::Registered(file))
+    pub const fn registered_file(mut self, index: usize, file: RegisteredFile) -> Self {
+        self.args[index] = file.descriptor();
+        self.files[index] = Some(File::Registered(file));
+        self
     }
 
-    pub(crate) const fn file(mut self, index: usize, file: File<'fd>) -> Self {
-        if let File::Registered(file) = file {
-            self.args[index] = file.descriptor();
+    pub(crate) const fn file(self, index: usize, file: File<'fd>) -> Self {
+        match file {
+            File::Borrowed(fd) => self.fd(index, fd),
+            File::Registered(file) => self.registered_file(index, file),
         }
-        self.files[index] = Some(file);
-        self
     }
 
     /// Its number.
