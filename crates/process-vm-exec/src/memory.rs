@@ -126,6 +126,8 @@ pub(crate) fn read_at_once(task: i32, addr: u64, buffer: &mut [u8]) -> Result<()
     let memory =
         procfs::open(format_args!("/proc/{task}/mem"), OFlags::RDONLY).map_err(|errno| match errno {
             Errno::NOENT => Errno::SRCH,
+            // What has ended and not been waited for has none either, and its files are root's.
+            Errno::ACCESS if has_no_memory(task) => Errno::SRCH,
             errno => errno,
         })?;
     match rustix::io::pread(memory, &mut *buffer, addr) {
@@ -135,6 +137,13 @@ pub(crate) fn read_at_once(task: i32, addr: u64, buffer: &mut [u8]) -> Result<()
         Ok(_) | Err(Errno::IO) => Err(Errno::FAULT),
         Err(errno) => Err(errno),
     }
+}
+
+/// Has a task ended, or is it the kernel's own? The kernel looks for the memory before it looks at rights or addresses
+/// (`process_vm_rw_core` in mm/process_vm_access.c).
+fn has_no_memory(task: i32) -> bool {
+    const NOBODYS: u64 = u64::MAX & !0xfff;
+    read(task, NOBODYS, &mut [0]) == Err(Errno::SRCH)
 }
 
 /// Writes all of `bytes` to the memory of a process (process_vm_writev(2)).
@@ -164,4 +173,26 @@ fn transfer(
         remote.iov_len -= copied;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Also for who is not root, to whom most of what is left of a process is not shown.
+    #[test]
+    fn a_process_that_has_ended_has_no_memory_although_nobody_has_waited_for_it() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat(1)");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        assert_eq!(read_at_once(pid, 0, &mut [0]), Err(Errno::FAULT), "it has some, but not there");
+        drop(child.stdin.take());
+        let id = rustix::process::WaitId::Pid(rustix::process::Pid::from_raw(pid).expect("a pid"));
+        let looks = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(id, looks).expect("waitid");
+        assert_eq!(read_at_once(pid, 0, &mut [0]), Err(Errno::SRCH));
+        child.wait().expect("its status");
+        assert_eq!(read_at_once(pid, 0, &mut [0]), Err(Errno::SRCH));
+    }
 }

@@ -335,6 +335,8 @@ fn a_child_that_ends_meanwhile_is_still_there_for_who_waits_for_it() {
 fn the_end_of_an_executor_that_shares_with_the_target_ends_the_attachment() {
     let _turn = turn();
     let Some(target) = Target::start(&["--workers=spin,nanosleep,tick"]) else { return };
+    // What has ended stays to be seen: executors are children of whom orphans go to, and that waits for them late.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("prctl");
     for _ in 0..5 {
         let space = attached_with(LiveProcess::builder().files(Owner::Target), target.pid());
         let sharer = space.execute(Sysno::getpid, [0; 6]).expect("getpid");
@@ -343,6 +345,7 @@ fn the_end_of_an_executor_that_shares_with_the_target_ends_the_attachment() {
         assert_dead(space);
         assert_no_trace(target.pid());
     }
+    rustix::process::set_child_subreaper(None).expect("prctl");
     target.quit();
 }
 
