@@ -2,4 +2,3 @@
 
 pub use crate::attach::fuzzing::filter_allows;
 pub use crate::engine::fuzzing::{Mailbox, executor_filter};
-pub use crate::engine::rewrite::fuzzing::rewrite_site;

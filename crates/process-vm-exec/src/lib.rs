@@ -25,6 +25,7 @@ mod name;
 mod procfs;
 mod ptrace;
 mod registry;
+pub mod rewriting;
 mod signal;
 mod space;
 mod sync;

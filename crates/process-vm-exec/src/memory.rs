@@ -142,7 +142,7 @@ pub(crate) fn read_at_once(task: i32, addr: u64, buffer: &mut [u8]) -> Result<()
 /// Has a task ended, or is it the kernel's own? The kernel looks for the memory before it looks at rights or addresses
 /// (`process_vm_rw_core` in mm/process_vm_access.c).
 fn has_no_memory(task: i32) -> bool {
-    const NOBODYS: u64 = u64::MAX & !0xfff;
+    const NOBODYS: u64 = !0xfff;
     read(task, NOBODYS, &mut [0]) == Err(Errno::SRCH)
 }
 

@@ -12,28 +12,43 @@ use crate::executor::task::{Executor, Report, Trap};
 use crate::exit::{Arch, Fault, Syscall};
 use crate::signal::SigInfo;
 
+/// Whose GS is, as long as a guest does not set its base.
+#[derive(Debug)]
+pub(crate) enum Gs {
+    /// The guest's.
+    Guests,
+    /// The trampoline's, to which the stubs of the supervisor's plans lead, until there are none any more.
+    Plans(Arc<AtomicBool>),
+    /// The trampoline's, unless this has stopped.
+    Rewriter(Arc<Rewriter>),
+}
+
 /// A seat on an executor.
 #[derive(Debug)]
 pub(crate) struct ExecutorSeat {
     executor: Executor,
-    /// Where sites are rewritten, GS is the trampoline's, as long as the guest does not set it.
-    rewriter: Option<Arc<Rewriter>>,
+    gs: Gs,
     used: AtomicBool,
 }
 
 impl ExecutorSeat {
-    pub(crate) fn new(executor: Executor, rewriter: Option<Arc<Rewriter>>) -> Self {
-        Self { executor, rewriter, used: AtomicBool::new(false) }
+    pub(crate) fn new(executor: Executor, gs: Gs) -> Self {
+        Self { executor, gs, used: AtomicBool::new(false) }
     }
 
     /// What a guest that has not set GS sees as its base: 0, though the trampoline keeps its mailbox there.
     fn guest_gs(&self, base: u64) -> u64 {
-        if self.rewriter.is_some() && base == self.executor.gs_base() { 0 } else { base }
+        let is_shared = !matches!(self.gs, Gs::Guests);
+        if is_shared && base == self.executor.gs_base() { 0 } else { base }
     }
 
     fn host_gs(&self, base: u64) -> u64 {
-        let needs_gs = self.rewriter.as_ref().is_some_and(|rewriter| !rewriter.is_off());
-        if needs_gs && base == 0 { self.executor.gs_base() } else { base }
+        let is_trampolines = match &self.gs {
+            Gs::Guests => false,
+            Gs::Plans(have_stopped) => !have_stopped.load(Ordering::Relaxed),
+            Gs::Rewriter(rewriter) => !rewriter.is_off(),
+        };
+        if is_trampolines && base == 0 { self.executor.gs_base() } else { base }
     }
 }
 

@@ -30,11 +30,15 @@ pub struct AddressSpaceBuilder {
 
 /// Whether the `rewrite` engine may rewrite call sites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Rewriting {
     /// It may.
     On,
     /// It must not: the guest's text stays as it is, and `rewrite` is as `trap`.
     Off,
+    /// It must not, but the supervisor does, as a [`Planner`](crate::rewriting::Planner) tells it. GS is the stubs', for as long as a context's
+    /// GS base is 0. What registers show is as it is: the supervisor asks the planner what it means.
+    Planned,
 }
 
 impl Default for AddressSpaceBuilder {
@@ -245,7 +249,8 @@ impl Settings {
         }
     }
 
-    pub(crate) fn rewrites(&self) -> bool {
-        self.engine == Engine::Rewrite && self.rewriting == Rewriting::On
+    /// How sites are rewritten there.
+    pub(crate) fn rewriting(&self) -> Rewriting {
+        if self.engine == Engine::Rewrite { self.rewriting } else { Rewriting::Off }
     }
 }

@@ -2,16 +2,18 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
 use syscalls::Sysno;
 
 use super::Space;
-use super::builder::{AddressSpaceBuilder, Settings};
+use super::builder::{AddressSpaceBuilder, Rewriting, Settings};
 use super::inner::{Inner, Origin};
 use crate::arch::x86_64::USER_END;
 use crate::call::Call;
+use crate::engine::rewrite::Rewriter;
 use crate::error::Result;
 use crate::executor::keeper::Keeper;
 use crate::executor::region::Region;
@@ -68,7 +70,7 @@ impl AddressSpace {
     pub(super) fn with(region: Region, settings: Settings) -> Result<Self> {
         let keeper = Keeper::get(region)?;
         let (service, files) = keeper.create(settings.service_calls, settings.birth())?;
-        let rewriter = settings.rewrites().then(Arc::default);
+        let rewriter = (settings.rewriting() == Rewriting::On).then(|| Arc::new(Rewriter::new(region)));
         let space =
             Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, rewriter, files));
         Ok(Self { space, keeper })
@@ -80,7 +82,7 @@ impl AddressSpace {
     /// # Errors
     /// As for [`AddressSpaceBuilder::create`].
     pub fn fork(&self) -> Result<Self> {
-        let Inner { service, settings, rewriter, files, .. } = &*self.space.0;
+        let Inner { service, settings, rewriter, files, plans_have_stopped, .. } = &*self.space.0;
         // Those that come from now on the fork has, too, and does not know of.
         let files = lock(files).fork();
         let fork = || self.keeper.fork(service, settings.birth());
@@ -92,6 +94,9 @@ impl AddressSpace {
         let fork = Inner::new(origin, service, *settings, rewriter, files);
         if let Some(rewriter) = &fork.rewriter {
             rewriter.adopt(&fork);
+        }
+        if plans_have_stopped.load(Ordering::Relaxed) {
+            fork.plans_have_stopped.store(true, Ordering::Relaxed);
         }
         Ok(Self { space: Space(fork), keeper: Arc::clone(&self.keeper) })
     }
@@ -162,7 +167,13 @@ impl AddressSpace {
         self.space.0.calls(calls)
     }
 
-    /// How many stretches of the guest's text are rewritten now.
+    /// With [`Rewriting::Planned`](crate::Rewriting::Planned): the supervisor has taken all plans back and applies no more, as it has to when a guest sets its GS base or
+    /// is stepped through. From then on GS is the guest's, in forks as well.
+    pub fn stop_plans(&self) {
+        self.space.0.plans_have_stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// How many stretches of the guest's text the engine has rewritten now.
     pub fn rewritten_sites(&self) -> usize {
         self.space.0.rewriter.as_ref().map_or(0, |rewriter| rewriter.count())
     }

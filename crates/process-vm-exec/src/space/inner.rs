@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use syscalls::Sysno;
 
-use super::builder::Settings;
+use super::builder::{Rewriting, Settings};
 use super::scratch::Shelf;
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::attach::target::Target;
@@ -16,7 +16,7 @@ use crate::engine::Seat;
 use crate::engine::native::Native;
 use crate::engine::ptrace::Tracees;
 use crate::engine::rewrite::{Closed, Guest, Rewriter};
-use crate::engine::trap::ExecutorSeat;
+use crate::engine::trap::{ExecutorSeat, Gs};
 use crate::error::{Error, Result};
 use crate::executor::keeper::Keeper;
 use crate::executor::machine::Host;
@@ -39,6 +39,8 @@ pub(crate) struct Inner {
     executors: AtomicU64,
     pub(super) rewriter: Option<Arc<Rewriter>>,
     is_late: AtomicBool,
+    /// Plans of the supervisor's are applied no more.
+    pub(super) plans_have_stopped: Arc<AtomicBool>,
     /// What files it has, where the space was created here.
     pub(super) files: Mutex<Files>,
     pub(super) tracees: Tracees,
@@ -67,7 +69,7 @@ impl Inner {
         let executors = AtomicU64::new(0);
         let is_late = AtomicBool::new(false);
         let files = Mutex::new(files);
-        let (tracees, native, shelf) = <_>::default();
+        let (plans_have_stopped, tracees, native, shelf) = <_>::default();
         Arc::new(Self {
             origin,
             service,
@@ -76,6 +78,7 @@ impl Inner {
             executors,
             rewriter,
             is_late,
+            plans_have_stopped,
             files,
             tracees,
             native,
@@ -93,6 +96,15 @@ impl Inner {
         }
         let index = self.executors.fetch_add(1, Ordering::Relaxed);
         Executor::start(&self.service, Host::new(self.settings.spin_budget_ns), index)
+    }
+
+    /// Whose GS is in it.
+    fn gs(&self) -> Gs {
+        match (&self.rewriter, self.settings.rewriting()) {
+            (Some(rewriter), _) => Gs::Rewriter(Arc::clone(rewriter)),
+            (None, Rewriting::Planned) => Gs::Plans(Arc::clone(&self.plans_have_stopped)),
+            (None, _) => Gs::Guests,
+        }
     }
 
     /// Executes one call. Allocates nothing if no descriptors are passed.
@@ -216,7 +228,7 @@ impl Home for Inner {
         let free = lock(&self.free).pop();
         match free {
             Some(seat) => Ok(seat),
-            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.rewriter.clone()))),
+            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.gs()))),
         }
     }
 

@@ -13,8 +13,10 @@ use iced_x86::{
     code_asm::{CodeAssembler, eax},
 };
 use process_vm_exec::{
-    AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, SignalSet, Syscall,
+    AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, Rewriting, SignalSet, Syscall,
 };
+
+use crate::planned::{Sites, is_planned};
 
 pub(crate) const PAGE: u64 = 4096;
 /// Guest code: 16 pages, read and execute.
@@ -42,8 +44,13 @@ const WATCHDOG: Duration = Duration::from_secs(240);
 /// Set in a process that runs one claim alone; see [`alone`].
 const ALONE: &str = "PVX_CONFORMANCE_ALONE";
 
-/// Defines claims: functions of an engine, each of which becomes one test per engine.
+/// Defines claims: functions of an engine, each of which becomes one test per engine; after `planned;` one more, with
+/// plans that the supervisor applies itself.
 macro_rules! claims {
+    (planned; $($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {
+        crate::common::claims! { $($(#[$meta])* fn $name($engine) $body)+ }
+        crate::planned::planned! { $($name),+ }
+    };
     ($($(#[$meta:meta])* fn $name:ident($engine:ident) $body:block)+) => {
         $($(#[$meta])* fn $name($engine: process_vm_exec::Engine) $body)+
 
@@ -166,12 +173,16 @@ pub(crate) fn asm_at(addr: u64, build: impl FnOnce(&mut CodeAssembler) -> Result
 /// A space with code, data and stacks mapped.
 pub(crate) fn space(engine: Engine, code: &[u8]) -> AddressSpace {
     let space = AddressSpace::builder().engine(engine).create().expect("an address space");
+    map_memory(&space);
     space.map(Mapping::anonymous(CODE_LEN, READ_WRITE).at(CODE)).expect("room for code");
-    space.map(Mapping::anonymous(DATA_LEN, READ_WRITE).at(DATA)).expect("room for data");
-    space.map(Mapping::anonymous(STACK_LEN, READ_WRITE).at(STACK)).expect("room for stacks");
     space.write(CODE, code).expect("code is written");
     space.protect(CODE, CODE_LEN, READ_EXEC).expect("code is protected");
     space
+}
+
+fn map_memory(space: &AddressSpace) {
+    space.map(Mapping::anonymous(DATA_LEN, READ_WRITE).at(DATA)).expect("room for data");
+    space.map(Mapping::anonymous(STACK_LEN, READ_WRITE).at(STACK)).expect("room for stacks");
 }
 
 /// An address space and one flow of control in it.
@@ -179,6 +190,8 @@ pub(crate) fn space(engine: Engine, code: &[u8]) -> AddressSpace {
 pub(crate) struct Guest {
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) ctx: Context,
+    /// Those that are rewritten by plans, in claims about that.
+    pub(crate) sites: Option<Arc<Sites>>,
 }
 
 impl Guest {
@@ -191,14 +204,29 @@ impl Guest {
     }
 
     pub(crate) fn with_code(engine: Engine, code: &[u8]) -> Self {
-        Self { space: Arc::new(space(engine, code)), ctx: Context::new(CODE, STACK_TOP) }
+        if !is_planned() || engine != Engine::Rewrite {
+            return Self::in_space(space(engine, code));
+        }
+        let builder = AddressSpace::builder().engine(engine).rewriting(Rewriting::Planned);
+        let space = builder.create().expect("an address space");
+        map_memory(&space);
+        let sites = Some(Sites::with_text(&space, code));
+        Self { sites, ..Self::in_space(space) }
+    }
+
+    pub(crate) fn in_space(space: impl Into<Arc<AddressSpace>>) -> Self {
+        Self { space: space.into(), ctx: Context::new(CODE, STACK_TOP), sites: None }
     }
 
     /// Another flow of control in the same space, with a stack of its own.
     pub(crate) fn another(&self, number: u64) -> Self {
         let stack_top = STACK_TOP - number * PAGE;
         assert!(stack_top > STACK);
-        Self { space: Arc::clone(&self.space), ctx: Context::new(CODE, stack_top) }
+        self.with_context(Context::new(CODE, stack_top))
+    }
+
+    pub(crate) fn with_context(&self, ctx: Context) -> Self {
+        Self { space: Arc::clone(&self.space), ctx, sites: self.sites.clone() }
     }
 
     pub(crate) fn regs(&mut self) -> &mut Registers {
@@ -206,7 +234,26 @@ impl Guest {
     }
 
     pub(crate) fn run(&mut self) -> Exit {
-        self.space.run(&mut self.ctx, &SignalSet::all()).expect("the guest runs")
+        self.run_with(&SignalSet::all()).expect("the guest runs")
+    }
+
+    pub(crate) fn run_with(&mut self, signals: &SignalSet) -> process_vm_exec::Result<Exit> {
+        match &self.sites {
+            Some(sites) => sites.run(&self.space, &mut self.ctx, signals),
+            None => self.space.run(&mut self.ctx, signals),
+        }
+    }
+
+    /// How many of its sites are rewritten now.
+    pub(crate) fn rewritten_sites(&self) -> usize {
+        self.sites.as_ref().map_or_else(|| self.space.rewritten_sites(), |sites| sites.count())
+    }
+
+    /// Its text is about to be changed.
+    pub(crate) fn text_changes(&self) {
+        if let Some(sites) = &self.sites {
+            sites.stop(&self.space);
+        }
     }
 
     /// Runs to a system call.

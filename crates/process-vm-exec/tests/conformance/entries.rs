@@ -14,6 +14,8 @@ const X32: u64 = 1 << 30;
 const VSYSCALL: u64 = 0xffff_ffff_ff60_0000;
 
 claims! {
+    planned;
+
     fn int_0x80_is_reported_with_its_own_abi_or_faults(engine) {
         for nr in [I386_GETPID, I386_EXIT, 0, u32::MAX] {
             let mut guest = Guest::new(engine, |a| {

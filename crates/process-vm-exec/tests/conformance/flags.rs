@@ -43,6 +43,8 @@ fn combinations() -> Vec<u64> {
 }
 
 claims! {
+    planned;
+
     fn every_flag_that_the_supervisor_sets_is_seen_by_the_guest(engine) {
         let mut guest = Guest::new(engine, store_flags_and_call);
         for _ in 0..5 {

@@ -111,7 +111,7 @@ impl Attacker {
     }
 
     fn start_in(space: Arc<AddressSpace>) -> Self {
-        let mut guest = Guest { space: Arc::clone(&space), ctx: process_vm_exec::Context::new(CODE, 0) };
+        let mut guest = Guest::in_space(Arc::clone(&space));
         let running = thread::spawn(move || while !matches!(guest.run(), Exit::Died(_)) {});
         let mut count = [0; 8];
         while count == [0; 8] {

@@ -32,6 +32,8 @@ fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 claims! {
+    planned;
+
     fn an_interrupt_before_a_run_ends_it_at_once(engine) {
         let mut guest = Guest::new(engine, spin);
         for _ in 0..20 {

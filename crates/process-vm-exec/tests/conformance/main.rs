@@ -18,6 +18,7 @@ mod interrupts;
 mod life;
 mod mailboxes;
 mod memory;
+mod planned;
 mod regions;
 mod registers;
 mod rewriting;

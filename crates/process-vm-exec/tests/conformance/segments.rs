@@ -28,6 +28,8 @@ fn store_and_call(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 claims! {
+    planned;
+
     fn bases_that_the_supervisor_sets_are_seen_by_the_guest(engine) {
         if !has_fsgsbase() {
             return skip("no FSGSBASE");

@@ -37,6 +37,8 @@ fn queue(pid: i32, signal: i32, value: usize) {
 }
 
 claims! {
+    planned;
+
     fn a_signal_while_the_guest_runs_is_reported_with_its_sender(engine) {
         let mut guest = Guest::new(engine, spin);
         let mut numbers = Numbers::new(1);
@@ -135,7 +137,7 @@ claims! {
             let sender = kill_soon(pid_of(&guest.space), number);
             let set = SignalSet::all().without(number);
             for _ in 0..2 {
-                match guest.space.run(&mut guest.ctx, &set) {
+                match guest.run_with(&set) {
                     Ok(Exit::Died(status)) => assert_eq!(status, WaitStatus::Signaled(number)),
                     other => panic!("signal {number}: {other:?}"),
                 }
@@ -154,7 +156,7 @@ claims! {
                 thread::sleep(Duration::from_millis(15));
                 interrupter.interrupt();
             });
-            match guest.space.run(&mut guest.ctx, &set) {
+            match guest.run_with(&set) {
                 Ok(Exit::Interrupted) => {}
                 other => panic!("signal {number}: {other:?}"),
             }
@@ -169,7 +171,7 @@ claims! {
                 if number == libc::SIGILL { a.ud2() } else { a.hlt() }
             });
             for _ in 0..2 {
-                match guest.space.run(&mut guest.ctx, &SignalSet::all().without(number)) {
+                match guest.run_with(&SignalSet::all().without(number)) {
                     Ok(Exit::Died(status)) => assert_eq!(status, WaitStatus::Signaled(number)),
                     other => panic!("{other:?}"),
                 }

@@ -38,6 +38,8 @@ fn add_once(guest: &mut Guest, step: u64, round: u64) {
 }
 
 claims! {
+    planned;
+
     fn thirty_two_threads_run_in_one_space(engine) {
         let first = Guest::new(engine, sums);
         let start = Arc::new(Barrier::new(32));

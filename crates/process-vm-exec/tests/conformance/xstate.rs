@@ -128,6 +128,8 @@ fn stored(guest: &Guest, len: usize) -> Vec<u8> {
 }
 
 claims! {
+    planned;
+
     fn vector_registers_survive_system_calls(engine) {
         for set in Vectors::here() {
             let values = bytes(set.len(), 1);

@@ -1,39 +1,36 @@
 //! Call-site rewriting: what the `rewrite` engine adds to `trap`.
 //!
 //! A site that has trapped is replaced by a jump to a stub, which goes to the executor's trampoline; later calls
-//! from there raise no signal. [`site`] says which sites can be, [`stub`] writes the stubs, [`text`] changes text that may
-//! be running, and [`lease`] keeps files from changing meanwhile. Here is the bookkeeping: text that the guest is about to
-//! change gets its old bytes back first, and no register ever shows an address in a stub.
+//! from there raise no signal. [`rewriting`](crate::rewriting) plans that. Here the plans are applied to text that is
+//! private to a space: [`place`] finds room for stubs, [`text`] changes text that may be running, and [`lease`] keeps files
+//! from changing meanwhile. Text that the guest is about to change gets its old bytes back first.
 
-#[cfg(fuzzing)]
-pub(crate) mod fuzzing;
 mod lease;
-mod site;
-mod stub;
+mod place;
 mod text;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
+use std::collections::{BTreeSet, HashMap, hash_map};
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::lease::Lease;
-use self::site::{Form, SYSCALL, Text, WINDOW};
-use self::stub::{Jump, PAGE_LEN, Page, Stub};
-use self::text::{Change, Memory};
+use self::text::Memory;
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::error::{Error, Result};
 use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::exit::{Arch, Fault};
 use crate::maps::{self, FileId, Map};
+use crate::rewriting::{Breakpoint, Forms, INT3, Places, Plan, Planner, STUBS_LEN, Text, Unplanned, WINDOW};
 
-/// The breakpoint instruction.
-const INT3: u8 = 0xcc;
-/// Its vector.
+/// The vector of breakpoints.
 const BREAKPOINT: u32 = 3;
 /// The vector of page faults.
 const PAGE_FAULT: u32 = 14;
+
+/// Length of `syscall`.
+const SYSCALL: u64 = 2;
 
 /// A site is rewritten when it traps for the second time: most calls of a program's start never come again.
 const TRAPS_BEFORE_REWRITING: u32 = 2;
@@ -81,22 +78,18 @@ impl<G: Guest> Guest for Arc<G> {
 }
 
 /// The rewritten sites of one space.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Rewriter(RwLock<Sites>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sites {
     /// Rewriting has stopped for good: the guest uses GS, or somebody single-steps it.
     off: bool,
     /// By the address behind the `syscall`: how often it has trapped.
     traps: HashMap<u64, u32>,
-    /// What has been overwritten, by address.
-    patches: BTreeMap<u64, Patch>,
-    pages: Vec<Page>,
-    /// Addresses in stubs, and what they stand for in the original text.
-    original: BTreeMap<u64, u64>,
-    /// Addresses of overwritten instructions, and where they are now.
-    moved: BTreeMap<u64, u64>,
+    planner: Planner,
+    /// What else is known of each plan that is applied, by its site.
+    applied: HashMap<u64, Applied>,
     /// Ranges whose mapping is being changed: no site there is rewritten.
     closed: Vec<Range<u64>>,
     /// Pages that were a file's until a site in them was rewritten.
@@ -106,25 +99,10 @@ struct Sites {
     maps: Option<Vec<Map>>,
 }
 
-/// One overwritten stretch of text.
-#[derive(Clone, Debug)]
-struct Patch {
-    original: Vec<u8>,
-    /// What is there instead.
-    jump: Vec<u8>,
-    /// Where the overwritten instructions begin.
-    breakpoints: Vec<u64>,
-    /// Which of them have moved: forgotten with the patch.
-    moved: Vec<u64>,
-    site: u64,
+#[derive(Clone, Copy, Debug)]
+struct Applied {
     file: Option<FileId>,
     breakpoints_met: u32,
-}
-
-impl Patch {
-    fn meets(&self, at: u64, range: &Range<u64>) -> bool {
-        at < range.end && range.start < at + self.original.len() as u64
-    }
 }
 
 /// A range that is closed to rewriting, while its mapping is changed.
@@ -145,6 +123,11 @@ impl Drop for Closed<'_> {
 }
 
 impl Rewriter {
+    /// For a space in which nothing is rewritten.
+    pub(crate) fn new(region: Region) -> Self {
+        Self(RwLock::new(Sites::new(Planner::of(region))))
+    }
+
     /// A call has trapped; its site may be worth rewriting. Says whether the instruction at RIP has moved.
     pub(crate) fn after_trap(
         &self,
@@ -160,48 +143,37 @@ impl Rewriter {
             sites.turn_off(space);
             return false;
         }
-        if sites.may_be_text(space.service().life.slot.region(), registers.rip)
-            && registers.rflags & RFLAGS_TF == 0
-        {
+        if sites.may_be_text(registers.rip) && registers.rflags & RFLAGS_TF == 0 {
             // A site that cannot be rewritten goes on trapping.
             let _ = match sites.count_trap(registers.rip) {
-                TRAPS_BEFORE_REWRITING => sites.rewrite(space, registers, |_| true),
-                TRAPS_BEFORE_REWRITING_AGAIN => {
-                    sites.rewrite(space, registers, |form| matches!(form, Form::Behind { .. }))
-                }
+                TRAPS_BEFORE_REWRITING => sites.rewrite(space, registers, Forms::All),
+                TRAPS_BEFORE_REWRITING_AGAIN => sites.rewrite(space, registers, Forms::Behind),
                 _ => None,
             };
         }
-        sites.moved.contains_key(&registers.rip)
+        sites.planner.present(registers.rip) != registers.rip
     }
 
     /// Where a context is that met a breakpoint of ours: it goes on there. The site may have got its own bytes back since.
     pub(crate) fn caused(&self, space: &dyn Guest, registers: &Registers, fault: &Fault) -> Option<u64> {
         let at = registers.rip.checked_sub(1).filter(|_| fault.trapno == BREAKPOINT)?;
         let mut sites = self.write();
-        let patch = sites.patches.range_mut(..=at).next_back();
-        if let Some((&start, patch)) = patch.filter(|(_, patch)| patch.breakpoints.contains(&at)) {
-            let is_own = usize::try_from(at - start).is_ok_and(|index| patch.original[index] == INT3);
-            if is_own {
-                return None;
-            }
-            if patch.moved.contains(&at) {
-                patch.breakpoints_met += 1;
-                if patch.breakpoints_met == MOST_BREAKPOINTS_MET {
-                    let site = patch.site;
-                    sites.restore(space, |_, patch| patch.site == site);
-                    sites.traps.insert(site, u32::MAX);
+        match sites.planner.breakpoint(registers.rip) {
+            Breakpoint::Guests => None,
+            Breakpoint::Unknown => sites.has_no_breakpoint(space, at).then_some(at),
+            Breakpoint::Planned { site } => {
+                if sites.planner.present(at) != at {
+                    sites.count_breakpoint(space, site);
                 }
+                Some(at)
             }
-            return Some(at);
         }
-        sites.has_no_breakpoint(space, at).then_some(at)
     }
 
     /// What a fault in a stub tells is about the instruction that has moved there.
     pub(crate) fn place(&self, fault: &mut Fault) {
         if fault.trapno != PAGE_FAULT {
-            fault.addr = self.read().original.get(&fault.addr).copied().unwrap_or(fault.addr);
+            fault.addr = self.read().planner.original_address(fault.addr);
         }
     }
 
@@ -213,37 +185,33 @@ impl Rewriter {
         }
     }
 
-    /// What the guest's registers would be in its own text. A `syscall` leaves RIP in `rcx`.
+    /// What the guest's registers would be in its own text.
     pub(crate) fn original_registers(&self, registers: Registers) -> Registers {
-        match self.read().original.get(&registers.rip) {
-            Some(&rip) if registers.rcx == registers.rip => Registers { rip, rcx: rip, ..registers },
-            Some(&rip) => Registers { rip, ..registers },
-            None => registers,
-        }
+        self.read().planner.original(registers)
     }
 
     /// Where the instruction at `rip` of the guest's text is now.
     pub(crate) fn present(&self, rip: u64) -> u64 {
-        self.read().moved.get(&rip).copied().unwrap_or(rip)
+        self.read().planner.present(rip)
     }
 
     /// The mapping of `range` is about to change: the guest is to find its own text there, until the change is done and
     /// the value is dropped.
     pub(crate) fn before_change(&self, space: &dyn Guest, range: Range<u64>) -> Result<Closed<'_>> {
         let mut sites = self.write();
-        if sites.pages.iter().any(|page| page.start < range.end && range.start < page.end()) {
+        if sites.planner.stubs().any(|stubs| stubs.start < range.end && range.start < stubs.end) {
             return Err(Error::Reserved { addr: range.start, len: range.end - range.start });
         }
         sites.maps = None;
         sites.traps.retain(|site, _| !range.contains(site));
-        sites.restore(space, |at, patch| patch.meets(at, &range));
+        sites.restore(space, |plan, _| plan.meets(&range));
         sites.closed.push(range.clone());
         Ok(Closed { rewriter: self, range })
     }
 
     /// Somebody is about to write to a file: its text is to be the file's.
     pub(crate) fn give_up(&self, space: &dyn Guest, file: FileId) {
-        self.write().restore(space, |_, patch| patch.file == Some(file));
+        self.write().restore(space, |_, applied| applied.file == Some(file));
     }
 
     /// Has `unmap` remove all that the guest has, with the stubs; no site is known afterwards.
@@ -251,7 +219,8 @@ impl Rewriter {
         let mut sites = self.write();
         unmap()?;
         let (memory, closed) = (sites.memory.take(), std::mem::take(&mut sites.closed));
-        *sites = Sites { memory, closed, ..Sites::default() };
+        let region = sites.planner.region();
+        *sites = Sites { memory, closed, ..Sites::new(Planner::of(region)) };
         Ok(())
     }
 
@@ -262,13 +231,10 @@ impl Rewriter {
         let copy = Sites {
             off: sites.off,
             traps: sites.traps.clone(),
-            patches: sites.patches.clone(),
-            pages: sites.pages.clone(),
-            original: sites.original.clone(),
-            moved: sites.moved.clone(),
+            applied: sites.applied.clone(),
             copies: sites.copies.clone(),
             leases: sites.leases.clone(),
-            ..Sites::default()
+            ..Sites::new(sites.planner.clone())
         };
         Ok((service, Self(RwLock::new(copy))))
     }
@@ -279,7 +245,7 @@ impl Rewriter {
         let mut sites = self.write();
         let late: Vec<_> =
             sites.leases.iter().filter(|(_, lease)| !lease.join(space)).map(|(&file, _)| file).collect();
-        sites.restore(space, |_, patch| patch.file.is_some_and(|file| late.contains(&file)));
+        sites.restore(space, |_, applied| applied.file.is_some_and(|file| late.contains(&file)));
     }
 
     /// Rewriting has stopped for good.
@@ -289,7 +255,7 @@ impl Rewriter {
 
     /// How many stretches of text are rewritten now.
     pub(crate) fn count(&self) -> usize {
-        self.read().patches.len()
+        self.read().planner.plans().count()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Sites> {
@@ -302,23 +268,34 @@ impl Rewriter {
 }
 
 impl Sites {
+    fn new(planner: Planner) -> Self {
+        Self {
+            off: false,
+            traps: HashMap::new(),
+            planner,
+            applied: HashMap::new(),
+            closed: Vec::new(),
+            copies: BTreeSet::new(),
+            leases: HashMap::new(),
+            memory: None,
+            maps: None,
+        }
+    }
+
     /// Can text that we may change end at `rip`? A hostile guest can say that it called from anywhere.
-    fn may_be_text(&self, region: Region, rip: u64) -> bool {
+    fn may_be_text(&self, rip: u64) -> bool {
         let Some(start) = rip.checked_sub(WINDOW) else { return false };
         let range = start..rip.saturating_add(WINDOW);
         let meets = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-        !region.touches(&range)
-            && !self.pages.iter().any(|page| meets(&(page.start..page.end())))
-            && !self.closed.iter().any(meets)
+        !self.planner.touches(&range) && !self.closed.iter().any(meets)
     }
 
-    /// Rewrites the site that has just trapped with `registers` in one of the forms that are `wanted`, if it can be;
-    /// `None` if not.
+    /// Rewrites the site that has just trapped with `registers`, if it can be; `None` if not.
     fn rewrite(
         &mut self,
         space: &Arc<impl Guest + 'static>,
         registers: &Registers,
-        wanted: impl Fn(&Form) -> bool,
+        forms: Forms,
     ) -> Option<()> {
         let rip = registers.rip;
         let map = self.map_of(space, rip.checked_sub(SYSCALL)?)?;
@@ -326,13 +303,15 @@ impl Sites {
             map.range.start.max(rip.saturating_sub(WINDOW))..map.range.end.min(rip.saturating_add(WINDOW));
         let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
         self.memory(space)?.read(range.start, &mut bytes)?;
-        self.undo_patches_in(&mut bytes, range.start);
-        let text = Text { start: range.start, bytes: &bytes };
-        let forms = site::recognise(text, registers);
-        forms.iter().filter(|form| wanted(form)).find_map(|form| {
-            let (jump, stub) = self.stub(space, text, rip, form)?;
-            self.install(space, text, rip, &jump, stub)
-        })
+        let text = Text::new(range.start, &bytes);
+        let plan = match self.planner.plan(text, registers, forms) {
+            Err(Unplanned::NoStubs(places)) => {
+                self.map_stubs(space, &places, rip)?;
+                self.planner.plan(text, registers, forms)
+            }
+            plan => plan,
+        };
+        self.install(space, plan.ok()?)
     }
 
     /// The text of a program at `addr`.
@@ -345,98 +324,47 @@ impl Sites {
         self.maps.iter().flatten().find(|map| is_text(map))
     }
 
-    /// Makes `bytes`, read at `start`, the guest's own again: jumps to stubs would put the decoder out of step.
-    fn undo_patches_in(&self, bytes: &mut [u8], start: u64) {
-        let range = start..start + bytes.len() as u64;
-        for (&at, patch) in self.patches.iter().filter(|(at, patch)| patch.meets(**at, &range)) {
-            for (addr, &byte) in (at..).zip(&patch.original).filter(|(addr, _)| range.contains(addr)) {
-                bytes[usize::try_from(addr - start).expect("an address in the bytes")] = byte;
-            }
-        }
-    }
-
-    /// A stub for the site, and the jump to it.
-    fn stub(&mut self, space: &dyn Guest, text: Text<'_>, rip: u64, form: &Form) -> Option<(Jump, Stub)> {
-        let meets_another = |jump: &Jump| {
-            let range = jump.range();
-            self.patches.iter().any(|(&at, patch)| patch.site != rip && patch.meets(at, &range))
-        };
-        let jumps: Vec<_> =
-            Jump::all(form, text, rip).into_iter().filter(|jump| !meets_another(jump)).collect();
-        let mut pages = self.pages.iter_mut();
-        let found = pages.find_map(|page| {
-            jumps.iter().enumerate().find_map(|(index, jump)| Some((index, page.stub(text, rip, jump)?)))
-        });
-        let (index, stub) = match found {
-            Some(found) => found,
-            None => jumps.iter().enumerate().find_map(|(index, jump)| {
-                Some((index, self.new_page(space, jump)?.stub(text, rip, jump)?))
-            })?,
-        };
-        jumps.into_iter().nth(index).map(|jump| (jump, stub))
-    }
-
-    /// A new page of stubs, to one of which `jump` can lead.
-    fn new_page(&mut self, space: &dyn Guest, jump: &Jump) -> Option<&mut Page> {
-        if self.pages.len() == MOST_PAGES {
+    /// Maps a new page of stubs in one of these places, for text at `at`.
+    fn map_stubs(&mut self, space: &dyn Guest, places: &Places, at: u64) -> Option<()> {
+        if self.planner.stubs().len() == MOST_PAGES {
             return None;
         }
         let held = space.service().life.pid();
         let maps = maps::of((*held)?).ok()?;
         drop(held);
-        let region = space.service().life.slot.region();
-        let start = stub::place_for_page(&maps, region, jump)?;
+        let start = place::find(places, &maps, self.planner.region(), at)?;
         let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-        let mapped = space.service().call(libc::SYS_mmap, [start, PAGE_LEN, protection, flags, u64::MAX, 0]);
+        let mapped = space.service().call(libc::SYS_mmap, [start, STUBS_LEN, protection, flags, u64::MAX, 0]);
         if !matches!(mapped, Ok(Ok(addr)) if addr == start) {
             return None;
         }
-        self.memory(space)?.write(start, &Page::header(region))?;
-        self.pages.push(Page::new(start));
-        self.pages.last_mut()
+        let first_bytes = self.planner.add_stubs(start);
+        self.memory(space)?.write(start, &first_bytes)
     }
 
-    /// Puts `jump` in place of the site, or of what it is now.
-    fn install(
-        &mut self,
-        space: &Arc<impl Guest + 'static>,
-        text: Text<'_>,
-        rip: u64,
-        jump: &Jump,
-        stub: Stub,
-    ) -> Option<()> {
-        self.restore(space, |_, patch| patch.site == rip);
-        let file = self.prepare_pages(space, jump.at, stub.jump.len())?;
-        let original = text.get(jump.at..jump.at + stub.jump.len() as u64)?.to_vec();
-        self.memory(space)?.write(stub.start, &stub.bytes)?;
-        let patch = Patch {
-            original,
-            jump: stub.jump,
-            breakpoints: jump.breakpoints.clone(),
-            moved: stub.moved.keys().copied().collect(),
-            site: rip,
-            file,
-            breakpoints_met: 0,
-        };
+    /// Applies a plan, in place of one that its site may have.
+    fn install(&mut self, space: &Arc<impl Guest + 'static>, plan: Plan) -> Option<()> {
+        let site = plan.site();
+        self.restore(space, |other, _| other.site() == site);
+        let file = self.prepare_pages(space, &plan.range())?;
+        let stub = plan.stub();
         let memory = self.memory(space)?;
-        let change = Change { at: jump.at, bytes: &patch.jump, breakpoints: &patch.breakpoints };
-        if memory.overwrite(space.service(), &[change]).is_none() {
+        memory.write(stub.at, &stub.bytes)?;
+        if memory.change(space.service(), &[plan.change()]).is_none() {
             // The processors cannot be told: there are breakpoints, and nothing else is changed yet.
-            return memory.write(jump.at, &patch.original).and(None);
+            return memory.write(plan.range().start, plan.original()).and(None);
         }
-        self.original.extend(stub.original);
-        self.moved.extend(stub.moved);
-        self.patches.insert(jump.at, patch);
+        self.planner.commit(plan);
+        self.applied.insert(site, Applied { file, breakpoints_met: 0 });
         Some(())
     }
 
-    /// Sees that writing `len` bytes at `at` will not hide what somebody writes to a file. Says which file it is.
+    /// Sees that writing to a range will not hide what somebody writes to a file. Says which file it is.
     fn prepare_pages(
         &mut self,
         space: &Arc<impl Guest + 'static>,
-        at: u64,
-        len: usize,
+        range: &Range<u64>,
     ) -> Option<Option<FileId>> {
         let service = space.service();
         let held = service.life.pid();
@@ -444,7 +372,7 @@ impl Sites {
         if self.leases.len() == MOST_FILES {
             self.drop_leases();
         }
-        let map = self.maps.iter().flatten().find(|map| map.range.contains(&at))?;
+        let map = self.maps.iter().flatten().find(|map| map.range.contains(&range.start))?;
         let Some(file) = map.file else { return Some(None) };
         if self.leases.len() == MOST_FILES && !self.leases.contains_key(&file) {
             return None;
@@ -456,7 +384,7 @@ impl Sites {
         if !is_kept {
             return None;
         }
-        for page in text::pages(at, len) {
+        for page in text::pages(range) {
             if !self.copies.contains(&page) && text::is_of_file(service, page)? {
                 self.copies.insert(page);
             }
@@ -475,33 +403,35 @@ impl Sites {
         *traps
     }
 
-    /// Puts the old bytes back wherever `which` says so, if what is there is ours.
-    fn restore(&mut self, space: &dyn Guest, which: impl Fn(u64, &Patch) -> bool) {
-        if !self.patches.iter().any(|(&at, patch)| which(at, patch)) {
+    /// A context has met a breakpoint in place of an instruction that has moved.
+    fn count_breakpoint(&mut self, space: &dyn Guest, site: u64) {
+        let Some(applied) = self.applied.get_mut(&site) else { return };
+        applied.breakpoints_met += 1;
+        if applied.breakpoints_met == MOST_BREAKPOINTS_MET {
+            self.restore(space, |plan, _| plan.site() == site);
+            self.traps.insert(site, u32::MAX);
+        }
+    }
+
+    /// Takes back the plans of which `which` says so, and puts the old bytes back, if what is there is ours.
+    fn restore(&mut self, space: &dyn Guest, which: impl Fn(&Plan, &Applied) -> bool) {
+        let applied = &self.applied;
+        let taken = self.planner.take_back(|plan| which(plan, &applied[&plan.site()]));
+        if taken.is_empty() {
             return;
         }
-        let (taken, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut self.patches).into_iter().partition(|(at, patch)| which(*at, patch));
-        self.patches = kept;
         if let Some(memory) = self.memory(space) {
-            let is_ours = |&(&at, patch): &(&u64, &Patch)| {
-                let mut present = vec![0; patch.jump.len()];
-                memory.read(at, &mut present).is_some() && present == patch.jump
+            let is_ours = |plan: &&Plan| {
+                let mut present = vec![0; plan.replacement().len()];
+                memory.read(plan.range().start, &mut present).is_some() && present == plan.replacement()
             };
-            let changes: Vec<_> = taken
-                .iter()
-                .filter(is_ours)
-                .map(|(&at, patch)| Change { at, bytes: &patch.original, breakpoints: &patch.breakpoints })
-                .collect();
+            let changes: Vec<_> = taken.iter().filter(is_ours).map(Plan::undo).collect();
             // Memory that is gone needs no restoring.
-            let _ = memory.overwrite(space.service(), &changes);
+            let _ = memory.change(space.service(), &changes);
         }
-        for patch in taken.values() {
-            // What stands for a stub stays: a context may still be there.
-            for moved in &patch.moved {
-                self.moved.remove(moved);
-            }
-            self.traps.remove(&patch.site);
+        for plan in &taken {
+            self.applied.remove(&plan.site());
+            self.traps.remove(&plan.site());
         }
         self.drop_copies(space);
         self.drop_leases();
@@ -509,14 +439,13 @@ impl Sites {
 
     /// Lets go of files in which nothing is rewritten any more.
     fn drop_leases(&mut self) {
-        let patches = &self.patches;
-        self.leases.retain(|&file, _| patches.values().any(|patch| patch.file == Some(file)));
+        let applied = &self.applied;
+        self.leases.retain(|&file, _| applied.values().any(|applied| applied.file == Some(file)));
     }
 
     /// Gives back the pages of files in which nothing is rewritten any more.
     fn drop_copies(&mut self, space: &dyn Guest) {
-        let used: BTreeSet<u64> =
-            self.patches.iter().flat_map(|(&at, patch)| text::pages(at, patch.jump.len())).collect();
+        let used: BTreeSet<u64> = self.planner.plans().flat_map(|plan| text::pages(&plan.range())).collect();
         let unused: BTreeSet<u64> = self.copies.difference(&used).copied().collect();
         if !unused.is_empty() {
             text::drop_copies(space.service(), &unused);
@@ -558,7 +487,7 @@ mod tests {
 
     #[test]
     fn traps_at_ever_new_addresses_do_not_take_ever_more_memory() {
-        let mut sites = Sites::default();
+        let mut sites = Sites::new(Planner::of(Region::DEFAULT));
         for rip in 0..50_000 {
             assert_eq!(sites.count_trap(rip), 1);
             assert_eq!(sites.count_trap(rip), 2);
@@ -567,29 +496,11 @@ mod tests {
     }
 
     #[test]
-    fn text_is_decoded_as_it_was_before_its_neighbours_were_rewritten() {
-        let patch = Patch {
-            original: vec![1, 2, 3, 4, 5],
-            jump: vec![0xe9; 5],
-            breakpoints: Vec::new(),
-            moved: Vec::new(),
-            site: 0x1009,
-            file: None,
-            breakpoints_met: 0,
-        };
-        let sites = Sites { patches: BTreeMap::from([(0x1002, patch)]), ..Sites::default() };
-        for (start, expected) in [(0x1000, [0, 0, 1, 2]), (0x1004, [3, 4, 5, 0]), (0x1007, [0; 4])] {
-            let mut bytes = [0; 4];
-            sites.undo_patches_in(&mut bytes, start);
-            assert_eq!(bytes, expected, "{start:#x}");
-        }
-    }
-
-    #[test]
     fn calls_from_our_own_pages_or_from_nowhere_are_no_sites() {
-        let mut sites = Sites { pages: vec![Page::new(0x10_0000)], ..Sites::default() };
-        sites.closed.push(0x20_0000..0x20_1000);
         let region = Region::DEFAULT;
+        let mut sites = Sites::new(Planner::of(region));
+        sites.planner.add_stubs(0x10_0000);
+        sites.closed.push(0x20_0000..0x20_1000);
         let ours = [
             0,
             1,
@@ -601,8 +512,8 @@ mod tests {
             0x20_1000,
         ];
         for rip in ours {
-            assert!(!sites.may_be_text(region, rip), "{rip:#x}");
+            assert!(!sites.may_be_text(rip), "{rip:#x}");
         }
-        assert!(sites.may_be_text(region, 0x40_0000));
+        assert!(sites.may_be_text(0x40_0000));
     }
 }

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::INT3;
 use crate::executor::service::{Entry, Service};
+use crate::rewriting::Change;
 
 /// Length of a page of memory.
 const PAGE: u64 = 4096;
@@ -37,37 +38,17 @@ impl Memory {
         self.0.write_all_at(bytes, at).ok()
     }
 
-    /// Replaces text that contexts may be executing (Intel SDM, volume 3, 9.1.3): breakpoints where its instructions begin,
-    /// old ones as well as new ones, then the rest, then what stands there in the end; every processor is told in between.
-    /// A context that meets a breakpoint faults, and [`super::Rewriter::caused`] sends it on.
-    pub(super) fn overwrite(&self, service: &Service, changes: &[Change<'_>]) -> Option<()> {
-        for &breakpoint in changes.iter().flat_map(|change| change.breakpoints) {
-            self.write(breakpoint, &[INT3])?;
+    /// Changes text that contexts may be executing. One that meets a breakpoint faults, and [`super::Rewriter::caused`] sends
+    /// it on.
+    pub(super) fn change(&self, service: &Service, changes: &[Change<'_>]) -> Option<()> {
+        let steps: Vec<_> = changes.iter().map(Change::steps).collect();
+        for step in 0..3 {
+            for write in steps.iter().flat_map(|steps| &steps[step]) {
+                self.write(write.at, &write.bytes)?;
+            }
+            synchronise(service)?;
         }
-        synchronise(service)?;
-        for change in changes {
-            self.write(change.at, &change.with_breakpoints())?;
-        }
-        synchronise(service)?;
-        for change in changes {
-            self.write(change.at, change.bytes)?;
-        }
-        synchronise(service)
-    }
-}
-
-/// What is to be where, and where the instructions begin that are there or are to be there.
-#[derive(Debug)]
-pub(super) struct Change<'a> {
-    pub(super) at: u64,
-    pub(super) bytes: &'a [u8],
-    pub(super) breakpoints: &'a [u64],
-}
-
-impl Change<'_> {
-    fn with_breakpoints(&self) -> Vec<u8> {
-        let byte = |(at, &byte)| if self.breakpoints.contains(&at) { INT3 } else { byte };
-        (self.at..).zip(self.bytes).map(byte).collect()
+        Some(())
     }
 }
 
@@ -104,9 +85,9 @@ pub(super) fn drop_copies(service: &Service, pages: &BTreeSet<u64>) {
     let _ = service.request(&pages.iter().copied().flat_map(drop).collect::<Vec<_>>());
 }
 
-/// The pages that `len` bytes from `at` on are in.
-pub(super) fn pages(at: u64, len: usize) -> impl Iterator<Item = u64> {
-    (at / PAGE..=(at + len as u64 - 1) / PAGE).map(|page| page * PAGE)
+/// The pages that a range is in.
+pub(super) fn pages(range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
+    (range.start / PAGE..=(range.end - 1) / PAGE).map(|page| page * PAGE)
 }
 
 #[cfg(test)]
@@ -115,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_jump_across_the_end_of_a_page_is_in_two_pages_and_no_other() {
-        let of = |at, len| pages(at, len).collect::<Vec<_>>();
+        let of = |at: u64, len| pages(&(at..at + len)).collect::<Vec<_>>();
         assert_eq!(of(0x1ffb, 5), [0x1000]);
         assert_eq!(of(0x1ffc, 5), [0x1000, 0x2000]);
         assert_eq!(of(0x2000, 5), [0x2000]);

@@ -9,7 +9,6 @@ use super::INT3;
 use super::site::{Form, JUMP, SYSCALL, Text};
 use crate::executor::code;
 use crate::executor::region::Region;
-use crate::maps::Map;
 
 /// Length of a page of stubs: room for some 1,500 sites. A jump whose second byte is given finds its stub in any page.
 pub(super) const PAGE_LEN: u64 = 64 << 10;
@@ -28,7 +27,7 @@ pub(super) struct Page {
 }
 
 /// A stub that is to be written, and how its addresses and the site's correspond.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stub {
     pub(super) start: u64,
     pub(super) bytes: Vec<u8>,
@@ -41,7 +40,7 @@ pub(super) struct Stub {
 }
 
 /// A jump that can take the place of a site.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Jump {
     pub(super) at: u64,
     /// The instructions that move to the stub: with those of [`Form::Behind`] a `syscall` before them.
@@ -51,6 +50,8 @@ pub(super) struct Jump {
     /// Has it a prefix that does nothing? Then its distance is one byte farther behind.
     has_prefix: bool,
     is_behind: bool,
+    /// What the moved instructions are relative to.
+    bases: Vec<u64>,
 }
 
 impl Jump {
@@ -58,13 +59,14 @@ impl Jump {
     pub(super) fn all(form: &Form, text: Text<'_>, rip: u64) -> Vec<Self> {
         match form {
             Form::Before { at, moved } => {
-                let moved = text
+                let moved: Vec<_> = text
                     .decode(*at)
                     .map(|instruction| instruction.ip()..instruction.next_ip())
                     .take_while(|instruction| instruction.end <= moved.end)
                     .collect();
+                let bases = bases(text, &moved);
                 let breakpoints = vec![*at];
-                vec![Self { at: *at, moved, breakpoints, has_prefix: false, is_behind: false }]
+                vec![Self { at: *at, moved, breakpoints, has_prefix: false, is_behind: false, bases }]
             }
             Form::Behind { moved } => {
                 let at = rip - SYSCALL;
@@ -74,11 +76,17 @@ impl Jump {
                     let breakpoints =
                         std::iter::once(at).chain(moved.iter().map(|moved| moved.start)).collect();
                     let is_whole = moved.last().is_some_and(|last| last.end >= end);
-                    is_whole.then_some(Self { at, moved, breakpoints, has_prefix, is_behind: true })
+                    let bases = bases(text, &moved);
+                    is_whole.then_some(Self { at, moved, breakpoints, has_prefix, is_behind: true, bases })
                 };
                 [jump(false), jump(true)].into_iter().flatten().collect()
             }
         }
+    }
+
+    /// Can it lead into a page at `start`, and what it moves there reach all that it is about?
+    pub(super) fn reaches(&self, start: u64) -> bool {
+        self.bases.iter().chain([&self.at]).all(|&base| start.abs_diff(base) < REACH)
     }
 
     pub(super) fn end(&self) -> u64 {
@@ -91,7 +99,7 @@ impl Jump {
     }
 
     /// Which bytes of its distance have to be a breakpoint.
-    fn given(&self) -> [bool; 4] {
+    pub(super) fn given(&self) -> [bool; 4] {
         let distance = self.end() - 4;
         [0, 1, 2, 3].map(|byte| self.breakpoints.contains(&(distance + byte)))
     }
@@ -133,8 +141,23 @@ impl Jump {
     }
 }
 
+/// The addresses that some instructions are about by their distance.
+fn bases(text: Text<'_>, instructions: &[Range<u64>]) -> Vec<u64> {
+    let decoded = instructions.iter().filter_map(|range| text.decode(range.start).next());
+    decoded
+        .filter_map(|instruction| {
+            if instruction.is_ip_rel_memory_operand() {
+                Some(instruction.ip_rel_memory_address())
+            } else {
+                let is_branch = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near();
+                is_branch.then(|| instruction.near_branch_target())
+            }
+        })
+        .collect()
+}
+
 /// What a byte can be, that is given or not.
-fn values(is_given: bool) -> std::ops::RangeInclusive<u8> {
+pub(super) fn values(is_given: bool) -> std::ops::RangeInclusive<u8> {
     if is_given { INT3..=INT3 } else { 0..=u8::MAX }
 }
 
@@ -154,7 +177,7 @@ impl Page {
 
     /// The stub for the site whose `syscall` ends at `rip`, if there is room for it where `jump` can lead.
     pub(super) fn stub(&mut self, text: Text<'_>, rip: u64, jump: &Jump) -> Option<Stub> {
-        if self.start.abs_diff(rip) >= REACH {
+        if !jump.reaches(self.start) {
             return None;
         }
         // Its length is the same wherever it is.
@@ -287,44 +310,12 @@ fn relative(end: u64, to: u64) -> Option<[u8; 4]> {
     i32::try_from(to.wrapping_sub(end).cast_signed()).ok().map(i32::to_le_bytes)
 }
 
-/// Where a page of stubs for `jump` can be: free, within reach, and away from what else grows (`brk` upwards behind a
-/// program, other mappings downwards).
-pub(super) fn place_for_page(maps: &[Map], region: Region, jump: &Jump) -> Option<u64> {
-    const MARGIN: u64 = 1 << 20;
-    const LOWEST: u64 = 64 << 10;
-    let is_free = |&start: &u64| {
-        let margin = if start == LOWEST { 0 } else { MARGIN };
-        let wanted = start.saturating_sub(margin)..start.saturating_add(PAGE_LEN + margin);
-        start >= LOWEST
-            && start.abs_diff(jump.at) < REACH
-            && !region.touches(&wanted)
-            && wanted.end < crate::arch::x86_64::USER_END
-            && maps.iter().all(|map| map.range.end <= wanted.start || map.range.start >= wanted.end)
-    };
-    let [.., third, highest] = jump.given();
-    if !third && !highest {
-        let text = maps.iter().find(|map| map.range.contains(&jump.at))?.range.start & !(MARGIN - 1);
-        let below = [16u64, 64, 256, 1024].map(|mib| text.checked_sub(mib << 20));
-        let above = [1536u64, 1024, 512].map(|mib| text.checked_add(mib << 20));
-        // A program at 4 MiB has little below; it is closer to its own text than anything that grows.
-        let low = [Some(LOWEST)];
-        return below.into_iter().chain(above).chain(low).flatten().find(is_free);
-    }
-    // Each upper half of the distance has its place. Those below first, then from far above.
-    values(highest)
-        .flat_map(|highest| values(third).map(move |third| [0, 0, third, highest]))
-        .map(|distance| i64::from(i32::from_le_bytes(distance)))
-        .rev()
-        .filter_map(|distance| jump.end().checked_add_signed(distance))
-        .map(|target| target & !0xfff)
-        .find(is_free)
-}
-
 #[cfg(test)]
 mod tests {
     use iced_x86::{Code, Instruction};
 
     use super::*;
+    use crate::rewriting::Places;
 
     const SITE: u64 = 0x40_1000;
     const PAGE: u64 = 0x1000_0000;
@@ -365,7 +356,7 @@ mod tests {
             let text = Text { start: SITE, bytes: &code };
             let form = Form::Behind { moved };
             let jump = &Jump::all(&form, text, SITE + 2)[1];
-            let start = place_for_page(&[map_of_a_program()], Region::DEFAULT, jump).expect("a place");
+            let start = place_for(jump).expect("a place");
             let stub = Page::new(start).stub(text, SITE + 2, jump).expect("room for a stub");
             let decoded = decode(&stub);
             let original = text.decode(SITE + 2).next().unwrap();
@@ -399,7 +390,6 @@ mod tests {
 
     #[test]
     fn a_jump_is_a_breakpoint_wherever_an_instruction_began() {
-        let maps = [map_of_a_program()];
         for lengths in divisions(4) {
             // push %rax with prefixes that do nothing
             let behind = lengths.iter().flat_map(|&len| [vec![0x2e; len - 1], vec![0x50]].concat());
@@ -409,8 +399,7 @@ mod tests {
             for jump in Jump::all(&Form::Behind { moved }, text, SITE + 2) {
                 // Breakpoints come and go with the jump.
                 assert!(jump.breakpoints.iter().all(|at| (SITE..jump.end()).contains(at)), "{jump:?}");
-                let start =
-                    place_for_page(&maps, Region::DEFAULT, &jump).unwrap_or(SITE.wrapping_sub(0x3333_4000));
+                let start = place_for(&jump).unwrap_or(SITE.wrapping_sub(0x3333_4000));
                 let Some(stub) = Page::new(start).stub(text, SITE + 2, &jump) else {
                     // Where each byte is given, the place is a matter of luck.
                     assert!(jump.given()[2..] == [true, true] || jump.given()[3], "{jump:?}");
@@ -462,50 +451,9 @@ mod tests {
         assert!(ends.iter().all(|(&start, &end)| start >= PAGE + 8 && end <= PAGE + PAGE_LEN));
     }
 
-    fn map_of_a_program() -> Map {
-        map_of(0x40_1000..0x40_2000)
-    }
-
-    fn map_of(range: Range<u64>) -> Map {
-        let line = format!("{:x}-{:x} r-xp 00000000 00:00 0", range.start, range.end);
-        crate::maps::parse(&line).expect("a line of the file")
-    }
-
-    /// Where pages of stubs go for a site at `at` that may be anywhere, one after the other, until there is no place.
-    fn places_for(at: u64, mut maps: Vec<Map>) -> Vec<u64> {
-        const MIB: u64 = 1 << 20;
-        let moved = at..at + JUMP;
-        let text = Text { start: at, bytes: &[0xb8, 1, 0, 0, 0, 0x0f, 0x05] };
-        let jump = &Jump::all(&Form::Before { at, moved }, text, at + 7)[0];
-        let place = || {
-            let start = place_for_page(&maps, Region::DEFAULT, jump)?;
-            let around = start.saturating_sub(if start < MIB { 0 } else { MIB })..start + PAGE_LEN + MIB;
-            assert!(start.abs_diff(at) < REACH && start.is_multiple_of(PAGE_LEN), "{start:#x}");
-            assert_ne!(start, 0, "a null pointer leads there");
-            assert!(!Region::DEFAULT.touches(&around), "{start:#x}");
-            let meets = |map: &Map| map.range.start < around.end && around.start < map.range.end;
-            assert!(!maps.iter().any(meets), "{start:#x}");
-            maps.push(map_of(start..start + PAGE_LEN));
-            Some(start)
-        };
-        std::iter::from_fn(place).take(100).collect()
-    }
-
-    #[test]
-    fn pages_of_stubs_are_within_reach_and_away_from_all_that_grows() {
-        // Text in the middle of nowhere, with 16 MiB, 64 MiB and more below it; low text; and text behind the region.
-        for (at, count) in
-            [(0x5555_5555_4000, 7), (0x40_1000, 4), (Region::DEFAULT.range().end + (17 << 20), 5)]
-        {
-            let text = map_of(at..at + 0x1000);
-            assert_eq!(places_for(at, vec![text]).len(), count, "{at:#x}");
-        }
-        // What is there already keeps its distance: a heap just below the second place, a stack just above the third.
-        let at = 0x5555_5550_0000u64;
-        let below = |mib: u64| at - (mib << 20);
-        let heap = map_of(below(16) - (3 << 19)..below(16) - (1 << 19));
-        let stack = map_of(below(64) + PAGE_LEN + (1 << 19)..below(63) + (1 << 20));
-        let places = places_for(at, vec![map_of(at..at + 0x1000), heap, stack]);
-        assert_eq!(places[..2], [below(256), below(1024)]);
+    /// The best place for a page of stubs when there is nothing but the site's page.
+    fn place_for(jump: &Jump) -> Option<u64> {
+        let is_free = |start: &u64| start.abs_diff(SITE) > PAGE_LEN;
+        Places::new(vec![jump.clone()], vec![Region::DEFAULT.range()]).near(SITE).find(is_free)
     }
 }

@@ -21,8 +21,8 @@ use crate::arch::x86_64::Registers;
 pub(super) const SYSCALL: u64 = 2;
 /// Length of `jmp rel32`.
 pub(super) const JUMP: u64 = 5;
-/// How far on either side of a site code is looked at.
-pub(super) const WINDOW: u64 = 192;
+/// How many bytes on either side of a site are looked at.
+pub const WINDOW: u64 = 192;
 /// As many bytes behind a `syscall` as the longest jump in its place takes.
 const LONGEST_BEHIND: u64 = JUMP + 1 - SYSCALL;
 
@@ -36,14 +36,27 @@ pub(super) enum Form {
     Behind { moved: Vec<Range<u64>> },
 }
 
-/// A stretch of code, and where it is.
+/// A stretch of a guest's memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Text<'a> {
+pub struct Text<'a> {
     pub(super) start: u64,
     pub(super) bytes: &'a [u8],
 }
 
 impl<'a> Text<'a> {
+    /// What is at `start`, as far as there are addresses.
+    pub fn new(start: u64, bytes: &'a [u8]) -> Self {
+        let most = usize::try_from(u64::MAX - start).unwrap_or(usize::MAX);
+        Self { start, bytes: &bytes[..bytes.len().min(most)] }
+    }
+
+    /// What of it is near `rip`.
+    pub(super) fn around(&self, rip: u64) -> Self {
+        let start = self.start.max(rip.saturating_sub(WINDOW));
+        let end = self.end().min(rip.saturating_add(WINDOW));
+        Self { start, bytes: self.get(start..end).unwrap_or(&[]) }
+    }
+
     pub(super) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }

@@ -1,0 +1,401 @@
+//! Rewriting of call sites, as a plan: what to write where, and what a guest's registers mean afterwards.
+//!
+//! The `rewrite` engine does this by itself, to text that is private to a space. A kernel whose guests' text is shared, or
+//! whose own bookkeeping has to know of each change, creates its spaces with
+//! [`Rewriting::Planned`](crate::Rewriting::Planned) and applies plans in its own way. A [`Planner`] is pure: it makes no system call, reads no
+//! memory of a guest, and writes none. The engine is one of its users.
+//!
+//! What the kernel does:
+//!
+//! 1. After a call that has trapped ([`Calls::trapped`](crate::Calls::trapped) has grown), and has done so at this site before, it gives
+//!    [`Planner::plan`] the text around the site and the registers of the context.
+//! 2. If that needs a page of stubs, it chooses one of the [places](Places), maps [`STUBS_LEN`] bytes there, read and
+//!    execute, private to the space, writes the first eight of them, and plans again.
+//! 3. It writes the stub of the [`Plan`], then [changes](Plan::change) the text in steps, and [commits](Planner::commit) the plan.
+//! 4. From then on it passes registers through [`Planner::original`] after each run, and RIP through
+//!    [`Planner::present`] before each. A fault whose vector is 3 is for [`Planner::breakpoint`].
+//! 5. Before the mapping of text is changed, before the text itself is, and for good when a guest sets its GS base
+//!    or is stepped through (`RFLAGS.TF`), it takes the plans there [back](Planner::take_back), and changes the text as
+//!    [`Plan::undo`] says. Stubs stay mapped and as they are: a context may be in one. For good means also
+//!    [`AddressSpace::stop_plans`](crate::AddressSpace::stop_plans).
+//!
+//! ```
+//! use process_vm_exec::rewriting::{Forms, Planner, STUBS_LEN, Text, Unplanned};
+//! use process_vm_exec::{DEFAULT_REGION, Registers};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // mov $39,%eax; syscall; cmp $-4095,%rax; ret
+//! let bytes = [0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0xc3];
+//! let mut page = [0x50; 4096];
+//! page[256..270].copy_from_slice(&bytes);
+//! let text = Text::new(0x40_0000, &page);
+//! // As they are behind the `syscall`.
+//! let registers = Registers { rip: 0x40_0107, rax: 39, ..Registers::default() };
+//!
+//! let mut planner = Planner::new(DEFAULT_REGION.start)?;
+//! let plan = match planner.plan(text, &registers, Forms::All) {
+//!     Err(Unplanned::NoStubs(places)) => {
+//!         // The guest has nothing but this text.
+//!         let place = places.near(0x40_0000).next().ok_or("no place")?;
+//!         let first_bytes = planner.add_stubs(place);
+//!         println!("map {STUBS_LEN} bytes at {place:#x}, which begin with {first_bytes:x?}");
+//!         planner.plan(text, &registers, Forms::All)?
+//!     }
+//!     plan => plan?,
+//! };
+//! println!("write {:x?} to {:#x}", plan.stub().bytes, plan.stub().at);
+//! for writes in plan.change().steps() {
+//!     for write in writes {
+//!         println!("write {:x?} to {:#x}", write.bytes, write.at);
+//!     }
+//!     println!("have all processors fetch instructions anew");
+//! }
+//! planner.commit(plan);
+//! # Ok(()) }
+//! ```
+
+mod places;
+mod site;
+mod stub;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+pub(crate) use self::places::LOWEST;
+pub use self::places::Places;
+use self::site::Form;
+pub use self::site::{Text, WINDOW};
+use self::stub::{Jump, Page, Stub};
+use crate::arch::x86_64::{Registers, USER_END};
+use crate::error::Result;
+use crate::executor::region::Region;
+
+/// The breakpoint instruction.
+pub(crate) const INT3: u8 = 0xcc;
+
+/// Length of a page of stubs in bytes: room for some 1,500 sites.
+pub const STUBS_LEN: u64 = stub::PAGE_LEN;
+
+/// Which ways of rewriting a site are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forms {
+    /// All. The one whose calls are the fastest comes first: a jump in place of an instruction before the `syscall`.
+    All,
+    /// A jump in place of the `syscall` itself: for sites that go on trapping because code jumps to their `syscall`.
+    Behind,
+}
+
+impl Forms {
+    fn include(self, form: &Form) -> bool {
+        match self {
+            Self::All => true,
+            Self::Behind => matches!(form, Form::Behind { .. }),
+        }
+    }
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unplanned {
+    /// The site cannot be rewritten: it goes on trapping.
+    #[error("the call site cannot be rewritten")]
+    Unsuitable,
+    /// It can, but not with the pages of stubs that there are: one in one of these places is needed.
+    #[error("no page of stubs is within reach of the call site")]
+    NoStubs(Places),
+}
+
+/// Bytes for a place in a guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The address of the first.
+    pub at: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A site, a jump that takes its place, and the stub that this leads to.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    site: u64,
+    at: u64,
+    original: Vec<u8>,
+    breakpoints: Vec<u64>,
+    stub: Stub,
+}
+
+impl Plan {
+    /// The address behind the site's `syscall`.
+    pub fn site(&self) -> u64 {
+        self.site
+    }
+
+    /// The addresses whose bytes change.
+    pub fn range(&self) -> Range<u64> {
+        self.at..self.at + self.original.len() as u64
+    }
+
+    /// What is to be written, where nobody executes it yet, before the text is changed.
+    pub fn stub(&self) -> Write {
+        Write { at: self.stub.start, bytes: self.stub.bytes.clone() }
+    }
+
+    /// What is at [`range`](Self::range) when the plan has been applied.
+    pub fn replacement(&self) -> &[u8] {
+        &self.stub.jump
+    }
+
+    /// What is there before, and again when the plan has been taken back.
+    pub fn original(&self) -> &[u8] {
+        &self.original
+    }
+
+    /// The change of text that applies the plan.
+    pub fn change(&self) -> Change<'_> {
+        Change { at: self.at, bytes: &self.stub.jump, breakpoints: &self.breakpoints }
+    }
+
+    /// The change of text that takes it back.
+    pub fn undo(&self) -> Change<'_> {
+        Change { at: self.at, bytes: &self.original, breakpoints: &self.breakpoints }
+    }
+
+    /// Is the instruction at `addr` in the stub while the plan is applied?
+    pub fn moves(&self, addr: u64) -> bool {
+        self.stub.moved.contains_key(&addr)
+    }
+
+    /// Does it change something in `range`?
+    pub fn meets(&self, range: &Range<u64>) -> bool {
+        self.at < range.end && range.start < self.range().end
+    }
+}
+
+/// A change of text that contexts may be executing, before and after which its instructions begin at different places.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    at: u64,
+    bytes: &'a [u8],
+    breakpoints: &'a [u64],
+}
+
+impl Change<'_> {
+    /// The writes, in three steps. After each step, and before the next, all processors that may execute the text have to fetch
+    /// their instructions anew: by membarrier(2), `PRIVATE_EXPEDITED_SYNC_CORE`, which a space executes for its
+    /// supervisor, or because no context runs. Source: Intel SDM, volume 3, 9.1.3.
+    ///
+    /// First there are breakpoints wherever an instruction begins, then all other bytes become what they are to be, then
+    /// those. A context that meets one of these breakpoints is sent on by [`Planner::breakpoint`].
+    pub fn steps(&self) -> [Vec<Write>; 3] {
+        let breakpoints = self.breakpoints.iter().map(|&at| Write { at, bytes: vec![INT3] }).collect();
+        let byte = |(at, &byte)| if self.breakpoints.contains(&at) { INT3 } else { byte };
+        let between = (self.at..).zip(self.bytes).map(byte).collect();
+        let whole = |bytes| vec![Write { at: self.at, bytes }];
+        [breakpoints, whole(between), whole(self.bytes.to_vec())]
+    }
+}
+
+/// What a breakpoint is that a context has met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breakpoint {
+    /// A plan's, whose [site](Plan::site) this is: the context goes on at the address of the breakpoint itself, of which
+    /// [`Planner::present`] tells where its instruction is.
+    Planned {
+        /// Whose.
+        site: u64,
+    },
+    /// The guest's own: it is told.
+    Guests,
+    /// No plan knows of it. It is the guest's own if the text still has it. Else a plan that has been taken back had one there,
+    /// and the context goes on at the address of the breakpoint.
+    Unknown,
+}
+
+/// The rewritten sites of one space.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    region: Region,
+    pages: Vec<Page>,
+    /// By the first address that changes.
+    plans: BTreeMap<u64, Plan>,
+    /// Addresses in stubs, and what they stand for in the original text.
+    original: BTreeMap<u64, u64>,
+    /// Addresses of overwritten instructions, and where they are now.
+    moved: BTreeMap<u64, u64>,
+}
+
+impl Planner {
+    /// A planner for a space whose [region](crate::Space::region) begins there, in which nothing has been rewritten.
+    ///
+    /// # Errors
+    /// [`Error::Region`](crate::Error::Region) if no region begins there.
+    pub fn new(region: u64) -> Result<Self> {
+        Region::at(region).map(Self::of)
+    }
+
+    pub(crate) fn of(region: Region) -> Self {
+        Self {
+            region,
+            pages: Vec::new(),
+            plans: BTreeMap::new(),
+            original: BTreeMap::new(),
+            moved: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn region(&self) -> Region {
+        self.region
+    }
+
+    /// Plans to rewrite the site of a call that has trapped. `registers` are those of the context, as
+    /// [`original`](Self::original) tells them. `text` is what the space has now for [`WINDOW`] bytes on either
+    /// side of RIP, or as far as its mapping goes. What it says of other sites that are rewritten is undone first.
+    ///
+    /// A guest may say that it has called from anywhere, so that nothing needs to be true of the text.
+    ///
+    /// # Errors
+    /// [`Unplanned`], which says whether another page of stubs would help.
+    pub fn plan(
+        &mut self,
+        text: Text<'_>,
+        registers: &Registers,
+        forms: Forms,
+    ) -> std::result::Result<Plan, Unplanned> {
+        let rip = registers.rip;
+        let around = rip.saturating_sub(WINDOW)..rip.saturating_add(WINDOW);
+        if rip >= USER_END || self.touches(&around) {
+            return Err(Unplanned::Unsuitable);
+        }
+        let text = text.around(rip);
+        let mut bytes = text.bytes.to_vec();
+        self.undo_in(text.start, &mut bytes);
+        let text = Text::new(text.start, &bytes);
+        let mut unplaced = Vec::new();
+        for form in site::recognise(text, registers).iter().filter(|form| forms.include(form)) {
+            let jumps = Jump::all(form, text, rip).into_iter().filter(|jump| !self.meets_another(jump, rip));
+            let jumps: Vec<_> = jumps.collect();
+            for page in &mut self.pages {
+                for jump in &jumps {
+                    if let Some(stub) = page.stub(text, rip, jump)
+                        && let Some(original) = text.get(jump.at..jump.at + stub.jump.len() as u64)
+                    {
+                        let breakpoints = jump.breakpoints.clone();
+                        return Ok(Plan {
+                            site: rip,
+                            at: jump.at,
+                            original: original.to_vec(),
+                            breakpoints,
+                            stub,
+                        });
+                    }
+                }
+            }
+            unplaced.extend(jumps);
+        }
+        if unplaced.is_empty() {
+            return Err(Unplanned::Unsuitable);
+        }
+        let taken = std::iter::once(self.region.range()).chain(self.stubs()).collect();
+        Err(Unplanned::NoStubs(Places::new(unplaced, taken)))
+    }
+
+    fn meets_another(&self, jump: &Jump, site: u64) -> bool {
+        self.plans_in(jump.range()).any(|plan| plan.site != site)
+    }
+
+    /// From now on there is a page of stubs at `start`, which is one of the [`Places`]. It has to begin with the eight bytes that
+    /// are returned.
+    pub fn add_stubs(&mut self, start: u64) -> [u8; 8] {
+        self.pages.push(Page::new(start));
+        Page::header(self.region)
+    }
+
+    /// The pages of stubs that there are.
+    pub fn stubs(&self) -> impl ExactSizeIterator<Item = Range<u64>> {
+        self.pages.iter().map(|page| page.start..page.end())
+    }
+
+    /// Does a range share an address with the executor's region or a page of stubs?
+    pub fn touches(&self, range: &Range<u64>) -> bool {
+        let meets = |stubs: Range<u64>| stubs.start < range.end && range.start < stubs.end;
+        self.region.touches(range) || self.stubs().any(meets)
+    }
+
+    /// A plan has been applied.
+    pub fn commit(&mut self, plan: Plan) {
+        self.original.extend(&plan.stub.original);
+        self.moved.extend(&plan.stub.moved);
+        self.plans.insert(plan.at, plan);
+    }
+
+    /// The plans that are applied.
+    pub fn plans(&self) -> impl Iterator<Item = &Plan> {
+        self.plans.values()
+    }
+
+    /// Those that change something in `range`.
+    pub fn plans_in(&self, range: Range<u64>) -> impl Iterator<Item = &Plan> {
+        // They do not overlap: of those that begin before, the last one alone may reach into it.
+        let before = self.plans.range(..range.start).next_back().map(|(_, plan)| plan);
+        let before = before.filter(|plan| plan.meets(&range));
+        before.into_iter().chain(self.plans.range(range).map(|(_, plan)| plan))
+    }
+
+    /// The plans of which `which` says so are to be taken back: none of their instructions has moved any more, and the
+    /// caller [undoes](Plan::undo) the changes of text. What addresses in their stubs stand for stays known.
+    pub fn take_back(&mut self, mut which: impl FnMut(&Plan) -> bool) -> Vec<Plan> {
+        let starts: Vec<_> = self.plans().filter(|plan| which(plan)).map(|plan| plan.at).collect();
+        let taken: Vec<_> = starts.iter().filter_map(|start| self.plans.remove(start)).collect();
+        for moved in taken.iter().flat_map(|plan| plan.stub.moved.keys()) {
+            self.moved.remove(moved);
+        }
+        taken
+    }
+
+    /// Makes `bytes`, which the space has at `start`, the guest's own: what it is to find when it reads its text.
+    pub fn undo_in(&self, start: u64, bytes: &mut [u8]) {
+        let range = start..start.saturating_add(bytes.len() as u64);
+        for plan in self.plans_in(range.clone()) {
+            for (addr, &byte) in (plan.at..).zip(&plan.original).filter(|(addr, _)| range.contains(addr)) {
+                bytes[usize::try_from(addr - start).expect("an address in the bytes")] = byte;
+            }
+        }
+    }
+
+    /// What the registers of a context that has left would be in its own text.
+    pub fn original(&self, registers: Registers) -> Registers {
+        match self.original.get(&registers.rip) {
+            // A `syscall` leaves RIP in `rcx`.
+            Some(&rip) if registers.rcx == registers.rip => Registers { rip, rcx: rip, ..registers },
+            Some(&rip) => Registers { rip, ..registers },
+            None => registers,
+        }
+    }
+
+    /// What an address that a fault tells is about, if that may be of an instruction: all but those of page faults.
+    pub fn original_address(&self, addr: u64) -> u64 {
+        self.original.get(&addr).copied().unwrap_or(addr)
+    }
+
+    /// Where a context goes that is to go on at `rip` of its own text.
+    pub fn present(&self, rip: u64) -> u64 {
+        self.moved.get(&rip).copied().unwrap_or(rip)
+    }
+
+    /// A context has faulted with vector 3, at the instruction before `rip`: whose breakpoint was that?
+    pub fn breakpoint(&self, rip: u64) -> Breakpoint {
+        let Some(at) = rip.checked_sub(1) else { return Breakpoint::Unknown };
+        let planned = self.plans.range(..=at).next_back().filter(|(_, plan)| plan.breakpoints.contains(&at));
+        match planned {
+            Some((start, plan)) => {
+                let is_own = usize::try_from(at - start).is_ok_and(|index| plan.original[index] == INT3);
+                if is_own { Breakpoint::Guests } else { Breakpoint::Planned { site: plan.site } }
+            }
+            None => Breakpoint::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
