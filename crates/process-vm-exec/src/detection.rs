@@ -4,6 +4,7 @@ use crate::engine::{native, rewrite};
 use crate::error::{Error, Result};
 use crate::executor::task;
 use crate::name::Engine;
+use crate::refusal::EngineError;
 
 /// What works on this machine.
 #[derive(Clone, Debug)]
@@ -12,7 +13,7 @@ pub struct Detection {
     /// The engine that [`AddressSpace::create`](crate::AddressSpace::create) uses.
     pub best: Engine,
     /// Every engine, the best first, and what it lacks here; `None` where it works.
-    pub engines: Vec<(Engine, Option<String>)>,
+    pub engines: Vec<(Engine, Option<EngineError>)>,
 }
 
 impl Engine {
@@ -51,7 +52,7 @@ impl Engine {
     }
 
     /// What it lacks on this machine.
-    fn lacks(self) -> Option<String> {
+    fn lacks(self) -> Option<EngineError> {
         match self {
             Self::Rewrite => task::lacks().or_else(rewrite::lacks),
             Self::Trap => task::lacks(),

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use crate::exit::Exit;
 use crate::name::{Engine, UnknownEngine};
+use crate::refusal::{AttachError, EngineError, ThreadError};
 
 /// A result of this library.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -56,7 +57,7 @@ pub enum Error {
         /// The engine.
         engine: Engine,
         /// What it lacks, and what to do about it.
-        why: String,
+        why: EngineError,
     },
     /// `PROCESS_VM_EXEC_ENGINE` names no engine.
     #[error("PROCESS_VM_EXEC_ENGINE: {0}")]
@@ -67,7 +68,7 @@ pub enum Error {
         /// The process.
         pid: i32,
         /// What stands in the way, and what to do about it.
-        why: String,
+        why: AttachError,
         /// What a system call would say.
         errno: Errno,
     },
@@ -99,7 +100,7 @@ pub enum Error {
         /// The thread.
         tid: i32,
         /// What stands in the way, and what to do about it.
-        why: String,
+        why: ThreadError,
         /// What a system call would say.
         errno: Errno,
     },

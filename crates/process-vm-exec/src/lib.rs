@@ -24,6 +24,7 @@ mod memory;
 mod name;
 mod procfs;
 mod ptrace;
+mod refusal;
 mod registry;
 pub mod rewriting;
 mod signal;
@@ -43,6 +44,7 @@ pub use crate::executor::region::DEFAULT_REGION;
 pub use crate::exit::{Access, Arch, Exit, Fault, Syscall, WaitStatus};
 pub use crate::memory::{Mapping, Protection};
 pub use crate::name::{Engine, UnknownEngine};
+pub use crate::refusal::{AttachError, Capability, EngineError, NotPermitted, ThreadError};
 pub use crate::registry::RegisteredFile;
 pub use crate::signal::{SigInfo, SignalSet};
 pub use crate::space::{

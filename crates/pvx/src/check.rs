@@ -114,7 +114,7 @@ fn engines() -> (Option<&'static str>, Vec<EngineLine>) {
             let lines = detection.engines.into_iter().map(|(engine, lacks)| EngineLine {
                 engine: engine.name(),
                 works: lacks.is_none(),
-                lacks,
+                lacks: lacks.map(|lacks| lacks.to_string()),
             });
             (Some(detection.best.name()), lines.collect())
         }

@@ -17,7 +17,7 @@ use super::janitor::{Janitor, Line};
 use super::place::Place;
 use super::quiescence::wait_until_quiescent;
 use super::region::Room;
-use super::rights::{CAP_SYS_ADMIN, Status, refusal};
+use super::rights::{Status, is_ours, refusal};
 use super::settle::settle;
 use super::stat::thread_to_stop;
 use super::visit::Visits;
@@ -33,6 +33,7 @@ use crate::executor::signature::Key;
 use crate::maps;
 use crate::name::Engine;
 use crate::ptrace::request;
+use crate::refusal::{AttachError, Capability};
 use crate::signal::with_signals_blocked;
 use crate::sync::lock;
 
@@ -77,7 +78,7 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     });
     let Ok(result) = result else {
         // What the caretaker comes to nobody waits for any more; then it takes everything out again.
-        return Err(refusal(number, Errno::TIMEDOUT, "it keeps this process from reading its memory"));
+        return Err(refusal(number, Errno::TIMEDOUT, AttachError::Withheld));
     };
     if result.is_err() {
         // It traces no more then.
@@ -122,7 +123,7 @@ impl<'a> Session<'a> {
         let tracing = if status.is_under_seccomp() { Tracing::GoesOn } else { Tracing::Ends };
         // Not the process's own: if its main thread has ended, that has no memory.
         let maps = maps::of_task(thread).map_err(|error| match error.errno() {
-            Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
+            Errno::ACCESS | Errno::PERM => status.not_permitted(),
             _ => error,
         })?;
         let room = Room::find(order.pid, thread, &maps, order.region)?;
@@ -148,7 +149,7 @@ impl<'a> Session<'a> {
         let (born, slot) = settled?;
         let fs_base = (thread == pid).then_some(born.fs_base);
         let added = line.added();
-        let cleared = place.clear().map_err(|_| refusal(pid, Errno::SRCH, "it has just ended"));
+        let cleared = place.clear().map_err(|_| refusal(pid, Errno::SRCH, AttachError::Ended));
         cleared
             .and_then(|()| Self::of(order, line, &born, (Arc::new(slot), keys), (fs_base, tracing)))
             .inspect_err(|_| _ = added.remove())
@@ -207,16 +208,15 @@ fn find_place(pid: i32, thread: i32, status: &Status) -> Result<Place> {
         let path = format!("/proc/{thread}/mem");
         let memory = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
             |errno| match errno {
-                Errno::ACCESS | Errno::PERM => status.why_not_permitted(),
-                errno => refusal(pid, errno, "its memory cannot be written (/proc/PID/mem)"),
+                Errno::ACCESS | Errno::PERM => status.not_permitted(),
+                errno => refusal(pid, errno, AttachError::Memory),
             },
         )?;
         match Place::find(memory.into(), thread)? {
             Some(place) => return Ok(place),
             None if Instant::now() < deadline => thread::sleep(NAP),
             None => {
-                let why = format!("no text of it ends with {} unused bytes", bootstrap::len());
-                return Err(refusal(pid, Errno::NOMEM, &why));
+                return Err(refusal(pid, Errno::NOMEM, AttachError::NoPlace(bootstrap::len())));
             }
         }
     }
@@ -235,35 +235,30 @@ fn open(pid: Pid) -> Result<OwnedFd> {
 fn seize(pid: i32, tid: i32, status: &Status, tracing: Tracing) -> Result<u64> {
     const SUSPEND_SECCOMP: u64 = 1 << 21;
     const SYSGOOD: u64 = libc::PTRACE_O_TRACESYSGOOD.unsigned_abs() as u64;
-    let refuse = |errno, why: &str| refusal(pid, errno, why);
     let options = match tracing {
         Tracing::GoesOn => SYSGOOD | SUSPEND_SECCOMP,
         Tracing::Ends => SYSGOOD,
     };
     match request(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).expect("64-bit")) {
         Ok(_) => Ok(options),
-        Err(Errno::PERM) if tracing == Tracing::GoesOn && !CAP_SYS_ADMIN.is_ours() => Err(refuse(
-            Errno::PERM,
-            &format!("seccomp judges its calls; to set that aside, {}", CAP_SYS_ADMIN.is_needed()),
-        )),
-        Err(errno @ Errno::INVAL) if tracing == Tracing::GoesOn => Err(refuse(
-            errno,
-            "seccomp judges its calls, and this kernel cannot set that aside (CONFIG_CHECKPOINT_RESTORE)",
-        )),
-        Err(Errno::PERM) => Err(status.why_not_permitted()),
-        Err(errno) => Err(refuse(errno, "it has just ended")),
+        Err(Errno::PERM) if tracing == Tracing::GoesOn && !is_ours(Capability::SysAdmin) => {
+            Err(refusal(pid, Errno::PERM, AttachError::Seccomp))
+        }
+        Err(errno @ Errno::INVAL) if tracing == Tracing::GoesOn => {
+            Err(refusal(pid, errno, AttachError::SeccompStays))
+        }
+        Err(Errno::PERM) => Err(status.not_permitted()),
+        Err(errno) => Err(refusal(pid, errno, AttachError::Ended)),
     }
 }
 
-fn why_not_born(errno: Errno) -> &'static str {
+fn why_not_born(errno: Errno) -> AttachError {
     match errno {
-        Errno::BUSY => "its thread does not stop: it is in an uninterruptible sleep; try again later",
-        Errno::NOEXEC => "it runs 32-bit code, which cannot be helped here",
-        Errno::AGAIN | Errno::NOMEM => {
-            "it may have no more tasks (RLIMIT_NPROC, or pids.max of its control group)"
-        }
-        Errno::SRCH => "it has just ended",
-        _ => "a task could not be made in it",
+        Errno::BUSY => AttachError::DoesNotStop,
+        Errno::NOEXEC => AttachError::Code32,
+        Errno::AGAIN | Errno::NOMEM => AttachError::TooManyTasks,
+        Errno::SRCH => AttachError::Ended,
+        _ => AttachError::NoTask,
     }
 }
 
@@ -283,10 +278,6 @@ pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Result<Pid> {
     };
     match Pid::from_raw(number.max(0)) {
         Some(pid) => Ok(pid),
-        None => Err(refusal(
-            number,
-            Errno::SRCH,
-            "it has ended, or is in a pid namespace that is not below this one",
-        )),
+        None => Err(refusal(number, Errno::SRCH, AttachError::NoNumber)),
     }
 }

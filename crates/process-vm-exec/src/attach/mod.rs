@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::name::Engine;
+use crate::refusal::AttachError;
 use owners::Owners;
 use visit::Visits;
 
@@ -104,15 +105,11 @@ fn compare_memory(pid: i32, other: i32) -> libc::c_long {
 
 /// A pidfd for the process that has this number now.
 pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
-    let refusal = |errno: Errno| rights::refusal(pid, errno, "there is no such process");
+    let refusal = |errno: Errno| rights::refusal(pid, errno, AttachError::NoProcess);
     let number = Pid::from_raw(pid.max(0)).ok_or_else(|| refusal(Errno::SRCH))?;
     rustix::process::pidfd_open(number, PidfdFlags::empty()).map_err(|errno| match errno {
         // Of a thread that leads no process.
-        Errno::INVAL | Errno::NOENT => rights::refusal(
-            pid,
-            errno,
-            "it is a thread, not a process; give the process (Tgid in /proc/PID/status)",
-        ),
+        Errno::INVAL | Errno::NOENT => rights::refusal(pid, errno, AttachError::Thread),
         errno => refusal(errno),
     })
 }

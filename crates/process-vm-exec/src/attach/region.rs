@@ -12,6 +12,7 @@ use crate::executor::region::Region;
 use crate::maps::Map;
 use crate::memory;
 use crate::procfs;
+use crate::refusal::AttachError;
 
 /// The name of executors, and of the file that their pages are of.
 pub(super) const NAME: &str = "pvx-executor";
@@ -32,21 +33,14 @@ impl Room {
     /// If somebody uses the addresses, or another supervisor has an executor there.
     pub(super) fn find(pid: Pid, thread: i32, maps: &[Map], wanted: Option<Region>) -> Result<Self, Error> {
         let number = pid.as_raw_pid();
-        let refuse = |errno, why: &str| Err(refusal(number, errno, why));
+        let refuse = |errno, why| Err(refusal(number, errno, why));
         let left_over = executors_region(maps);
         if let Some(region) = left_over {
             if let Some(executor) = executor_with_memory_of(thread) {
-                let why = format!(
-                    "another supervisor is attached to it, whose executor is process {executor}; wait until that has \
-                     detached or ended"
-                );
-                return refuse(Errno::EXIST, &why);
+                return refuse(Errno::EXIST, AttachError::Attached { executor });
             }
             if wait_until_quiescent(number, region.range()).is_err() {
-                return refuse(
-                    Errno::BUSY,
-                    "a thread of it is still busy with calls of a supervisor that has ended",
-                );
+                return refuse(Errno::BUSY, AttachError::Busy);
             }
         }
         let left_over = left_over.and_then(|region| Some((region, mark_of(region, thread).ok()?)));
@@ -55,20 +49,16 @@ impl Room {
             if is_left_over { None } else { maps.iter().find(|map| region.touches(&map.range)) }
         };
         let region = match wanted {
-            None => Region::all().find(|&region| who_is_in(region).is_none()).ok_or_else(|| {
-                refusal(number, Errno::NOMEM, "its address space has no room for the executor's pages")
-            }),
+            None => Region::all()
+                .find(|&region| who_is_in(region).is_none())
+                .ok_or_else(|| refusal(number, Errno::NOMEM, AttachError::NoRegion)),
             Some(region) => match who_is_in(region) {
                 None => Ok(region),
                 Some(map) => {
                     let what = if map.name.is_empty() { "memory without a name" } else { &map.name };
-                    let (wanted, there) = (region.range(), &map.range);
-                    let why = format!(
-                        "the program uses addresses of the region from {:#x} to {:#x}: it has {what} at {:#x} to {:#x}; \
-                         choose another region, or none",
-                        wanted.start, wanted.end, there.start, there.end
-                    );
-                    Err(refusal(number, Errno::EXIST, &why))
+                    let what = format!("{what} at {:#x} to {:#x}", map.range.start, map.range.end);
+                    let std::ops::Range { start, end } = region.range();
+                    Err(refusal(number, Errno::EXIST, AttachError::Region { start, end, what }))
                 }
             },
         };

@@ -4,24 +4,11 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::procfs;
+use crate::refusal::{AttachError, Capability, NotPermitted};
 
-/// A capability (capabilities(7)) by its number and name.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Capability(u32, &'static str);
-
-pub(super) const CAP_SYS_PTRACE: Capability = Capability(19, "CAP_SYS_PTRACE");
-pub(super) const CAP_SYS_ADMIN: Capability = Capability(21, "CAP_SYS_ADMIN");
-
-impl Capability {
-    /// Has this thread it?
-    pub(super) fn is_ours(self) -> bool {
-        Status::ours().is_some_and(|status| status.has(self))
-    }
-
-    /// What to do without it.
-    pub(super) fn is_needed(self) -> String {
-        format!("run with {}, which root has unless it was taken away", self.1)
-    }
+/// Has this thread the capability?
+pub(super) fn is_ours(capability: Capability) -> bool {
+    Status::ours().is_some_and(|status| status.has(capability))
 }
 
 /// What /proc/PID/status tells of a thread of a process (proc(5)).
@@ -41,10 +28,8 @@ impl Status {
         match procfs::read(format!("/proc/{tid}/status")) {
             Ok(text) => Ok(Self { pid, text }),
             Err(error) => Err(match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::SRCH) | None => {
-                    refusal(pid, Errno::SRCH, "there is no such process")
-                }
-                Some(errno) => refusal(pid, errno, "/proc/PID/status cannot be read"),
+                Some(Errno::NOENT | Errno::SRCH) | None => refusal(pid, Errno::SRCH, AttachError::NoProcess),
+                Some(errno) => refusal(pid, errno, AttachError::Status),
             }),
         }
     }
@@ -70,7 +55,7 @@ impl Status {
     }
 
     fn has(&self, capability: Capability) -> bool {
-        self.capabilities("CapEff") >> capability.0 & 1 != 0
+        self.capabilities("CapEff") >> capability.number() & 1 != 0
     }
 
     /// Is it a thread of this process, that has not ended?
@@ -100,7 +85,7 @@ impl Status {
         let lacks_none_of_its = other.capabilities("CapPrm") & !self.capabilities("CapPrm") == 0;
         let space = |process: i32| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
         let is_in_its_user_namespace = space(self.pid).is_some_and(|mine| Some(mine) == space(other.pid));
-        is_in_its_user_namespace && (self.has(CAP_SYS_PTRACE) || has_its_ids && lacks_none_of_its)
+        is_in_its_user_namespace && (self.has(Capability::SysPtrace) || has_its_ids && lacks_none_of_its)
     }
 
     fn user(&self) -> u32 {
@@ -109,80 +94,68 @@ impl Status {
 
     /// Refuses what no right would help with.
     pub(super) fn require_possible(&self) -> Result<(), Error> {
-        let refuse = |errno, why: &str| Err(refusal(self.pid, errno, why));
+        let refuse = |errno, why| Err(refusal(self.pid, errno, why));
         if self.pid == rustix::process::getpid().as_raw_pid() {
-            return refuse(Errno::INVAL, "it is the calling process itself");
+            return refuse(Errno::INVAL, AttachError::Itself);
         }
         if self.number("Tgid") != self.pid.unsigned_abs().into() {
-            return refuse(
-                Errno::SRCH,
-                "it is a thread, not a process; give the process (Tgid in /proc/PID/status)",
-            );
+            return refuse(Errno::SRCH, AttachError::Thread);
         }
         match self.field("State").and_then(|state| state.chars().next()) {
-            Some('Z' | 'X') => return refuse(Errno::SRCH, "it has ended already (a zombie)"),
-            _ if self.field("VmSize").is_none() => {
-                return refuse(Errno::PERM, "it is a kernel thread, or is just ending: it has no memory");
-            }
+            Some('Z' | 'X') => return refuse(Errno::SRCH, AttachError::Zombie),
+            _ if self.field("VmSize").is_none() => return refuse(Errno::PERM, AttachError::NoMemory),
             _ => {}
         }
         match self.number("TracerPid") {
             0 => Ok(()),
             tracer => {
                 let name = procfs::read(format!("/proc/{tracer}/comm")).unwrap_or_default();
-                let why = format!("process {tracer} ({}) traces it; that has to detach first", name.trim());
-                refuse(Errno::PERM, &why)
+                refuse(Errno::PERM, AttachError::Traced { tracer, name: name.trim().to_owned() })
             }
         }
     }
 
     /// Why `PTRACE_SEIZE` said `EPERM`.
-    pub(super) fn why_not_permitted(&self) -> Error {
+    pub(super) fn why_not_permitted(&self) -> NotPermitted {
         let scope = procfs::read("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-        let why = match Self::ours() {
+        match Self::ours() {
             Some(ours) => self.why_not_traced_by(&ours, scope.trim()),
-            None => "the kernel refuses".to_owned(),
-        };
-        refusal(self.pid, Errno::PERM, &why)
+            None => NotPermitted::Unknown,
+        }
+    }
+
+    /// The same as the reason why the process cannot be attached to.
+    pub(super) fn not_permitted(&self) -> Error {
+        refusal(self.pid, Errno::PERM, self.why_not_permitted().into())
     }
 
     /// By the rules of ptrace(2), "Ptrace access mode checking".
-    fn why_not_traced_by(&self, ours: &Self, scope: &str) -> String {
-        let uids = |status: &Self| -> Vec<u64> {
+    fn why_not_traced_by(&self, ours: &Self, scope: &str) -> NotPermitted {
+        let uids = |status: &Self| -> Vec<u32> {
             let uids = status.field("Uid").unwrap_or("").split_ascii_whitespace();
             uids.filter_map(|uid| uid.parse().ok()).collect()
         };
         let (euid, theirs) = (uids(ours).get(1).copied().unwrap_or(0), uids(self));
-        let needed = CAP_SYS_PTRACE.is_needed();
         match scope {
-            _ if self.number("TracerPid") != 0 => "somebody traces it".to_owned(),
-            "3" => {
-                "the sysctl kernel.yama.ptrace_scope is 3: nobody may trace anything until the next boot".to_owned()
+            _ if self.number("TracerPid") != 0 => NotPermitted::Traced,
+            "3" => NotPermitted::Nobody,
+            _ if ours.has(Capability::SysPtrace) => NotPermitted::Protected,
+            _ if theirs.iter().any(|&uid| uid != euid) => {
+                NotPermitted::User { theirs: self.user(), ours: euid }
             }
-            _ if ours.has(CAP_SYS_PTRACE) => {
-                "the kernel refuses, although this process has CAP_SYS_PTRACE: it belongs to a user namespace where that \
-                 does not count, or a security module protects it"
-                    .to_owned()
-            }
-            _ if theirs.iter().any(|&uid| uid != euid) => format!(
-                "it belongs to uid {}, you are uid {euid}; become that user, or {needed}",
-                self.user()
-            ),
-            "2" => format!("the sysctl kernel.yama.ptrace_scope is 2; {needed}"),
-            "1" => format!(
-                "the sysctl kernel.yama.ptrace_scope is 1: only descendants may be traced; {needed}, or set it to 0"
-            ),
+            "2" => NotPermitted::Restricted,
+            "1" => NotPermitted::Descendants,
             _ if self.capabilities("CapPrm") & !ours.capabilities("CapEff") != 0 => {
-                format!("it has capabilities that this process lacks; {needed}")
+                NotPermitted::Capabilities
             }
-            _ => format!("it is not dumpable, or in another user namespace; {needed}"),
+            _ => NotPermitted::Undumpable,
         }
     }
 }
 
 /// An error that says why.
-pub(super) fn refusal(pid: i32, errno: Errno, why: &str) -> Error {
-    Error::Attach { pid, why: why.to_owned(), errno }
+pub(super) fn refusal(pid: i32, errno: Errno, why: AttachError) -> Error {
+    Error::Attach { pid, why, errno }
 }
 
 #[cfg(test)]
@@ -211,8 +184,11 @@ mod tests {
         assert!(of("7\t7\t7\t8", IDS, 0b101, 0).could_trace(&ours));
         for (uid, gid) in [("8\t7\t7\t7", IDS), ("7\t8\t7\t7", IDS), ("7\t7\t8\t7", IDS), (IDS, "7\t8\t7\t7")]
         {
-            assert!(!of(uid, gid, 0b101, !0 ^ 1 << CAP_SYS_PTRACE.0).could_trace(&ours), "{uid} {gid}");
-            assert!(of(uid, gid, 0, 1 << CAP_SYS_PTRACE.0).could_trace(&ours), "{uid} {gid}");
+            assert!(
+                !of(uid, gid, 0b101, !0 ^ 1 << Capability::SysPtrace.number()).could_trace(&ours),
+                "{uid} {gid}"
+            );
+            assert!(of(uid, gid, 0, 1 << Capability::SysPtrace.number()).could_trace(&ours), "{uid} {gid}");
         }
         assert!(!of(IDS, IDS, 0b100, 0).could_trace(&ours));
         let elsewhere = Status { pid: -1, ..of(IDS, IDS, !0, !0) };
@@ -233,7 +209,7 @@ mod tests {
     fn why_a_process_cannot_be_attached_to_is_said() {
         let why = |pid, rest: &str| match status(pid, &format!("Tgid:\t7\n{rest}")).require_possible() {
             Ok(()) => String::new(),
-            Err(Error::Attach { why, .. }) => why,
+            Err(Error::Attach { why, .. }) => why.to_string(),
             Err(other) => panic!("{other:?}"),
         };
         assert_eq!(why(7, "State:\tS\nVmSize:\t4 kB\nTracerPid:\t0\n"), "");
@@ -256,7 +232,7 @@ mod tests {
             status(7, &format!("{ids}CapPrm:\t{permitted:016x}\nCapEff:\t{effective:016x}\n"))
         };
         let ours = of(7, 0, 0b11, 0b11);
-        let root = of(0, 0, 0, 1 << CAP_SYS_PTRACE.0);
+        let root = of(0, 0, 0, 1 << Capability::SysPtrace.number());
         for (theirs, ours, scope, word) in [
             (of(7, 9, 0, 0), &ours, "3", "somebody traces it"),
             (of(7, 0, 0b10, 0), &root, "3", "until the next boot"),
@@ -272,7 +248,7 @@ mod tests {
             (of(7, 0, 0b100, 0), &ours, "0", "it has capabilities"),
             (of(7, 0, 0b10, 0), &ours, "", "not dumpable"),
         ] {
-            let why = theirs.why_not_traced_by(ours, scope);
+            let why = theirs.why_not_traced_by(ours, scope).to_string();
             assert!(why.contains(word), "{word}: {why}");
         }
     }
@@ -289,9 +265,9 @@ mod tests {
     /// Whether this runs with rights or without.
     #[test]
     fn our_own_capabilities_are_the_kernels_word() {
-        for capability in [CAP_SYS_PTRACE, CAP_SYS_ADMIN] {
+        for capability in [Capability::SysPtrace, Capability::SysAdmin] {
             let set = rustix::thread::capabilities(None).expect("our capabilities").effective;
-            assert_eq!(capability.is_ours(), set.bits() >> capability.0 & 1 != 0, "{capability:?}");
+            assert_eq!(is_ours(capability), set.bits() >> capability.number() & 1 != 0, "{capability:?}");
         }
     }
 }

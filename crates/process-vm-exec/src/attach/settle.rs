@@ -12,7 +12,7 @@ use super::birth::Born;
 use super::place::Place;
 use super::region::{self, Room, mark_of};
 use super::removal::Added;
-use super::rights::CAP_SYS_PTRACE;
+use super::rights::is_ours;
 use super::{Tracing, bootstrap, inject};
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
@@ -22,6 +22,7 @@ use crate::executor::setup::Params;
 use crate::executor::signature::Key;
 use crate::executor::{code, layout, machine};
 use crate::ptrace::{NO_SYSCALL, get_registers, request, set_registers, set_vectors};
+use crate::refusal::Capability;
 
 /// Makes the executors' pages, and sends them into the resident code.
 pub(super) fn settle(
@@ -58,7 +59,7 @@ pub(super) fn settle(
         let tsc = [libc::PR_SET_TSC, libc::PR_TSC_ENABLE].map(|number| u64::from(number.unsigned_abs()));
         inject::call(task, leave, libc::SYS_prctl, [tsc[0], tsc[1], 0, 0, 0, 0])
             .map_err(space("prctl(PR_SET_TSC)"))?;
-        if !CAP_SYS_PTRACE.is_ours() {
+        if !is_ours(Capability::SysPtrace) {
             let _ =
                 inject::call(task, leave, libc::SYS_prctl, [PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0, 0]);
         }

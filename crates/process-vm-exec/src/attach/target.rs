@@ -24,6 +24,7 @@ use crate::executor::service::{Entry, Outcome, Service};
 use crate::executor::{layout, machine, setup};
 use crate::name::Engine;
 use crate::ptrace::last_errno;
+use crate::refusal::EngineError;
 use crate::sync::lock;
 use crate::{maps, memory, procfs};
 
@@ -185,8 +186,7 @@ impl Target {
     /// Sees to it that contexts can run beside `service`.
     pub(crate) fn prepare_to_run(&self, service: &Service) -> Result<()> {
         if self.tracing == Tracing::GoesOn {
-            let why = "the target has a seccomp filter, which would judge the executor; only calls can be made there";
-            return Err(Error::Engine { engine: Engine::Trap, why: why.to_owned() });
+            return Err(Error::Engine { engine: Engine::Trap, why: EngineError::Seccomp });
         }
         if self.is_ready_to_run.get().is_none() {
             setup::renounce_privileges(service)?;

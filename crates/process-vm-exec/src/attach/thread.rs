@@ -4,6 +4,7 @@ use rustix::io::Errno;
 
 use crate::arch::x86_64::Registers;
 use crate::error::Error;
+use crate::refusal::ThreadError;
 
 /// What only a tracer can see of a thread: see [`LiveProcess::thread`](crate::LiveProcess::thread).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,6 @@ pub enum Rseq {
 }
 
 /// Why a thread cannot be asked.
-pub(crate) fn refusal(tid: i32, errno: Errno, why: &str) -> Error {
-    Error::Thread { tid, why: why.to_owned(), errno }
+pub(crate) fn refusal(tid: i32, errno: Errno, why: ThreadError) -> Error {
+    Error::Thread { tid, why, errno }
 }

@@ -8,12 +8,13 @@ use libc::{
 use rustix::io::Errno;
 use syscalls::Sysno;
 
-use super::rights::{CAP_SYS_ADMIN, Status};
+use super::rights::Status;
 use super::thread::refusal;
 use crate::call::Call;
 use crate::error::Result;
 use crate::executor::code::AUDIT_ARCH_X86_64;
 use crate::ptrace::request;
+use crate::refusal::ThreadError;
 
 /// linux/ptrace.h, Linux 4.4 and 6.4.
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
@@ -22,29 +23,26 @@ const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
 /// That nothing keeps a stopped thread from making these calls, and those that an errand makes itself.
 pub(super) fn require_allowed(tid: i32, calls: &[Call<'_>]) -> Result<()> {
     if dispatches_calls(tid) {
-        return Err(refusal(tid, Errno::PERM, "it dispatches its system calls to itself"));
+        return Err(refusal(tid, Errno::PERM, ThreadError::Dispatches));
     }
-    let status = Status::of(tid).map_err(|_| refusal(tid, Errno::SRCH, "it has just ended"))?;
+    let status = Status::of(tid).map_err(|_| refusal(tid, Errno::SRCH, ThreadError::Ended))?;
     if !status.is_under_seccomp() {
         return Ok(());
     }
     let filters = filters_of(tid).map_err(|errno| {
         let why = match errno {
-            Errno::ACCESS => format!("a seccomp filter judges its calls; {}", CAP_SYS_ADMIN.is_needed()),
+            Errno::ACCESS => ThreadError::Seccomp,
             // Of the strict mode, which has none.
-            Errno::INVAL => "it is under strict seccomp, and may make no calls".to_owned(),
-            _ => "its seccomp filter cannot be looked at".to_owned(),
+            Errno::INVAL => ThreadError::StrictSeccomp,
+            _ => ThreadError::UnknownFilter,
         };
-        refusal(tid, Errno::PERM, &why)
+        refusal(tid, Errno::PERM, why)
     })?;
     let mask = Call::with_args(Sysno::rt_sigprocmask, [libc::SIG_SETMASK as u64, 0, 0, 8, 0, 0]);
     let is_refused = |call: &&Call| !filters.iter().all(|filter| allows(filter, call));
     match std::iter::once(&mask).chain(calls).find(is_refused) {
         None => Ok(()),
-        Some(call) => {
-            let why = format!("its seccomp filter does not allow it to call {}", call.nr().name());
-            Err(refusal(tid, Errno::PERM, &why))
-        }
+        Some(call) => Err(refusal(tid, Errno::PERM, ThreadError::Forbidden(call.nr().name()))),
     }
 }
 

@@ -27,6 +27,7 @@ use crate::executor::life::Life;
 use crate::executor::service::Outcome;
 use crate::exit::WaitStatus;
 use crate::ptrace::{Stop, look_for_stop, seize, set_registers, set_signal_mask};
+use crate::refusal::ThreadError;
 use crate::signal::with_signals_blocked;
 use crate::sync::lock;
 
@@ -116,28 +117,20 @@ impl Visits {
     }
 
     fn admit(&self, pid: i32, tid: i32) -> Result<Stopped> {
-        let no_thread = || refusal(tid, Errno::SRCH, "it is no thread of the process, or has ended");
+        let no_thread = || refusal(tid, Errno::SRCH, ThreadError::NoThread);
         let status = Status::of(tid).map_err(|_| no_thread())?;
         if !status.is_thread_of(pid) {
             return Err(no_thread());
         }
         if Stat::of(tid).is_none_or(Stat::is_kernels) {
-            return Err(refusal(
-                tid,
-                Errno::OPNOTSUPP,
-                "it is a thread of the kernel's in the process, as io_uring(7) has them, and makes no calls",
-            ));
+            return Err(refusal(tid, Errno::OPNOTSUPP, ThreadError::Kernels));
         }
         if !self.added.recall() {
-            return Err(refusal(
-                tid,
-                Errno::BUSY,
-                "a thread of the process is still busy with earlier calls",
-            ));
+            return Err(refusal(tid, Errno::BUSY, ThreadError::Busy));
         }
         let asleep = Asleep::look_at(tid);
-        seize(tid).map_err(|errno| match status.why_not_permitted() {
-            Error::Attach { why, .. } if errno == Errno::PERM => refusal(tid, errno, &why),
+        seize(tid).map_err(|errno| match errno {
+            Errno::PERM => refusal(tid, errno, status.why_not_permitted().into()),
             _ => no_thread(),
         })?;
         // The number cannot become another's any more, and had not yet.
@@ -153,7 +146,7 @@ impl Visits {
             return Err(refusal(thread.tid, Errno::NOEXEC, why_not(Errno::NOEXEC)));
         }
         if self.added.has_region(thread.tid) != Ok(true) {
-            return Err(refusal(thread.tid, Errno::SRCH, "it has other memory now"));
+            return Err(refusal(thread.tid, Errno::SRCH, ThreadError::OtherMemory));
         }
         require_allowed(thread.tid, calls)
     }
@@ -211,15 +204,13 @@ fn gone(tid: i32) -> impl Fn(Errno) -> Error {
     move |errno| refusal(tid, errno, why_not(errno))
 }
 
-fn why_not(errno: Errno) -> &'static str {
+fn why_not(errno: Errno) -> ThreadError {
     match errno {
-        Errno::BUSY => {
-            "it does not stop: it is in an uninterruptible sleep, as in a vfork(2); try again later"
-        }
-        Errno::NOEXEC => "it runs 32-bit code, which cannot be helped here",
-        Errno::TIME => "its calls took too long and were given up",
-        Errno::SRCH => "it has just ended",
-        _ => "it could not be traced",
+        Errno::BUSY => ThreadError::DoesNotStop,
+        Errno::NOEXEC => ThreadError::Code32,
+        Errno::TIME => ThreadError::TooLong,
+        Errno::SRCH => ThreadError::Ended,
+        _ => ThreadError::NotTraced,
     }
 }
 

@@ -15,6 +15,7 @@ use super::{code, filter, setup};
 use crate::arch::x86_64::{Registers, xstate};
 use crate::error::{Error, Result};
 use crate::exit::Arch;
+use crate::refusal::EngineError;
 use crate::signal::SigInfo;
 
 /// One executor.
@@ -274,18 +275,18 @@ impl Executor {
 }
 
 /// Whether executors can be used at all on this machine: what they lack, if not.
-pub(crate) fn lacks() -> Option<String> {
+pub(crate) fn lacks() -> Option<EngineError> {
     const HWCAP2_FSGSBASE: u64 = 1 << 1;
     // SAFETY: asks for a number. Not by rustix, which looks for the function when the program runs, and finds none in a static one.
     let hwcap2 = unsafe { libc::getauxval(libc::AT_HWCAP2) };
     if hwcap2 & HWCAP2_FSGSBASE == 0 {
-        return Some("processor or kernel lacks FSGSBASE (Ivy Bridge or Zen, Linux 5.9)".into());
+        return Some(EngineError::Fsgsbase);
     }
     if xstate::size() as u64 > layout::XSTATE_LEN {
-        return Some("the processor's extended state is larger than a mailbox".into());
+        return Some(EngineError::LargeState);
     }
     if !setup::dispatch_works() && !seccomp_works() {
-        return Some("the kernel has neither Syscall User Dispatch (Linux 5.11) nor seccomp filters".into());
+        return Some(EngineError::Dispatch);
     }
     None
 }

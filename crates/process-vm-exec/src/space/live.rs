@@ -21,6 +21,7 @@ use crate::error::{DescriptorError, Error, Result};
 use crate::executor::filter::ServiceCalls;
 use crate::executor::region::Region;
 use crate::name::Engine;
+use crate::refusal::ThreadError;
 
 /// A live process with an executor in its memory: calls are executed and code runs there beside its own threads.
 ///
@@ -245,11 +246,10 @@ impl LiveProcess {
         calls: &[Call<'_>],
     ) -> Result<Vec<std::result::Result<u64, Errno>>> {
         if let Some(call) = calls.iter().find(|call| is_not_for_threads(call)) {
-            let why = format!("{} is not for a thread that is to go on as before", call.nr().name());
-            return Err(refusal(tid, Errno::OPNOTSUPP, &why));
+            return Err(refusal(tid, Errno::OPNOTSUPP, ThreadError::Unsuitable(call.nr().name())));
         }
         if calls.len() > errand::MAX_CALLS {
-            return Err(refusal(tid, Errno::TOOBIG, "these are more calls than it can make at once"));
+            return Err(refusal(tid, Errno::TOOBIG, ThreadError::TooManyCalls));
         }
         if let Some(call) = calls.iter().find(|call| call.has_files()) {
             return Err(Error::Descriptor { call: call.nr().name(), why: DescriptorError::Targets });

@@ -25,7 +25,7 @@ fn refused(space: &LiveProcess, tid: i32, calls: &[Call], errno: Errno) -> Strin
     match space.batch_in_thread(tid, calls) {
         Err(Error::Thread { tid: named, why, errno: found }) => {
             assert_eq!((named, found), (tid, errno), "{why}");
-            why
+            why.to_string()
         }
         other => panic!("{other:?}"),
     }

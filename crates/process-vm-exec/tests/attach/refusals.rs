@@ -25,7 +25,7 @@ fn refused(pid: i32, errnos: &[Errno]) -> String {
             let Error::Attach { pid: named, ref why, errno } = error else { panic!("{error:?}") };
             assert!(errnos.contains(&errno), "{errno:?} is none of {errnos:?}: {error}");
             assert_eq!(named, pid);
-            why.clone()
+            why.to_string()
         }
         Ok(_) => panic!("attached to {pid}"),
     }

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use process_vm_exec::Engine;
+use process_vm_exec::{Engine, EngineError};
 use tempfile::TempDir;
 
 pub(crate) const PVX: &str = env!("CARGO_BIN_EXE_pvx");
@@ -17,7 +17,7 @@ const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guests");
 /// The engines that work here; the others are named.
 pub(crate) fn engines() -> Vec<Engine> {
     let detection = Engine::detect().expect("the machine can be looked at");
-    let works = |(engine, lacks): (Engine, Option<String>)| match lacks {
+    let works = |(engine, lacks): (Engine, Option<EngineError>)| match lacks {
         None => Some(engine),
         Some(why) => {
             println!("SKIP: engine {engine}: {why}");

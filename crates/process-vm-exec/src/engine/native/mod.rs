@@ -26,6 +26,7 @@ use crate::executor::life::Life;
 use crate::executor::task::{Executor, Trap};
 use crate::exit::{Arch, Syscall, WaitStatus};
 use crate::ptrace::last_errno;
+use crate::refusal::EngineError;
 use crate::signal::with_signals_blocked;
 use crate::signal::{SigInfo, SignalSet};
 use crate::sync::lock;
@@ -48,15 +49,13 @@ const SIGNALS: SignalSet = SignalSet::empty()
     .with(INTERRUPT_SIGNAL);
 
 /// Asks the kernel, never its version.
-pub(crate) fn lacks() -> Option<String> {
+pub(crate) fn lacks() -> Option<EngineError> {
     // SAFETY: with this flag the call looks at nothing and changes nothing. A kernel that has another call under this
     // number finds arguments that are zeroes, but for one.
     let known = unsafe { libc::syscall(SYS_PROCESS_VM_EXEC, 0u64, 0u64, QUERY, 0u64, 0u64, 0u64) };
     let wanted = QUERY | EXTENDED | PIDFD;
     let has = libc::c_ulong::try_from(known).is_ok_and(|known| known & wanted == wanted);
-    (!has).then(|| {
-        "this kernel has no process_vm_exec(2); `cargo xtask kernel build` makes one that has".to_owned()
-    })
+    (!has).then_some(EngineError::NoSystemCall)
 }
 
 /// What runs in one space by this engine.

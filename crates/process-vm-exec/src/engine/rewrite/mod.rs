@@ -22,6 +22,7 @@ use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::exit::{Arch, Fault};
 use crate::maps::{self, FileId, Map};
+use crate::refusal::EngineError;
 use crate::rewriting::{Breakpoint, Forms, INT3, Places, Plan, Planner, STUBS_LEN, Text, Unplanned, WINDOW};
 
 /// The vector of breakpoints.
@@ -47,8 +48,8 @@ const MOST_TRAPS: usize = 1 << 14;
 const MOST_FILES: usize = 64;
 
 /// What the processor must have for the trampoline.
-pub(crate) fn lacks() -> Option<String> {
-    (!std::arch::is_x86_feature_detected!("bmi2")).then(|| "the processor lacks BMI2 (Haswell or Zen)".into())
+pub(crate) fn lacks() -> Option<EngineError> {
+    (!std::arch::is_x86_feature_detected!("bmi2")).then_some(EngineError::Bmi2)
 }
 
 /// What rewriting needs of a space.
