@@ -43,7 +43,7 @@ Cases:
   create            an address space made and dropped
   native-getppid    a real getppid of this process (baseline)
   cache-line        a cache line there and back between two CPUs: no hand-off can beat it (baseline)
-  attach            AddressSpace::attach to a process that works a little and sleeps
+  attach            LiveProcess::attach to a process that works a little and sleeps
   remote-syscall    getpid executed in such a process, by an executor there
   inject-ptrace     the same by stopping it, setting registers, and stepping over one instruction
   spawn             posix_spawn of a program that exits at once, and wait (baseline)
