@@ -4,11 +4,13 @@
 #include <fcntl.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -74,6 +76,34 @@ static void with_the_region(void)
 }
 
 // Takes a pipe of the process, if that is an executor and has one.
+// With pages that look like a dead executor's, which nobody who reads them ever gets: they are waited for until this process
+// brings them (userfaultfd(2)).
+static void with_pages_held_back(void)
+{
+    const size_t len = 256 << 20;
+    struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+    struct uffdio_api api = { .api = UFFD_API };
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+    int file = memfd_create("pvx-executor", MFD_CLOEXEC);
+    void *pages = (void *)0x700000000000;
+
+    if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) != 0) {
+        perror("userfaultfd");
+        exit(1);
+    }
+    if (file < 0 || ftruncate(file, (off_t)len) != 0 ||
+        mmap(pages, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0) != pages) {
+        perror("mmap");
+        exit(1);
+    }
+    range.range.start = (__u64)pages;
+    range.range.len = len;
+    if (ioctl(uffd, UFFDIO_REGISTER, &range) != 0) {
+        perror("UFFDIO_REGISTER");
+        exit(1);
+    }
+}
+
 static int steals_a_pipe(int pid)
 {
     char path[64], name[32] = "";
@@ -252,6 +282,8 @@ int main(int argc, char **argv)
         with_a_rewriter();
     } else if (strcmp(kind, "region") == 0) {
         with_the_region();
+    } else if (strcmp(kind, "withholder") == 0) {
+        with_pages_held_back();
     } else if (strcmp(kind, "tracer") == 0) {
         with_a_child_that(trace_a_thread);
     } else if (strcmp(kind, "filler") == 0) {

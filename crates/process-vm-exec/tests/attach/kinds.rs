@@ -194,6 +194,22 @@ fn that_uses_the_librarys_addresses_itself() {
     assert_unharmed(process);
 }
 
+/// Nobody waits for memory that the process may never bring.
+#[test]
+fn that_holds_back_what_may_be_a_dead_executors_pages() {
+    let _turn = turn();
+    let Some(process) = process("withholder") else { return };
+    let pid = process.pid();
+    for _ in 0..2 {
+        let space = attached(pid);
+        assert_ne!(space.region(), DEFAULT_REGION, "these pages are the program's");
+        space.execute(Sysno::getpid, [0; 6]).expect("getpid");
+        space.detach().expect("detaching");
+    }
+    assert_no_trace_but(pid, |trace| matches!(trace, Trace::Mapping(_) | Trace::Descriptor(_)));
+    assert_unharmed(process);
+}
+
 fn has_pages_of_an_executor(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps").contains("pvx-executor")
 }
