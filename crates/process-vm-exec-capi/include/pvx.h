@@ -34,6 +34,8 @@ struct pvx_context;
 #define PVX_NO_REWRITING 0x1U
 /* pvx_syscall() may make every system call, not only those about memory and those that only tell something. */
 #define PVX_ALL_CALLS 0x2U
+/* The caller rewrites text itself, by plans. */
+#define PVX_PLANNED_REWRITING 0x4U
 
 /* For spin_ns: sleep at once. */
 #define PVX_NO_SPINNING UINT64_MAX
@@ -42,7 +44,7 @@ struct pvx_context;
 struct pvx_options {
 	size_t size;            /* sizeof(struct pvx_options) */
 	uint32_t engine;        /* PVX_ENGINE_... */
-	uint32_t flags;         /* PVX_NO_REWRITING, PVX_ALL_CALLS */
+	uint32_t flags;         /* PVX_NO_REWRITING, PVX_ALL_CALLS, PVX_PLANNED_REWRITING */
 	uint64_t region;        /* start of the library's own 256 MiB: a multiple of 4 GiB; 0: 0x700000000000 */
 	uint64_t spin_ns;       /* stay awake for so long before sleeping; 0: 50,000 */
 	uint64_t time_limit_ns; /* kill a space that does not answer for so long; 0: no limit */
@@ -151,6 +153,8 @@ struct pvx_exit {
 	uint32_t error_code;    /* PVX_FAULT */
 	int32_t status;         /* PVX_DIED: as wait(2) has it */
 	uint64_t address;       /* PVX_FAULT: as si_addr */
+	int32_t rewritten;      /* PVX_SYSCALL: 1 if it came from a rewritten site, else 0 */
+	int32_t reserved;
 	siginfo_t info;         /* PVX_FAULT, PVX_SIGNAL */
 };
 
@@ -163,6 +167,72 @@ int pvx_run(struct pvx_space *space, struct pvx_context *context, struct pvx_cha
 
 /* Ends the run that goes on in the context, or else the next one. Signal handlers may call it. */
 int pvx_interrupt(struct pvx_context *context);
+
+/* ---- Plans of rewritten call sites, for PVX_PLANNED_REWRITING ---- */
+
+struct pvx_planner;
+
+/* Length of a page of stubs. */
+#define PVX_STUBS_LENGTH 0x10000
+/* How many bytes of text on either side of a call are of use. */
+#define PVX_WINDOW 192
+
+#define PVX_FORMS_ALL 0     /* a jump before the syscall instruction, or else in its place */
+#define PVX_FORMS_BEHIND 1  /* in its place: for sites that go on trapping */
+
+/*
+ * A call site, and what takes its place. The stub is written first. Then each step of apply[] is written to address; after each, and
+ * before the next, all processors that may execute the text have to fetch their instructions anew (membarrier(2)).
+ */
+struct pvx_plan {
+	uint64_t site;           /* the address behind the syscall instruction */
+	uint64_t address;        /* of the first byte that changes */
+	uint64_t stub;           /* where the stub goes */
+	uint32_t length;         /* how many bytes change */
+	uint32_t stub_length;
+	uint8_t apply[3][8];     /* the bytes after each step */
+	uint8_t undo[3][8];      /* the same when the plan is taken back */
+	uint8_t stub_bytes[128];
+};
+
+/* One planner is used by one thread at a time. The region is that of the space. */
+int pvx_planner_create(uint64_t region, struct pvx_planner **planner);
+int pvx_planner_clone(struct pvx_planner *planner, struct pvx_planner **clone);
+void pvx_planner_free(struct pvx_planner *planner);
+
+/*
+ * Plans to rewrite the site of a call that has trapped with these registers. The text is what the guest has at start.
+ * -ENOENT: it cannot be rewritten. -EAGAIN: a page of stubs has to be added at one of pvx_planner_places().
+ */
+int pvx_plan(struct pvx_planner *planner, const struct pvx_registers *registers, uint64_t start, const void *text,
+	     size_t length, uint32_t forms, struct pvx_plan *plan);
+/* The best places for text that is mapped from mapping on, count at most. Returns how many there are. */
+int pvx_planner_places(struct pvx_planner *planner, uint64_t mapping, uint64_t *places, size_t count);
+/* There is a page of stubs at start from now on. It has to begin with *first_word. */
+int pvx_planner_add_stubs(struct pvx_planner *planner, uint64_t start, uint64_t *first_word);
+/* The plan that was made last has been applied. */
+int pvx_planner_commit(struct pvx_planner *planner);
+/* Takes back one plan that changes something in the range. Returns 1, or 0 if there is none. */
+int pvx_planner_take_back(struct pvx_planner *planner, uint64_t start, uint64_t length, struct pvx_plan *plan);
+
+/* Makes the registers after a run what they would be in the guest's own text. */
+int pvx_planner_original(struct pvx_planner *planner, struct pvx_registers *registers);
+/* The rip to run with, of one in the guest's own text. */
+uint64_t pvx_planner_present(struct pvx_planner *planner, uint64_t rip);
+/* What the address of a fault is about that is no page fault. */
+uint64_t pvx_planner_original_address(struct pvx_planner *planner, uint64_t address);
+/* Makes bytes that the guest has at start its own: what it is to read. */
+int pvx_planner_undo_in(struct pvx_planner *planner, uint64_t start, void *text, size_t length);
+
+#define PVX_BREAKPOINT_UNKNOWN 0  /* no plan's; the context goes on at rip - 1 if none is there any more */
+#define PVX_BREAKPOINT_GUESTS 1   /* the guest's own */
+#define PVX_BREAKPOINT_PLANNED 2  /* a plan's: the context goes on at pvx_planner_present(rip - 1) */
+
+/* Whose breakpoint a context has met whose fault's vector is 3. */
+int pvx_planner_breakpoint(struct pvx_planner *planner, uint64_t rip);
+
+/* All plans of the space have been taken back, and there will be no more: GS is the guest's. */
+int pvx_space_stop_plans(struct pvx_space *space);
 
 /* ---- Errors ---- */
 

@@ -87,6 +87,11 @@ fn spaces_do_the_same_for_a_static_program() {
 }
 
 #[test]
+fn call_sites_are_rewritten_by_plans_that_the_caller_applies() {
+    holds("plans");
+}
+
+#[test]
 fn spaces_make_the_host_calls_of_their_contract_and_no_others() {
     holds("contract");
 }

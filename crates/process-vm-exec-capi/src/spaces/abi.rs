@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 use std::time::Duration;
 
+use process_vm_exec::rewriting::{self, Plan};
 use process_vm_exec::{
     Access, AddressSpaceBuilder, Arch, Engine, Errno, Exit, Registers, Rewriting, ServiceCalls, Syscall,
     WaitStatus,
@@ -28,6 +29,7 @@ const ENGINE_TRAP: u32 = 1;
 const ENGINE_REWRITE: u32 = 2;
 const NO_REWRITING: u32 = 1;
 const ALL_CALLS: u32 = 2;
+const PLANNED_REWRITING: u32 = 4;
 const NO_SPINNING: u64 = u64::MAX;
 
 impl Options {
@@ -44,13 +46,21 @@ impl Options {
                 );
             }
         };
-        if self.flags & !(NO_REWRITING | ALL_CALLS) != 0 {
-            return invalid("the flags are others than PVX_NO_REWRITING and PVX_ALL_CALLS");
+        if self.flags & !(NO_REWRITING | ALL_CALLS | PLANNED_REWRITING) != 0 {
+            return invalid(
+                "the flags are others than PVX_NO_REWRITING, PVX_ALL_CALLS and PVX_PLANNED_REWRITING",
+            );
         }
         let is_set = |flag| self.flags & flag != 0;
+        let rewriting = match (is_set(NO_REWRITING), is_set(PLANNED_REWRITING)) {
+            (true, true) => return invalid("PVX_NO_REWRITING and PVX_PLANNED_REWRITING exclude each other"),
+            (true, false) => Rewriting::Off,
+            (false, true) => Rewriting::Planned,
+            (false, false) => Rewriting::On,
+        };
         let mut builder = AddressSpaceBuilder::default()
             .engine(engine)
-            .rewriting(if is_set(NO_REWRITING) { Rewriting::Off } else { Rewriting::On })
+            .rewriting(rewriting)
             .service_calls(if is_set(ALL_CALLS) { ServiceCalls::All } else { ServiceCalls::Memory });
         if self.region != 0 {
             builder = builder.region(self.region);
@@ -91,6 +101,58 @@ pub(super) const UNMAP: u32 = 1;
 pub(super) const PROTECT: u32 = 2;
 pub(super) const ANONYMOUS: c_int = -1;
 
+/// As many bytes as a plan changes at most.
+const LONGEST_CHANGE: usize = 8;
+/// As many bytes as a stub may have.
+const LONGEST_STUB: usize = 128;
+
+/// `struct pvx_plan`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct CPlan {
+    site: u64,
+    address: u64,
+    stub: u64,
+    length: u32,
+    stub_length: u32,
+    apply: [[u8; LONGEST_CHANGE]; 3],
+    undo: [[u8; LONGEST_CHANGE]; 3],
+    stub_bytes: [u8; LONGEST_STUB],
+}
+
+impl TryFrom<&Plan> for CPlan {
+    type Error = Failure;
+
+    fn try_from(plan: &Plan) -> Outcome<Self> {
+        let (range, stub) = (plan.range(), plan.stub());
+        let mut stub_bytes = [0; LONGEST_STUB];
+        let too_long = Failure::Caller(Errno::NOBUFS, "the stub is longer than a plan has room for");
+        stub_bytes.get_mut(..stub.bytes.len()).ok_or(too_long)?.copy_from_slice(&stub.bytes);
+        // All the bytes after each step, those included that it leaves as they are.
+        let steps = |present: &[u8], change: rewriting::Change<'_>| {
+            let mut bytes = [0; LONGEST_CHANGE];
+            bytes[..present.len()].copy_from_slice(present);
+            change.steps().map(|writes| {
+                for write in writes {
+                    let at = usize::try_from(write.at - range.start).expect("an address of the change");
+                    bytes[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
+                }
+                bytes
+            })
+        };
+        Ok(Self {
+            site: plan.site(),
+            address: range.start,
+            stub: stub.at,
+            length: u32::try_from(range.end - range.start).expect("a few bytes"),
+            stub_length: u32::try_from(stub.bytes.len()).expect("it has been copied"),
+            apply: steps(plan.original(), plan.change()),
+            undo: steps(plan.replacement(), plan.undo()),
+            stub_bytes,
+        })
+    }
+}
+
 /// `struct pvx_registers`, which has the library's own order.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
@@ -124,12 +186,14 @@ pub(super) struct CExit {
     error_code: u32,
     status: i32,
     address: u64,
+    rewritten: i32,
+    _reserved: i32,
     info: [u64; 16],
 }
 
 impl CExit {
-    /// Stores what the exit has to say, and nothing else. `syscall` is the context's.
-    pub(super) fn store(&mut self, exit: &Exit, syscall: &Syscall) {
+    /// Stores what the exit has to say, and nothing else. `syscall` is the context's; it came from a rewritten site, or not.
+    pub(super) fn store(&mut self, exit: &Exit, syscall: &Syscall, is_rewritten: bool) {
         match exit {
             Exit::Syscall => {
                 self.kind = 0;
@@ -138,6 +202,7 @@ impl CExit {
                     Arch::I386 => 1,
                 };
                 (self.number, self.arguments) = (syscall.nr, syscall.args);
+                self.rewritten = is_rewritten.into();
             }
             Exit::Fault(fault) => {
                 self.kind = 1;
@@ -183,6 +248,7 @@ mod tests {
         assert_eq!(size_of::<Options>(), 40);
         assert_eq!(size_of::<Change>(), 48);
         assert_eq!(size_of::<CRegisters>(), 22 * 8);
-        assert_eq!((size_of::<CExit>(), std::mem::offset_of!(CExit, info)), (216, 88));
+        assert_eq!((size_of::<CExit>(), std::mem::offset_of!(CExit, info)), (224, 96));
+        assert_eq!((size_of::<CPlan>(), std::mem::offset_of!(CPlan, stub_bytes)), (208, 80));
     }
 }

@@ -106,6 +106,17 @@ pub(super) unsafe fn slice<'a>(changes: *mut Change, count: usize) -> Outcome<&'
     }
 }
 
+/// # Safety
+/// `length` bytes at `bytes` may be read and nobody changes them meanwhile, or `length` is 0.
+pub(super) unsafe fn bytes<'a>(bytes: *const c_void, length: usize) -> Outcome<&'a [u8]> {
+    match length {
+        0 => Ok(&[]),
+        _ if bytes.is_null() => Err(NULL),
+        // SAFETY: by the contract.
+        _ => Ok(unsafe { std::slice::from_raw_parts(bytes.cast(), length) }),
+    }
+}
+
 /// Makes changes of memory.
 ///
 /// # Safety

@@ -28,9 +28,10 @@ unsafe extern "C" fn pvx_run(
         with(run, |context| {
             let (space, mut place) = (space(home)?, NonNull::new(exit).ok_or(NULL)?);
             change(space, slice(changes, count)?)?;
+            let rewritten = context.calls().rewritten;
             let reason = space.run(context, &SignalSet::all())?;
             // Any bytes are a value of it.
-            place.as_mut().store(&reason, context.syscall());
+            place.as_mut().store(&reason, context.syscall(), context.calls().rewritten != rewritten);
             Ok(())
         })
     };
