@@ -137,13 +137,12 @@ pub(crate) fn half(slot: &Slot, offset: u64) -> Half<'_> {
     const fn index(offset: u64) -> usize {
         (offset / 4) as usize
     }
+    const WORD: usize = index(layout::WORD);
+    const SLEEPING: usize = index(layout::SLEEPING);
+    const CPU: usize = index(layout::CPU);
+    const NO_YIELD: usize = index(layout::NO_YIELD);
     let words = slot.words(offset);
-    Half {
-        word: &words[const { index(layout::WORD) }],
-        sleeping: &words[const { index(layout::SLEEPING) }],
-        cpu: &words[const { index(layout::CPU) }],
-        no_yield: &words[const { index(layout::NO_YIELD) }],
-    }
+    Half { word: &words[WORD], sleeping: &words[SLEEPING], cpu: &words[CPU], no_yield: &words[NO_YIELD] }
 }
 
 /// `ns` in ticks of the time-stamp counter.

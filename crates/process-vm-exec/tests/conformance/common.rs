@@ -15,6 +15,7 @@ use iced_x86::{
 use process_vm_exec::{
     AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, Rewriting, SignalSet, Syscall,
 };
+use raw_cpuid::{CpuId, Hypervisor};
 
 use crate::planned::{Sites, is_planned};
 
@@ -103,9 +104,8 @@ pub(crate) fn skip(why: &str) {
 
 /// Does QEMU's emulator stand for a processor? It does not raise all exceptions that one raises.
 pub(crate) fn is_emulated() -> bool {
-    const HYPERVISOR: u32 = 0x4000_0000;
-    let leaf = std::arch::x86_64::__cpuid(HYPERVISOR);
-    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == b"TCGTCGTCGTCG"
+    let hypervisor = CpuId::new().get_hypervisor_info();
+    hypervisor.is_some_and(|hypervisor| hypervisor.identify() == Hypervisor::QEMU)
 }
 
 /// Runs `body` in a process of its own, which runs nothing but this claim: for claims about the whole process.
