@@ -44,6 +44,8 @@ pub enum LoadError {
 pub(crate) struct Loaded {
     pub(crate) entry: u64,
     pub(crate) stack_pointer: u64,
+    /// Where the pointers to its environment are.
+    pub(crate) environment: u64,
     /// The end of the program, where its heap begins.
     pub(crate) heap: u64,
     pub(crate) auxv: Vec<u8>,
@@ -74,6 +76,8 @@ pub(crate) fn load(space: &AddressSpace, program: &Program) -> Result<Loaded, Lo
     Ok(Loaded {
         entry,
         stack_pointer: stack.pointer,
+        // Above it are the number of arguments, these, and a null pointer.
+        environment: stack.pointer + 8 * (program.args.len() as u64 + 2),
         heap: image.extent().end.wrapping_add(bias),
         auxv: stack.auxv,
     })

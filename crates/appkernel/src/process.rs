@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How much `execve` takes as arguments and environment.
-const ARGUMENTS_MAX: u64 = 2 << 20;
+pub(crate) const ARGUMENTS_MAX: u64 = 2 << 20;
 
 /// exit(2) and exit_group(2): with one task they are the same.
 pub(crate) fn exit(task: &mut Task, [status, ..]: Args) -> Answer {

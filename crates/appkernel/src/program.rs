@@ -119,6 +119,8 @@ pub struct Program {
     pub(crate) execfn: Vec<u8>,
     /// The binary's path on the host, without links (`/proc/self/exe`).
     pub(crate) exe: Vec<u8>,
+    /// The arguments that were asked for. Those that a script's interpreter gets are others.
+    pub(crate) asked: Vec<CString>,
     pub(crate) args: Vec<CString>,
     pub(crate) env: Vec<CString>,
 }
@@ -140,7 +142,8 @@ impl Program {
         args: Vec<CString>,
         env: Vec<CString>,
     ) -> Result<Self, ProgramError> {
-        Self::open_script(open, path, args, env, SCRIPT_DEPTH_MAX)
+        let asked = args.clone();
+        Self::open_script(open, path, args, env, SCRIPT_DEPTH_MAX).map(|program| Self { asked, ..program })
     }
 
     fn open_script(
@@ -177,7 +180,7 @@ impl Program {
         };
         let exe =
             host_path(binary.file.as_fd()).map_err(|errno| ProgramError::Open { path: name(path), errno })?;
-        Ok(Self { binary, interpreter, execfn: path.to_bytes().to_vec(), exe, args, env })
+        Ok(Self { binary, interpreter, execfn: path.to_bytes().to_vec(), exe, asked: Vec::new(), args, env })
     }
 }
 

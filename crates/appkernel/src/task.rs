@@ -178,7 +178,7 @@ impl Task {
     ///
     /// # Errors
     /// No engine, no memory, or arguments that do not fit.
-    pub fn start(program: Program, config: Config) -> Result<Self, Error> {
+    pub fn start(program: Program, mut config: Config) -> Result<Self, Error> {
         let space = config.create_space()?;
         let loaded = loader::load(&space, &program)?;
         let directory = rustix::fs::openat(CWD, c".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
@@ -186,6 +186,9 @@ impl Task {
         let files = FileTable::inherit()
             .map_err(|errno| Error::Host { what: "the standard descriptors cannot be duplicated", errno })?;
         let pid = rustix::process::getpid().as_raw_pid();
+        if let Some(tracer) = &mut config.tracer {
+            tracer.start(&program, loaded.environment);
+        }
         Ok(Self {
             space: Arc::new(space),
             context: Context::new(loaded.entry, loaded.stack_pointer),

@@ -295,34 +295,6 @@ fn a_system_call_that_is_missing_is_named_once_at_the_end() {
     }
 }
 
-#[test]
-fn a_trace_names_calls_flags_and_errors() {
-    let place = Place::new();
-    for engine in engines() {
-        let seen = place.guest(&["--engine", engine.name(), "--trace"], &["cat", "/nope"]);
-        assert_eq!(seen.status, 1);
-        let error = "= -1 ENOENT (No such file or directory)";
-        let open = |line: &&str| {
-            line.starts_with("open") && line.contains("\"/nope\", O_RDONLY") && line.ends_with(error)
-        };
-        assert!(seen.stderr.lines().any(|line| open(&line)), "{engine}: {}", seen.stderr);
-        assert!(
-            seen.stderr.contains("exit_group(1) = ?\n+++ exited with 1 +++"),
-            "{engine}: {}",
-            seen.stderr
-        );
-    }
-}
-
-#[test]
-fn a_trace_can_go_to_a_file_and_counts_to_standard_error() {
-    let place = Place::new();
-    let seen = place.guest(&["--trace-file", "trace", "--stats"], &["/bin/echo", "hello"]);
-    assert_eq!((seen.status, seen.stdout.as_str()), (0, "hello\n"));
-    assert!(fs::read_to_string(place.path("trace")).unwrap().contains("write(1, \"hello\\n\", 6) = 6"));
-    assert!(seen.stderr.lines().any(|line| line.trim() == "1  write"), "{}", seen.stderr);
-}
-
 /// In a pid namespace of its own, whose sysctl forbids to execute memory files.
 #[test]
 fn a_machine_that_lets_no_executor_start_says_so_and_what_to_do() {

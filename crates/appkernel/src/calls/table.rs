@@ -41,6 +41,8 @@ pub enum Kind {
     SigsetSize,
     /// A list of strings.
     Strings,
+    /// A list of the environment's variables.
+    Environment,
     /// A `struct timespec` that the guest passes in.
     Time,
     /// A signal's number.
@@ -54,8 +56,8 @@ pub enum Kind {
 }
 
 use Kind::{
-    Bits, Data, Dir, Hex, Int, Length, Long, Octal, Offset, One, OpenFlags, Out, OutInts, Path, Signal,
-    SigsetSize, Size, Strings, Text, Time,
+    Bits, Data, Dir, Environment, Hex, Int, Length, Long, Octal, Offset, One, OpenFlags, Out, OutInts, Path,
+    Signal, SigsetSize, Size, Strings, Text, Time,
 };
 
 /// The arguments of `call`; `None` for calls that are not in the table.
@@ -156,7 +158,8 @@ pub fn kinds(call: Sysno) -> Option<&'static [Kind]> {
         Sysno::exit | Sysno::exit_group | Sysno::getpgid | Sysno::getsid | Sysno::setuid | Sysno::setgid => {
             &[Int]
         }
-        Sysno::execve => &[Path, Strings, Hex],
+        Sysno::execve => &[Path, Strings, Environment],
+        Sysno::execveat => &[Dir, Path, Strings, Environment, AT],
         Sysno::wait4 => &[Int, Out(records::STATUS), Hex, Out(records::RUSAGE)],
         Sysno::getpid
         | Sysno::gettid

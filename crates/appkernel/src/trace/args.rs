@@ -1,6 +1,6 @@
 //! Arguments and results in words.
 
-use std::fmt::Write;
+use std::{ffi::CString, fmt::Write};
 
 use process_vm_exec::{AddressSpace, Syscall};
 use syscalls::Sysno;
@@ -10,12 +10,15 @@ use crate::{
     calls::{self, Kind, Names, kinds},
     files::AT_FDCWD,
     guest::GuestMemory,
+    process::ARGUMENTS_MAX,
 };
 
 /// The most bytes of a string that are shown.
 const SHOWN: u64 = 32;
 /// The most strings of an argument list that are shown.
 const STRINGS: usize = 16;
+/// The flags by which open(2) makes a file, and looks at permissions. `O_TMPFILE` has the bit of `O_DIRECTORY`, too.
+const MAKES_A_FILE: u32 = (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
 
 /// On which side of the call its arguments are described.
 #[derive(Clone, Copy, Debug)]
@@ -35,11 +38,20 @@ pub(super) fn describe(space: &AddressSpace, call: &Syscall, when: When, line: &
         When::Before => None,
         When::After(answer) => answer.ok(),
     };
-    for (index, kind) in kinds.iter().enumerate() {
+    for (index, kind) in kinds.iter().enumerate().filter(|&(index, _)| is_taken(kinds, call, index)) {
         if index > 0 {
             line.push_str(", ");
         }
         describe_one(space, call, index, *kind, answer, line);
+    }
+}
+
+/// Does the kernel look at this argument?
+fn is_taken(kinds: &[Kind], call: &Syscall, index: usize) -> bool {
+    let makes_a_file = |flags: usize| uint(call.args[flags]) & MAKES_A_FILE != 0;
+    match kinds[..=index] {
+        [.., Kind::OpenFlags, Kind::Octal] => makes_a_file(index - 1),
+        _ => true,
     }
 }
 
@@ -59,7 +71,7 @@ fn describe_one(
         Kind::Hex | Kind::Out(_) | Kind::Length if value == 0 => write!(line, "NULL"),
         Kind::Hex | Kind::Out(_) | Kind::Length => write!(line, "{value:#x}"),
         Kind::Offset => write!(line, "{value:#x}"),
-        Kind::Octal => write!(line, "{:#o}", uint(value)),
+        Kind::Octal => describe_permissions(value, line),
         Kind::Dir if int(value) == AT_FDCWD => write!(line, "AT_FDCWD"),
         Kind::Dir => write!(line, "{}", int(value)),
         Kind::Signal => write!(line, "{}", calls::signal_name(int(value))),
@@ -76,6 +88,7 @@ fn describe_one(
             _ => write!(line, "{value:#x}"),
         },
         Kind::Strings => describe_strings(space, value, line),
+        Kind::Environment => describe_environment(space, value, line),
         Kind::Time => match space.fetch::<16>(value) {
             Ok(time) if value != 0 => {
                 write!(line, "{{tv_sec={}, tv_nsec={}}}", i64_at(&time, 0), i64_at(&time, 8))
@@ -92,8 +105,12 @@ fn describe_one(
 
 /// Appends what a successful call returned.
 pub(super) fn describe_result(call: &Syscall, value: u64, line: &mut String) {
-    let is_address = Sysno::new(size(call.nr)).is_some_and(calls::returns_address);
-    let _ = if is_address { write!(line, "{value:#x}") } else { write!(line, "{}", long(value)) };
+    let written = match Sysno::new(size(call.nr)) {
+        Some(Sysno::umask) => describe_permissions(value, line),
+        Some(call) if calls::returns_address(call) => write!(line, "{value:#x}"),
+        _ => write!(line, "{}", long(value)),
+    };
+    debug_assert!(written.is_ok(), "writing to a String does not fail");
 }
 
 fn describe_choice(value: u64, names: Names, line: &mut String) -> std::fmt::Result {
@@ -101,6 +118,10 @@ fn describe_choice(value: u64, names: Names, line: &mut String) -> std::fmt::Res
         Some((_, name)) => line.write_str(name),
         None => write!(line, "{value:#x}"),
     }
+}
+
+fn describe_permissions(value: u64, line: &mut String) -> std::fmt::Result {
+    write!(line, "0{:02o}", uint(value))
 }
 
 fn describe_path(space: &AddressSpace, addr: u64, line: &mut String) -> std::fmt::Result {
@@ -128,7 +149,26 @@ fn describe_strings(space: &AddressSpace, addr: u64, line: &mut String) -> std::
     if strings.len() > STRINGS {
         return write!(line, "{addr:#x} /* {} strings */", strings.len());
     }
+    line.write_str(&list(&strings))
+}
+
+pub(super) fn list(strings: &[CString]) -> String {
     let quoted: Vec<_> =
         strings.iter().map(|string| format!("\"{}\"", string.to_bytes().escape_ascii())).collect();
-    write!(line, "[{}]", quoted.join(", "))
+    format!("[{}]", quoted.join(", "))
+}
+
+fn describe_environment(space: &AddressSpace, addr: u64, line: &mut String) -> std::fmt::Result {
+    let mut budget = ARGUMENTS_MAX;
+    match space.fetch_strings(addr, &mut budget) {
+        Ok(_) if addr == 0 => line.write_str("NULL"),
+        Ok(strings) => line.write_str(&variables(addr, strings.len())),
+        Err(_) => write!(line, "{addr:#x}"),
+    }
+}
+
+/// An environment: where it is, and how many variables it has.
+pub(super) fn variables(addr: u64, count: usize) -> String {
+    let noun = if count == 1 { "var" } else { "vars" };
+    format!("{addr:#x} /* {count} {noun} */")
 }

@@ -8,7 +8,9 @@ use process_vm_exec::{Arch, SigInfo, Syscall, WaitStatus};
 
 use crate::{
     abi::{Answer, size},
-    calls, stats,
+    calls,
+    program::Program,
+    stats,
     task::{Next, Task},
 };
 
@@ -30,6 +32,14 @@ impl Tracer {
     /// goes on.
     pub fn new(out: impl Write + Send + 'static) -> Self {
         Self { out: Box::new(out), line: String::new() }
+    }
+
+    /// What started the program: a call that nobody has made here.
+    pub(crate) fn start(&mut self, program: &Program, environment: u64) {
+        let path = program.execfn.escape_ascii();
+        let args = args::list(&program.asked);
+        let variables = args::variables(environment, program.env.len());
+        self.write(&format!("execve(\"{path}\", {args}, {variables}) = 0"));
     }
 
     pub(crate) fn signal(&mut self, info: &SigInfo) {

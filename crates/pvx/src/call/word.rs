@@ -49,6 +49,7 @@ fn takes_address(kind: Kind) -> bool {
             | Kind::Out(_)
             | Kind::Length
             | Kind::Strings
+            | Kind::Environment
             | Kind::Time
     )
 }
