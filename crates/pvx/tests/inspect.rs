@@ -41,6 +41,25 @@ fn a_process_that_is_not_there_gets_one_line_and_status_1() {
     }
 }
 
+/// In a /proc that hides processes, as a root without capabilities, whose group is not the one that is exempt.
+#[test]
+fn a_root_that_may_not_look_is_told_which_capability_it_lacks() {
+    const HIDDEN: &str = "mount -t proc -o hidepid=1 proc /proc && \
+        setpriv --bounding-set -all --inh-caps -all --regid 1 --clear-groups true || exit 77; \
+        exec setpriv --bounding-set -all --inh-caps -all --regid 1 --clear-groups \"$0\" inspect --no-attach 1";
+    let words = ["--mount", "sh", "-c", HIDDEN, env!("CARGO_BIN_EXE_pvx")];
+    let output = Command::new("unshare").args(words).output().expect("util-linux is installed");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) || stderr.starts_with("unshare:") {
+        return println!("SKIP: processes cannot be hidden here: {stderr}");
+    }
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.starts_with("pvx: process 1 may not be looked at") && stderr.contains("CAP_SYS_PTRACE"),
+        "{stderr}"
+    );
+}
+
 #[test]
 fn what_is_no_number_is_a_wrong_command_line() {
     assert_eq!(inspect(&["sleep"]).status.code(), Some(2));

@@ -93,7 +93,10 @@ fn from_proc(pid: i32) -> Result<Report> {
             anyhow::anyhow!("there is no process {pid}; `ps` lists those that are there")
         }
         ProcError::PermissionDenied(_) => {
-            anyhow::anyhow!("process {pid} may not be looked at; run as its user or as root")
+            anyhow::anyhow!(
+                "process {pid} may not be looked at; run as its user, or with CAP_SYS_PTRACE, which root has unless it was \
+                 taken away"
+            )
         }
         // What the library says of these is for its authors.
         ProcError::Incomplete(_) | ProcError::InternalError(_) | ProcError::Other(_) => {
