@@ -16,7 +16,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// A system call of the host failed.
-    #[error("{call}: {errno}")]
+    #[error("{call}: {errno}{}", limit(*errno))]
     Host {
         /// What was called, and for what.
         call: &'static str,
@@ -24,7 +24,7 @@ pub enum Error {
         errno: Errno,
     },
     /// A system call executed in the address space failed.
-    #[error("{call} in the address space: {errno}")]
+    #[error("{call} in the address space: {errno}{}", limit(*errno))]
     Space {
         /// Which one.
         call: &'static str,
@@ -133,6 +133,15 @@ pub enum Error {
     /// As many tasks or spaces as this library manages are alive already.
     #[error("too many {0}; drop some first")]
     TooMany(&'static str),
+}
+
+/// What to do where a limit of the process is the reason: of these errors no other is.
+fn limit(errno: Errno) -> &'static str {
+    match errno {
+        Errno::MFILE => "; raise RLIMIT_NOFILE (`ulimit -n`)",
+        Errno::FBIG => "; raise RLIMIT_FSIZE (`ulimit -f`)",
+        _ => "",
+    }
 }
 
 /// What a call may not do with the caller's descriptors.

@@ -166,6 +166,7 @@ fn advice(error: &ProgramError) -> Option<&'static str> {
         }
         ProgramError::Open { errno: Errno::ACCESS, .. } => "run as a user who may read it",
         ProgramError::Open { errno: Errno::LOOP, .. } => "its symbolic links lead in a circle: mend them",
+        _ if error.errno() == Errno::MFILE => "raise RLIMIT_NOFILE (`ulimit -n`)",
         ProgramError::Open { .. } => return None,
         ProgramError::NotAFile { .. } => "name a program in it",
         ProgramError::NotExecutable { .. } => "make it executable: chmod +x",

@@ -43,7 +43,7 @@ impl Arena {
         let file = rustix::fs::memfd_create("process_vm_exec", MemfdFlags::CLOEXEC)
             .map_err(Error::host("memfd_create for the mailboxes"))?;
         rustix::fs::ftruncate(&file, SLOTS * layout::SIZE)
-            .map_err(Error::host("ftruncate of the mailboxes (is RLIMIT_FSIZE below 4 TiB?)"))?;
+            .map_err(Error::host("ftruncate of the mailboxes to 4 TiB, nearly all of it holes"))?;
         Ok(Arc::new(Self { file, region, free: Mutex::default() }))
     }
 

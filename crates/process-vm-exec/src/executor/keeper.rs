@@ -352,9 +352,13 @@ fn params(parent: Pid) -> Params {
 fn executable(image: &[u8]) -> Result<OwnedFd> {
     let create = |flags| rustix::fs::memfd_create("pvx-space", flags | MemfdFlags::CLOEXEC);
     // MFD_EXEC is known since Linux 6.3, and wanted where vm.memfd_noexec is 1.
-    let file = create(MemfdFlags::EXEC)
-        .or_else(|_| create(MemfdFlags::empty()))
-        .map_err(Error::host("memfd_create of the executor (is the sysctl vm.memfd_noexec 2?)"))?;
+    let file =
+        create(MemfdFlags::EXEC).or_else(|_| create(MemfdFlags::empty())).map_err(|errno| match errno {
+            Errno::ACCESS => {
+                Error::host("memfd_create of the executor (is the sysctl vm.memfd_noexec 2?)")(errno)
+            }
+            _ => Error::host("memfd_create of the executor")(errno),
+        })?;
     let mut rest = image;
     while !rest.is_empty() {
         let written = rustix::io::write(&file, rest).map_err(Error::host("write of the executor's image"))?;
@@ -370,9 +374,12 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
     struct Child {
         image: i32,
         arena: i32,
-        /// Why it could not execute the image.
-        errno: i32,
+        /// What it could not do, and why.
+        failed: Option<(&'static str, i32)>,
     }
+
+    const DUPLICATE: &str = "fcntl of the executor's descriptors, of which 18 are needed";
+    const EXECUTE: &str = "execveat of the executor's image (is the sysctl vm.memfd_noexec 2, or does a security module forbid it?)";
 
     extern "C" fn run(child: *mut c_void) -> libc::c_int {
         // SAFETY: `execute` passes a `Child` that outlives this call: CLONE_VFORK keeps it waiting. Only calls that
@@ -382,6 +389,11 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
             // Out of the way first: ours may have the very numbers that are wanted.
             let above = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
             let (image, arena) = (above(child.image), above(child.arena));
+            if image < 0 || arena < 0 {
+                // EINVAL says the same of a limit that is lower still (fcntl(2)).
+                child.failed = Some((DUPLICATE, libc::EMFILE));
+                libc::_exit(127);
+            }
             libc::dup2(arena, layout::ARENA_FD);
             let nothing = [ptr::null::<libc::c_char>()];
             let name = [c"pvx-space".as_ptr(), ptr::null()];
@@ -394,14 +406,14 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
                 nothing.as_ptr(),
                 libc::AT_EMPTY_PATH,
             );
-            child.errno = *libc::__errno_location();
+            child.failed = Some((EXECUTE, *libc::__errno_location()));
             libc::_exit(127)
         }
     }
 
     const STACK: usize = 64 << 10;
     let mut stack = vec![0u8; STACK];
-    let mut child = Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), errno: 0 };
+    let mut child = Child { image: image.as_raw_fd(), arena: arena.fd().as_raw_fd(), failed: None };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is big enough for `run`, aligned by the mask, and used by the child only; masks are valid
     // for the calls; the old mask comes back.
@@ -418,14 +430,9 @@ fn execute(image: &OwnedFd, arena: &Arc<Arena>) -> Result<Pid> {
         call: "clone of the keeper",
         errno: Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN),
     })?;
-    if child.errno == 0 {
-        return Ok(pid);
-    }
+    let Some((call, errno)) = child.failed else { return Ok(pid) };
     wait_for_end(pid);
-    Err(Error::Host {
-        call: "execveat of the executor's image (is the sysctl vm.memfd_noexec 2, or does a security module forbid it?)",
-        errno: Errno::from_raw_os_error(child.errno),
-    })
+    Err(Error::Host { call, errno: Errno::from_raw_os_error(errno) })
 }
 
 /// What the kernel has mapped for a new program besides its image: stack and heap. The vDSO and its data stay.
