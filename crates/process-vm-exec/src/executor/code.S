@@ -73,9 +73,24 @@
     mov %rax, %rdx
     sub %r8, %rdx
     mov %rax, %r8
+    mov {PENALTY}(%rbx), %esi
     cmp {PATIENCE_TICKS}(%r10), %rdx
-    jbe 7f
-    movl ${WAITS_WITHOUT_YIELD}, {NO_YIELD}(%rbx)
+    jbe 11f
+    mov ${FEWEST_WAITS_WITHOUT_YIELD}, %eax
+    cmp %eax, %esi
+    cmovb %eax, %esi
+    mov %esi, {NO_YIELD}(%rbx)
+    add %esi, %esi
+    mov ${MOST_WAITS_WITHOUT_YIELD}, %eax
+    cmp %eax, %esi
+    cmova %eax, %esi
+    jmp 12f
+11: cmp ${FEWEST_WAITS_WITHOUT_YIELD}, %esi
+    jb 7f
+    mov %esi, %eax
+    shr $3, %eax
+    sub %eax, %esi
+12: mov %esi, {PENALTY}(%rbx)
 7:  mov (%rbp), %eax
     cmp %r12d, %eax
     jne 9f

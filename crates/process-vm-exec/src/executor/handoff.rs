@@ -8,7 +8,8 @@
 //!
 //! Yielding is the fastest way between two tasks on one processor, as long as they are alone there. Where others
 //! want to run, a yield is answered by their time slices, while a wake-up lets the woken task run soon: after a yield
-//! that took long, a side does without for some waits.
+//! that took long, a side does without for some waits. They are twice as many each time, as whoever wants to run goes on
+//! wanting that. A yield that did not take long makes them fewer by an eighth: one in a while does not, although others are there.
 //!
 //! No wake-up is lost: the write of the word comes before the look at the flag, the write of the flag before the
 //! last look at the word, and both writes are full barriers, so one of the two sides sees the other's write.
@@ -58,6 +59,8 @@ pub(crate) struct Half<'a, W = AtomicU32> {
     pub(crate) cpu: &'a W,
     /// For how many more waits the owner does not yield.
     pub(crate) no_yield: &'a W,
+    /// For how many it does not after the next yield that takes long.
+    pub(crate) penalty: &'a W,
 }
 
 /// What waiting needs from the machine.
@@ -94,8 +97,10 @@ pub(crate) struct Budget {
     pub(crate) patience: u64,
 }
 
-/// For so many waits a side does not yield after a yield that took long.
-pub(crate) const WAITS_WITHOUT_YIELD: u32 = 64;
+/// For at least so many waits a side does not yield after a yield that took long.
+pub(crate) const FEWEST_WAITS_WITHOUT_YIELD: u32 = 1 << 6;
+/// And for so many at most. A yield costs a time slice of some milliseconds then, these waits some microseconds each.
+pub(crate) const MOST_WAITS_WITHOUT_YIELD: u32 = 1 << 14;
 
 /// Passes control (`value` becomes our word), and waits until it comes back: until the other's word is not `seen` any
 /// more. Returns that.
@@ -178,8 +183,12 @@ fn wait_longer<W: Word>(
             machine.give_way();
             let (after, _) = machine.now();
             if after.wrapping_sub(before) > budget.patience {
-                mine.no_yield.note(WAITS_WITHOUT_YIELD);
+                let waits = mine.penalty.look().max(FEWEST_WAITS_WITHOUT_YIELD);
+                mine.no_yield.note(waits);
+                mine.penalty.note(waits.saturating_mul(2).min(MOST_WAITS_WITHOUT_YIELD));
                 waited = u64::MAX;
+            } else {
+                forgive(mine);
             }
         } else {
             std::hint::spin_loop();
@@ -200,6 +209,14 @@ fn wait_longer<W: Word>(
         machine.wake(mine.word);
     }
     sleep(machine, mine, other, seen)
+}
+
+/// A yield did not take long.
+fn forgive<W: Word>(mine: &Half<'_, W>) {
+    let penalty = mine.penalty.look();
+    if penalty >= FEWEST_WAITS_WITHOUT_YIELD {
+        mine.penalty.note(penalty - penalty / 8);
+    }
 }
 
 /// Written only when it changes: the other side has the line, and should keep it.
@@ -318,6 +335,7 @@ mod model {
         sleeping: AtomicU32,
         cpu: AtomicU32,
         no_yield: AtomicU32,
+        penalty: AtomicU32,
         /// Stands for the registers in the mailbox: written before the word is passed, read after.
         payload: loom::cell::UnsafeCell<u32>,
     }
@@ -330,7 +348,8 @@ mod model {
 
     impl Owned {
         fn half(&self) -> Half<'_, AtomicU32> {
-            Half { word: &self.word, sleeping: &self.sleeping, cpu: &self.cpu, no_yield: &self.no_yield }
+            let Self { word, sleeping, cpu, no_yield, penalty, .. } = self;
+            Half { word, sleeping, cpu, no_yield, penalty }
         }
     }
 
@@ -485,12 +504,12 @@ mod properties {
     use crate::executor::machine::Host;
 
     #[derive(Default)]
-    struct Owned([AtomicU32; 4]);
+    struct Owned([AtomicU32; 5]);
 
     impl Owned {
         fn half(&self) -> Half<'_> {
-            let [word, sleeping, cpu, no_yield] = &self.0;
-            Half { word, sleeping, cpu, no_yield }
+            let [word, sleeping, cpu, no_yield, penalty] = &self.0;
+            Half { word, sleeping, cpu, no_yield, penalty }
         }
     }
 
@@ -531,5 +550,88 @@ mod properties {
             });
             prop_assert_eq!(u64::from(last), 2 * delays.len() as u64);
         }
+    }
+}
+
+#[cfg(test)]
+mod yields {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::{Budget, Half, MOST_WAITS_WITHOUT_YIELD, Machine, Passed};
+
+    /// One processor, on which the other side answers as soon as it may run.
+    #[derive(Default)]
+    struct Processor {
+        other: [AtomicU32; 5],
+        time: Cell<u64>,
+        yields: Cell<u32>,
+        /// Does somebody else want to run, who gets what is yielded?
+        is_crowded: Cell<bool>,
+    }
+
+    impl Processor {
+        fn answer(&self) {
+            self.other[0].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Machine for Processor {
+        fn sleep(&self, _: &AtomicU32, _: u32) {
+            self.answer();
+        }
+
+        fn wake(&self, _: &AtomicU32) {}
+
+        fn now(&self) -> (u64, u32) {
+            (self.time.get(), 0)
+        }
+
+        fn give_way(&self) {
+            self.yields.update(|yields| yields + 1);
+            self.answer();
+            self.time.update(|time| time + if self.is_crowded.get() { 1000 } else { 1 });
+        }
+
+        fn budget(&self) -> Budget {
+            Budget { quick_looks: 1, looks: 1, spin: 0, awake: 100, patience: 10 }
+        }
+    }
+
+    fn half([word, sleeping, cpu, no_yield, penalty]: &[AtomicU32; 5]) -> Half<'_> {
+        Half { word, sleeping, cpu, no_yield, penalty }
+    }
+
+    /// Waits so often, and says how often it yielded.
+    fn yields_of(processor: &Processor, mine: &[AtomicU32; 5], waits: u32) -> u32 {
+        processor.yields.set(0);
+        for _ in 0..waits {
+            let other = half(&processor.other);
+            super::wait(processor, &half(mine), &other, other.word.load(Ordering::Relaxed), Passed::Woken);
+        }
+        processor.yields.get()
+    }
+
+    #[test]
+    fn what_takes_long_is_tried_ever_less_often() {
+        let (processor, mine) = (Processor::default(), <[AtomicU32; 5]>::default());
+        assert_eq!(yields_of(&processor, &mine, 1000), 1000, "alone on the processor");
+        processor.is_crowded.set(true);
+        // 1, 64, 128, 256 and so on between them.
+        assert_eq!(yields_of(&processor, &mine, 1000), 5);
+        let rare = yields_of(&processor, &mine, 20 * MOST_WAITS_WITHOUT_YIELD);
+        assert!((20..30).contains(&rare), "{rare}");
+    }
+
+    #[test]
+    fn a_processor_that_others_have_left_is_found_and_used_again() {
+        let (processor, mine) = (Processor::default(), <[AtomicU32; 5]>::default());
+        processor.is_crowded.set(true);
+        yields_of(&processor, &mine, 20 * MOST_WAITS_WITHOUT_YIELD);
+        processor.is_crowded.set(false);
+        yields_of(&processor, &mine, MOST_WAITS_WITHOUT_YIELD);
+        assert_eq!(yields_of(&processor, &mine, 1000), 1000);
+        processor.is_crowded.set(true);
+        assert_eq!(yields_of(&processor, &mine, 1000), 5, "as if nobody had ever been there");
     }
 }

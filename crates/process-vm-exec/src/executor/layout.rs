@@ -69,6 +69,8 @@ pub(crate) const CPU: u64 = 0x104;
 
 /// For how many more waits the writer of this half does not yield: see [`super::handoff`].
 pub(crate) const NO_YIELD: u64 = 0x110;
+/// For how many waits it does not after the next yield that takes long.
+pub(crate) const PENALTY: u64 = 0x114;
 
 /// In a request: a single call, number and arguments; in a result, what came of it.
 pub(crate) const ONE: u64 = 8;

@@ -141,8 +141,15 @@ pub(crate) fn half(slot: &Slot, offset: u64) -> Half<'_> {
     const SLEEPING: usize = index(layout::SLEEPING);
     const CPU: usize = index(layout::CPU);
     const NO_YIELD: usize = index(layout::NO_YIELD);
+    const PENALTY: usize = index(layout::PENALTY);
     let words = slot.words(offset);
-    Half { word: &words[WORD], sleeping: &words[SLEEPING], cpu: &words[CPU], no_yield: &words[NO_YIELD] }
+    Half {
+        word: &words[WORD],
+        sleeping: &words[SLEEPING],
+        cpu: &words[CPU],
+        no_yield: &words[NO_YIELD],
+        penalty: &words[PENALTY],
+    }
 }
 
 /// `ns` in ticks of the time-stamp counter.

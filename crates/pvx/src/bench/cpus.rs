@@ -28,6 +28,17 @@ impl Cpus {
         Ok(Self { supervisor, other: numbers.next(), all })
     }
 
+    /// The numbers of all.
+    pub(super) fn all_numbers() -> Result<Vec<usize>> {
+        let all = sched_getaffinity(None).context("sched_getaffinity")?;
+        Ok((0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu)).collect())
+    }
+
+    /// Puts the calling thread on the CPU of this number.
+    pub(super) fn pin_to_number(cpu: usize) -> Result<()> {
+        pin(None, cpu)
+    }
+
     pub(super) fn has_two(&self) -> bool {
         self.other.is_some()
     }

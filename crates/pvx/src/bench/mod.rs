@@ -6,6 +6,7 @@ mod cpus;
 mod disturbance;
 mod guest;
 mod guests;
+mod hogs;
 mod limits;
 mod live;
 mod machine;
@@ -53,6 +54,7 @@ Examples:
   pvx bench --case syscall --seconds 3         one case, quickly
   pvx bench --engine trap --engine ptrace --json
   pvx bench --plot round-trips.svg             a chart too
+  pvx bench --case syscall --hogs              beside a thread on each CPU that computes all the time
   pvx bench --guests 64                        throughput and fairness of 64 guests
   pvx bench --spaces 1000                      what an idle address space costs
   pvx bench --attachments 1000                 how long attaching stops a process, by its own clock
@@ -75,6 +77,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "NAME", value_parser = Case::parse)]
     #[arg(conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
     case: Vec<Case>,
+
+    /// Measure beside a thread on each CPU that computes all the time
+    #[arg(long, conflicts_with_all = ["guests", "spaces", "attachments", "calls"])]
+    hogs: bool,
 
     /// How long to measure in all, in seconds, 0.1 to 86400; preparations are not counted
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = limits::seconds)]
@@ -142,7 +148,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     } else if let Some(calls) = args.calls {
         output::report(&disturbance::measure(calls)?, args.json, disturbance::Disturbance::text)?;
     } else {
-        let report = round_trips::measure(&selection, budget)?;
+        let hogs = args.hogs.then(hogs::Hogs::start).transpose()?;
+        let report = round_trips::measure(&selection, budget, args.hogs)?;
+        drop(hogs);
         // What took long is kept in one place, if it cannot be in the other.
         let drawn = args.plot.as_ref().map_or(Ok(()), |chart| chart.draw(&report));
         output::report(&report, args.json, report::Report::text)?;

@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn chart(cases: Vec<Line>) -> String {
-        svg_of(&Report { machine: Machine::here(), cases }).expect("a chart")
+        svg_of(&Report { machine: Machine::here(), hogs: false, cases }).expect("a chart")
     }
 
     #[test]

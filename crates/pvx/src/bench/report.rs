@@ -11,6 +11,8 @@ use super::{
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) machine: Machine,
+    /// Has there been a thread on each CPU that computed all the time?
+    pub(super) hogs: bool,
     pub(super) cases: Vec<Line>,
 }
 
@@ -56,7 +58,7 @@ impl Spread {
 }
 
 impl Report {
-    pub(super) fn new(machine: Machine, measured: Vec<Measured>) -> Self {
+    pub(super) fn new(machine: Machine, hogs: bool, measured: Vec<Measured>) -> Self {
         let ptrace_ns = |case: Case| {
             let wanted = case.reference();
             let medians = measured
@@ -75,7 +77,7 @@ impl Report {
                 ratio_to_ptrace: ptrace_ns(subject.case).map(|ptrace| ptrace / ns.median),
             })
             .collect();
-        Self { machine, cases }
+        Self { machine, hogs, cases }
     }
 
     pub(super) fn text(&self) -> String {
@@ -92,7 +94,8 @@ impl Report {
             ]
         });
         let Machine { cpu, cpus, kernel, .. } = &self.machine;
-        format!("{cpu}, {cpus} CPUs, {kernel}\n{}", table(&heading, 3, rows))
+        let beside = if self.hogs { ", a hog on each" } else { "" };
+        format!("{cpu}, {cpus} CPUs{beside}, {kernel}\n{}", table(&heading, 3, rows))
     }
 }
 
