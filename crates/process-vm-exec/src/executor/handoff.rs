@@ -635,3 +635,107 @@ mod yields {
         assert_eq!(yields_of(&processor, &mine, 1000), 5, "as if nobody had ever been there");
     }
 }
+
+#[cfg(test)]
+mod waits {
+    //! How a wait goes by, on a machine whose clock stands still between two looks at it.
+
+    use std::cell::Cell;
+    use std::sync::atomic::AtomicU32;
+
+    use super::{Budget, FEWEST_WAITS_WITHOUT_YIELD, Half, Machine, Passed, Word};
+
+    /// On processor 1. The other side answers when this one sleeps.
+    #[derive(Default)]
+    struct Script {
+        answer: AtomicU32,
+        clock: Cell<u64>,
+        /// How long a yield takes.
+        yield_takes: u64,
+        /// When there was one.
+        yields: Cell<Vec<u64>>,
+        slept: Cell<u64>,
+    }
+
+    const BUDGET: Budget = Budget { quick_looks: 0, looks: 1, spin: 20, awake: 60, patience: 50 };
+
+    impl Machine for Script {
+        fn sleep(&self, word: &AtomicU32, value: u32) {
+            self.slept.set(self.clock.get());
+            word.publish(value + 1);
+        }
+
+        fn wake(&self, _: &AtomicU32) {}
+
+        fn now(&self) -> (u64, u32) {
+            self.clock.update(|clock| clock + 1);
+            (self.clock.get(), 1)
+        }
+
+        fn give_way(&self) {
+            let mut yields = self.yields.take();
+            yields.push(self.clock.get());
+            self.yields.set(yields);
+            self.clock.update(|clock| clock + self.yield_takes);
+        }
+
+        fn budget(&self) -> Budget {
+            BUDGET
+        }
+    }
+
+    impl Script {
+        /// Waits for an answer of who last waited on processor `cpu`. Says when there were yields.
+        fn wait(&self, mine: &[AtomicU32; 5], cpu: u32) -> Vec<u64> {
+            self.clock.set(0);
+            let [word, sleeping, own_cpu, no_yield, penalty] = mine;
+            let own = Half { word, sleeping, cpu: own_cpu, no_yield, penalty };
+            let [unused, its_cpu] = [0, cpu].map(AtomicU32::new);
+            let other = Half {
+                word: &self.answer,
+                sleeping: &unused,
+                cpu: &its_cpu,
+                no_yield: &unused,
+                penalty: &unused,
+            };
+            let seen = self.answer.look();
+            assert_eq!(super::wait(self, &own, &other, seen, Passed::Quietly), seen + 1);
+            self.yields.take()
+        }
+    }
+
+    #[test]
+    fn a_side_that_has_slept_says_that_it_is_awake_and_where_it_was() {
+        let (machine, mine) = (Script::default(), <[AtomicU32; 5]>::default());
+        machine.wait(&mine, 2);
+        let [_, sleeping, cpu, ..] = mine;
+        assert_eq!((sleeping.look(), cpu.look()), (0, 1));
+    }
+
+    #[test]
+    fn a_wait_spins_then_yields_and_then_sleeps_but_does_not_spin_where_the_other_has_to_run() {
+        let (machine, mine) = (Script::default(), <[AtomicU32; 5]>::default());
+        let yields = machine.wait(&mine, 2);
+        let within = BUDGET.spin..=BUDGET.awake + 3;
+        assert!(yields.len() > 5 && yields.iter().all(|at| within.contains(at)), "{yields:?}");
+        assert!(machine.slept.get() > BUDGET.awake);
+        let yields = machine.wait(&mine, 1);
+        assert!(yields[0] < 5, "{yields:?}");
+    }
+
+    #[test]
+    fn after_a_yield_that_took_long_a_side_does_without_for_some_waits() {
+        let quick = Script { yield_takes: BUDGET.patience / 2, ..Script::default() };
+        let slow = Script { yield_takes: BUDGET.patience + 1, ..Script::default() };
+        let mine = <[AtomicU32; 5]>::default();
+        for _ in 0..3 {
+            assert_ne!(quick.wait(&mine, 1).len(), 0);
+        }
+        for round in 0..2 {
+            assert_eq!(slow.wait(&mine, 1).len(), 1);
+            for wait in 0..FEWEST_WAITS_WITHOUT_YIELD << round {
+                assert_eq!(slow.wait(&mine, 1), [], "wait {wait}");
+            }
+        }
+    }
+}

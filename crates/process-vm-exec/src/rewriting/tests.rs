@@ -363,6 +363,90 @@ fn text_is_decoded_as_it_was_before_its_neighbours_were_rewritten() {
     }
 }
 
+/// The text when a plan is applied.
+fn rewritten(case: &Case, plan: &Plan) -> Vec<u8> {
+    let mut text = case.text.clone();
+    let start = usize::try_from(plan.range().start - TEXT).expect("an index");
+    text[start..start + plan.replacement().len()].copy_from_slice(plan.replacement());
+    text
+}
+
+#[test]
+fn a_rewritten_site_is_planned_anew_from_its_own_text() {
+    let case = libc_wrapper();
+    let mut planner = Planner::of(Region::DEFAULT);
+    let first = plan(&mut planner, &case, Forms::Behind).expect("a plan");
+    let again = Case { text: rewritten(&case, &first), site: case.site };
+    planner.commit(first.clone());
+    let second = plan(&mut planner, &again, Forms::Behind).expect("a plan for what is to be replaced");
+    assert_eq!((second.range(), second.original()), (first.range(), first.original()));
+    assert_ne!(second.stub().at, first.stub().at, "a context may be in the first one's");
+}
+
+#[test]
+fn what_a_plan_has_moved_is_not_replaced_by_a_neighbours() {
+    // syscall; mov $39,%eax; syscall: the first one's jump overwrites a part of the second one's number.
+    let mut text = vec![0x50; 192];
+    text.extend([0x0f, 0x05, 0xb8, 39, 0, 0, 0, 0x0f, 0x05]);
+    text.extend([0x50; 192]);
+    let first = Case { text, site: TEXT + 194 };
+    let mut planner = Planner::of(Region::DEFAULT);
+    let behind = plan(&mut planner, &first, Forms::Behind).expect("a plan");
+    assert_eq!(behind.range(), TEXT + 192..TEXT + 197);
+    let second = Case { text: rewritten(&first, &behind), site: TEXT + 201 };
+    planner.commit(behind);
+    let plan = plan(&mut planner, &second, Forms::All).expect("a plan that leaves the first one's alone");
+    assert_eq!(plan.range().start, TEXT + 199);
+}
+
+#[test]
+fn what_lies_next_to_a_plan_or_a_page_of_stubs_does_not_meet_it() {
+    let case = libc_wrapper();
+    let mut planner = Planner::of(Region::DEFAULT);
+    let plan = plan(&mut planner, &case, Forms::All).expect("a plan");
+    let Range { start, end } = plan.range();
+    assert!(!plan.meets(&(0..start)) && plan.meets(&(0..start + 1)));
+    assert!(!plan.meets(&(end..u64::MAX)) && plan.meets(&(end - 1..u64::MAX)));
+    let Range { start, end } = planner.stubs().next().expect("a page of stubs");
+    assert!(!planner.touches(&(start - 1..start)) && planner.touches(&(start - 1..start + 1)));
+    assert!(!planner.touches(&(end..end + 1)) && planner.touches(&(end - 1..end + 1)));
+}
+
+#[test]
+fn places_for_stubs_are_where_a_guest_can_have_memory_and_the_executor_is_not() {
+    let Range { start, end } = Region::DEFAULT.range();
+    for at in [start - (1 << 20), end + (17 << 20), 16 << 20, USER_END - (256 << 20)] {
+        let text = libc_wrapper().text;
+        let registers = Registers { rip: at + 199, rax: NR.into(), ..Registers::default() };
+        let mut planner = Planner::of(Region::DEFAULT);
+        let outcome = planner.plan(Text::new(at, &text), &registers, Forms::All);
+        let Err(Unplanned::NoStubs(places)) = outcome else { panic!("{outcome:?}") };
+        let places: Vec<_> = places.near(at).collect();
+        assert!(!places.is_empty());
+        for place in places {
+            assert!(!Region::DEFAULT.touches(&(place..place + STUBS_LEN)), "{place:#x}");
+            assert!((LOWEST..USER_END - STUBS_LEN).contains(&place), "{place:#x}");
+        }
+    }
+}
+
+#[test]
+fn places_below_a_site_come_before_those_above_it_and_near_ones_first() {
+    // syscall; pop %rax; pop %rax; add $8,%rsp: of a jump with a prefix, the highest byte of the distance can be chosen.
+    let mut text = vec![0x50; 192];
+    text.extend([0x0f, 0x05, 0x58, 0x58, 0x48, 0x83, 0xc4, 8]);
+    text.extend([0x50; 192]);
+    let case = Case { text, site: TEXT + 194 };
+    let outcome = Planner::of(Region::DEFAULT).plan(case.text(), &case.registers(), Forms::All);
+    let Err(Unplanned::NoStubs(places)) = outcome else { panic!("{outcome:?}") };
+    let places: Vec<_> = places.near(TEXT).collect();
+    // The first is the one place of a jump without a prefix.
+    let (below, above) = places[1..].split_at(places.iter().filter(|&&place| place < TEXT).count() - 1);
+    assert!(below.len() > 100 && above.len() > 100);
+    assert!(TEXT - below[0] < 16 << 20 && below.is_sorted_by(|near, far| near > far), "{below:x?}");
+    assert!(above.is_sorted_by(|far, near| far > near), "{above:x?}");
+}
+
 #[test]
 fn pages_of_stubs_do_not_overlap() {
     // syscall; pop %rax; pop %rax; add $8,%rsp: a jump to one place in each 16 MiB. The sites are almost the length of a page

@@ -43,7 +43,7 @@ pub(crate) const NR: u32 = 7777;
 /// The time after which a claim counts as hung.
 const WATCHDOG: Duration = Duration::from_secs(240);
 /// Set in a process that runs one claim alone; see [`alone`].
-const ALONE: &str = "PVX_CONFORMANCE_ALONE";
+pub(crate) const ALONE: &str = "PVX_CONFORMANCE_ALONE";
 
 /// Defines claims: functions of an engine, each of which becomes one test per engine; after `planned;` one more, with
 /// plans that the supervisor applies itself.

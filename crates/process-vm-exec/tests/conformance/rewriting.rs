@@ -3,7 +3,10 @@
 use std::{
     env, fs,
     fs::File,
-    os::{fd::AsFd, unix::fs::FileExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, PermissionsExt},
+    },
     path::PathBuf,
     process,
     sync::{
@@ -22,8 +25,8 @@ use process_vm_exec::{
 use rustix::fs::MemfdFlags;
 
 use crate::common::{
-    CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, alone, asm, claims,
-    kill, pid_of, soak,
+    ALONE, CODE, CODE_LEN, DATA, Guest, NR, Numbers, PAGE, READ_EXEC, READ_WRITE, STACK_TOP, alone, asm,
+    claims, kill, pid_of, skip, soak,
 };
 use crate::planned::{is_planned, planned};
 
@@ -101,7 +104,10 @@ impl TextFile {
     fn new(text: &[u8]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("pvx-rewriting-{}-{number}", process::id()));
+        Self::at(env::temp_dir().join(format!("pvx-rewriting-{}-{number}", process::id())), text)
+    }
+
+    fn at(path: PathBuf, text: &[u8]) -> Self {
         let mut page = text.to_vec();
         page.resize(usize::try_from(2 * PAGE).expect("two pages"), 0xf4);
         fs::write(&path, page).expect("a file");
@@ -1123,6 +1129,94 @@ claims! {
         check_calls(&mut guest, NR + 2, 20);
     }
 
+    fn what_is_written_to_one_of_several_files_is_seen_in_its_text(engine) {
+        alone(engine, module_path!(), "what_is_written_to_one_of_several_files_is_seen_in_its_text", || {
+            let files = [NR, NR + 10].map(|nr| TextFile::new(&call_of(nr)));
+            let mut guests = files.each_ref().map(|file| mapped(engine, &file.to_read()));
+            for (guest, nr) in guests.iter_mut().zip([NR, NR + 10]) {
+                check_calls(guest, nr, 20);
+                assert_eq!(guest.ctx.calls().rewritten > 0, engine == Engine::Rewrite);
+            }
+            let [first, second] = &mut guests;
+            files[0].to_write().write_all_at(&call_of(NR + 1), 0).expect("the file");
+            assert_eq!(second.rewritten_sites(), usize::from(engine == Engine::Rewrite), "nobody wants that file");
+            check_calls(first, NR + 1, 20);
+            files[1].to_write().write_all_at(&call_of(NR + 11), 0).expect("the file");
+            check_calls(second, NR + 11, 20);
+        });
+    }
+
+    /// It has copies of what its parent knows of leases, and not the thread that is told of their ends.
+    fn what_is_written_to_a_file_is_seen_in_the_text_of_a_forked_supervisors_guests(engine) {
+        if matches!(engine, Engine::Ptrace | Engine::Native) {
+            // Their tasks are a thread's, which has not been forked.
+            return;
+        }
+        let claim = "what_is_written_to_a_file_is_seen_in_the_text_of_a_forked_supervisors_guests";
+        alone(engine, module_path!(), claim, || {
+            let files = [NR, NR + 10].map(|nr| TextFile::new(&call_of(nr)));
+            let mut parents = mapped(engine, &files[0].to_read());
+            check_calls(&mut parents, NR, 20);
+            // SAFETY: the child uses what is its own copy, and memory of the C library, which sees to that, and ends.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let check = || {
+                    // With that ends nothing of its parent's.
+                    drop(parents);
+                    for (file, nr) in files.iter().zip([NR, NR + 10]) {
+                        let mut guest = mapped(engine, &file.to_read());
+                        check_calls(&mut guest, nr, 20);
+                        assert_eq!(guest.ctx.calls().rewritten > 0, engine == Engine::Rewrite);
+                        file.to_write().write_all_at(&call_of(nr + 1), 0).expect("the file");
+                        check_calls(&mut guest, nr + 1, 20);
+                    }
+                };
+                let has_failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err();
+                // SAFETY: ends this process.
+                unsafe { libc::_exit(has_failed.into()) }
+            }
+            let mut status = 0;
+            // SAFETY: the status may be written.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0, "the child's claims");
+            check_calls(&mut parents, NR + 1, 20);
+        });
+    }
+
+    /// Who neither owns a file nor has rights over it gets no lease.
+    fn a_file_that_only_its_owner_can_write_to_is_rewritten_without_a_lease_and_no_other(engine) {
+        const NOBODY: u32 = 65534;
+        let claim = "a_file_that_only_its_owner_can_write_to_is_rewritten_without_a_lease_and_no_other";
+        // SAFETY: geteuid(2) takes nothing.
+        if unsafe { libc::geteuid() } != 0 && env::var_os(ALONE).is_none() {
+            return skip("only root can have files that it then has no rights over");
+        }
+        alone(engine, module_path!(), claim, || {
+            // Whose directory it is can remove them.
+            let directory = tempfile::tempdir().expect("a directory");
+            std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("its owner");
+            let files = [0o644, 0o666].map(|mode| {
+                let file = TextFile::at(directory.path().join(format!("{mode:o}")), &call_of(NR));
+                fs::set_permissions(&file.0, fs::Permissions::from_mode(mode)).expect("permissions");
+                (file, mode)
+            });
+            // SAFETY: these take integers; no other thread of this process relies on its rights.
+            let lost = unsafe {
+                libc::setgroups(0, std::ptr::null()) == 0
+                    && libc::setresgid(NOBODY, NOBODY, NOBODY) == 0
+                    && libc::setresuid(NOBODY, NOBODY, NOBODY) == 0
+                    && libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) == 0
+            };
+            assert!(lost, "{}", std::io::Error::last_os_error());
+            for (file, mode) in &files {
+                let mut guest = mapped(engine, &file.to_read());
+                check_calls(&mut guest, NR, 20);
+                let is_rewritten = guest.ctx.calls().rewritten > 0;
+                assert_eq!(is_rewritten, engine == Engine::Rewrite && *mode == 0o644, "{mode:o}");
+            }
+        });
+    }
+
     fn what_the_guest_has_changed_in_its_private_text_stays_when_the_file_is_written_to(engine) {
         let file = TextFile::new(&call_of(NR));
         let mut guest = mapped(engine, &file.to_read());
@@ -1163,6 +1257,18 @@ claims! {
         for round in 0..20 {
             assert_eq!(next_call(), u64::from(NR + 1), "round {round}");
         }
+    }
+
+    /// Not until the kernel loses its patience with a lease, after 45 seconds.
+    fn whoever_opens_a_file_for_writing_does_not_wait_for_a_space_that_is_stopped(engine) {
+        let file = TextFile::new(&call_of(NR));
+        let mut guest = mapped(engine, &file.to_read());
+        check_calls(&mut guest, NR, 20);
+        kill(pid_of(&guest.space), libc::SIGSTOP);
+        let start = Instant::now();
+        drop(file.to_write());
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        guest.space.kill();
     }
 
     fn a_space_that_gives_a_file_up_late_does_not_keep_others_from_rewriting_it(engine) {

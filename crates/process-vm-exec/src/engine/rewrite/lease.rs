@@ -167,7 +167,14 @@ impl Lease {
         // The end of the last one.
         let _ = are_done.recv_timeout(PATIENCE);
         for (space, has_restored) in awaited {
-            space.is_late().store(!has_restored.load(Ordering::SeqCst), Ordering::SeqCst);
+            let is_late = || !has_restored.load(Ordering::SeqCst);
+            if is_late() {
+                space.is_late().store(true, Ordering::SeqCst);
+                // It may have answered meanwhile, and said before the line above that it is not late any more.
+                if !is_late() {
+                    space.is_late().store(false, Ordering::SeqCst);
+                }
+            }
         }
         self.release();
     }
@@ -263,4 +270,137 @@ fn listen() -> Option<Pid> {
     };
     with_signals_blocked(|| thread::Builder::new().name("pvx-leases".into()).spawn(listener)).ok()?;
     start.recv().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::time::Instant;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+    use crate::executor::service::Service;
+
+    /// Gives a file up when the test lets it.
+    #[derive(Debug, Default)]
+    struct Space {
+        is_late: AtomicBool,
+        asked: AtomicU32,
+        gate: Mutex<()>,
+    }
+
+    impl Guest for Space {
+        fn service(&self) -> &Service {
+            unreachable!("nothing is called in it")
+        }
+
+        fn is_late(&self) -> &AtomicBool {
+            &self.is_late
+        }
+
+        fn give_up_text_of(&self, _: FileId) {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            drop(lock(&self.gate));
+        }
+    }
+
+    impl Space {
+        /// Is it soon not late any more?
+        fn has_answered(&self) -> bool {
+            let end = Instant::now() + Duration::from_secs(10);
+            while self.is_late.load(Ordering::SeqCst) && Instant::now() < end {
+                thread::yield_now();
+            }
+            !self.is_late.load(Ordering::SeqCst)
+        }
+    }
+
+    /// A lease on no file.
+    fn lease() -> Lease {
+        let id = FileId { device: (0, 0), inode: 1 };
+        Lease { id, file: None, holder: rustix::process::getpid(), users: Mutex::default() }
+    }
+
+    fn file() -> NamedTempFile {
+        NamedTempFile::new().expect("a file")
+    }
+
+    /// What a process maps that has mapped `file`, by the name of `named`.
+    fn map_of(file: &NamedTempFile, named: &NamedTempFile) -> Map {
+        let metadata = file.as_file().metadata().expect("what the file is");
+        let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+        let (inode, name) = (metadata.ino(), named.path().display());
+        crate::maps::parse(&format!("1000-2000 r-xp 00000000 {major:x}:{minor:x} {inode} {name}"))
+            .expect("a line")
+    }
+
+    #[test]
+    fn who_joins_a_lease_that_has_been_given_up_is_told_so() {
+        let (lease, space) = (lease(), Arc::<Space>::default());
+        assert!(lease.join(&space));
+        lease.give_up();
+        assert!(!lease.join(&space));
+    }
+
+    #[test]
+    fn each_space_gives_a_file_up_once() {
+        let (lease, spaces) = (lease(), [(); 3].map(|()| Arc::<Space>::default()));
+        assert!(spaces.iter().all(|space| lease.join(space)));
+        lease.give_up();
+        assert!(spaces.iter().all(|space| space.has_answered()));
+        lease.give_up();
+        assert!(spaces.iter().all(|space| space.asked.load(Ordering::SeqCst) == 1), "{spaces:?}");
+    }
+
+    #[test]
+    fn a_space_that_does_not_answer_is_waited_for_once_until_it_does() {
+        let [late, prompt] = [(); 2].map(|()| Arc::<Space>::default());
+        let give_up = || {
+            let lease = lease();
+            assert!(lease.join(&late) && lease.join(&prompt));
+            let start = Instant::now();
+            lease.give_up();
+            start.elapsed()
+        };
+        for _ in 0..2 {
+            let gate = lock(&late.gate);
+            assert!(give_up() >= PATIENCE);
+            assert!(late.is_late.load(Ordering::SeqCst));
+            assert!(prompt.has_answered());
+            // On a busy machine, the other one may take that long as well.
+            assert!((0..50).any(|_| give_up() < PATIENCE), "nobody waits for who is late");
+            drop(gate);
+            assert!(late.has_answered());
+            // All of its threads are done when it has been asked by each.
+            while Arc::strong_count(&late) != 1 {
+                thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_has_got_another_ones_name_has_no_lease() {
+        let (mapped, named) = (file(), file());
+        let map = map_of(&mapped, &named);
+        let (_mapped, _named) = (mapped.into_temp_path(), named.into_temp_path());
+        assert!(on(&map, rustix::process::getpid()).is_none());
+    }
+
+    #[test]
+    fn leases_that_are_gone_are_forgotten_and_one_thread_waits_for_all() {
+        let listener = || lock(&LEASES).as_ref().and_then(|leases| leases.listener);
+        let files = [file(), file()];
+        let maps = files.each_ref().map(|file| map_of(file, file));
+        // Nobody has them open, and they are there until the end: their numbers are nobody else's.
+        let _paths = files.map(NamedTempFile::into_temp_path);
+        let [first, second] = maps.map(|map| move || on(&map, rustix::process::getpid()).expect("a lease"));
+        let first = first();
+        let (id, its_listener) = (first.id, listener());
+        assert!(its_listener.is_some());
+        drop(first);
+        let _second = second();
+        assert!(!lock(&LEASES).as_ref().is_some_and(|leases| leases.by_file.contains_key(&id)));
+        assert_eq!(listener(), its_listener);
+    }
 }
