@@ -77,6 +77,8 @@
     cmp {PATIENCE_TICKS}(%r10), %rdx
     jbe 11f
     mov ${FEWEST_WAITS_WITHOUT_YIELD}, %eax
+    cmp %ecx, {CPU}(%rbp)
+    jne 13f
     cmp %eax, %esi
     cmovb %eax, %esi
     mov %esi, {NO_YIELD}(%rbx)
@@ -85,6 +87,8 @@
     cmp %eax, %esi
     cmova %eax, %esi
     jmp 12f
+13: mov %eax, {NO_YIELD}(%rbx)
+    jmp 7f
 11: cmp ${FEWEST_WAITS_WITHOUT_YIELD}, %esi
     jb 7f
     mov %esi, %eax

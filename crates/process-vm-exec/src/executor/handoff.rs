@@ -8,8 +8,8 @@
 //!
 //! Yielding is the fastest way between two tasks on one processor, as long as they are alone there. Where others
 //! want to run, a yield is answered by their time slices, while a wake-up lets the woken task run soon: after a yield
-//! that took long, a side does without for some waits. They are twice as many each time, as whoever wants to run goes on
-//! wanting that. A yield that did not take long makes them fewer by an eighth: one in a while does not, although others are there.
+//! that took long, a side does without for some waits. On one processor they are twice as many each time, as whoever wants to
+//! run goes on wanting that. A yield that did not take long makes them fewer by an eighth: one in a while does not, although others are there.
 //!
 //! No wake-up is lost: the write of the word comes before the look at the flag, the write of the flag before the
 //! last look at the word, and both writes are full barriers, so one of the two sides sees the other's write.
@@ -183,9 +183,7 @@ fn wait_longer<W: Word>(
             machine.give_way();
             let (after, _) = machine.now();
             if after.wrapping_sub(before) > budget.patience {
-                let waits = mine.penalty.look().max(FEWEST_WAITS_WITHOUT_YIELD);
-                mine.no_yield.note(waits);
-                mine.penalty.note(waits.saturating_mul(2).min(MOST_WAITS_WITHOUT_YIELD));
+                punish(mine, other.cpu.look() == cpu);
                 waited = u64::MAX;
             } else {
                 forgive(mine);
@@ -209,6 +207,17 @@ fn wait_longer<W: Word>(
         machine.wake(mine.word);
     }
     sleep(machine, mine, other, seen)
+}
+
+/// A yield took long. If both sides are on one processor, somebody else wants that. If not, the host of a virtual machine may
+/// have taken it away, and waking a sleeper on another processor costs more than some yields.
+fn punish<W: Word>(mine: &Half<'_, W>, is_one_processor: bool) {
+    if !is_one_processor {
+        return mine.no_yield.note(FEWEST_WAITS_WITHOUT_YIELD);
+    }
+    let waits = mine.penalty.look().max(FEWEST_WAITS_WITHOUT_YIELD);
+    mine.no_yield.note(waits);
+    mine.penalty.note(waits.saturating_mul(2).min(MOST_WAITS_WITHOUT_YIELD));
 }
 
 /// A yield did not take long.
@@ -621,6 +630,15 @@ mod yields {
         assert_eq!(yields_of(&processor, &mine, 1000), 5);
         let rare = yields_of(&processor, &mine, 20 * MOST_WAITS_WITHOUT_YIELD);
         assert!((20..30).contains(&rare), "{rare}");
+    }
+
+    #[test]
+    fn a_yield_that_takes_long_costs_the_same_each_time_if_the_other_side_is_elsewhere() {
+        let (processor, mine) = (Processor::default(), <[AtomicU32; 5]>::default());
+        processor.is_crowded.set(true);
+        // The waits yield all the same: nothing answers before.
+        processor.other[2].store(1, Ordering::Relaxed);
+        assert_eq!(yields_of(&processor, &mine, 650), 10);
     }
 
     #[test]
