@@ -183,7 +183,7 @@ fn wait_longer<W: Word>(
             machine.give_way();
             let (after, _) = machine.now();
             if after.wrapping_sub(before) > budget.patience {
-                punish(mine, other.cpu.look() == cpu);
+                punish(mine, other, cpu);
                 waited = u64::MAX;
             } else {
                 forgive(mine);
@@ -211,8 +211,8 @@ fn wait_longer<W: Word>(
 
 /// A yield took long. If both sides are on one processor, somebody else wants that. If not, the host of a virtual machine may
 /// have taken it away, and waking a sleeper on another processor costs more than some yields.
-fn punish<W: Word>(mine: &Half<'_, W>, is_one_processor: bool) {
-    if !is_one_processor {
+fn punish<W: Word>(mine: &Half<'_, W>, other: &Half<'_, W>, cpu: u32) {
+    if other.cpu.look() != cpu {
         return mine.no_yield.note(FEWEST_WAITS_WITHOUT_YIELD);
     }
     let waits = mine.penalty.look().max(FEWEST_WAITS_WITHOUT_YIELD);

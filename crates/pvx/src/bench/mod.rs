@@ -149,7 +149,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
         output::report(&disturbance::measure(calls)?, args.json, disturbance::Disturbance::text)?;
     } else {
         let hogs = args.hogs.then(hogs::Hogs::start).transpose()?;
-        let report = round_trips::measure(&selection, budget, args.hogs)?;
+        let mut report = round_trips::measure(&selection, budget)?;
+        report.hogs = hogs.is_some();
         drop(hogs);
         // What took long is kept in one place, if it cannot be in the other.
         let drawn = args.plot.as_ref().map_or(Ok(()), |chart| chart.draw(&report));

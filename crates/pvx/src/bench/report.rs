@@ -58,7 +58,7 @@ impl Spread {
 }
 
 impl Report {
-    pub(super) fn new(machine: Machine, hogs: bool, measured: Vec<Measured>) -> Self {
+    pub(super) fn new(machine: Machine, measured: Vec<Measured>) -> Self {
         let ptrace_ns = |case: Case| {
             let wanted = case.reference();
             let medians = measured
@@ -77,7 +77,7 @@ impl Report {
                 ratio_to_ptrace: ptrace_ns(subject.case).map(|ptrace| ptrace / ns.median),
             })
             .collect();
-        Self { machine, hogs, cases }
+        Self { machine, hogs: false, cases }
     }
 
     pub(super) fn text(&self) -> String {

@@ -48,7 +48,7 @@ impl Pace {
 }
 
 /// Measures every selected subject for `budget` in all.
-pub(super) fn measure(selection: &Selection, budget: Duration, hogs: bool) -> Result<Report> {
+pub(super) fn measure(selection: &Selection, budget: Duration) -> Result<Report> {
     let machine = Machine::here();
     let cpus = Cpus::available()?;
     let subjects = subjects(selection, &cpus);
@@ -56,7 +56,7 @@ pub(super) fn measure(selection: &Selection, budget: Duration, hogs: bool) -> Re
     cpus.pin_supervisor()?;
     let measured = rounds_of_all(&subjects, &cpus, budget);
     cpus.unpin()?;
-    Ok(Report::new(machine, hogs, measured?))
+    Ok(Report::new(machine, measured?))
 }
 
 fn subjects(selection: &Selection, cpus: &Cpus) -> Vec<Subject> {
