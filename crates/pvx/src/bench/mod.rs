@@ -54,7 +54,7 @@ Examples:
   pvx bench --case syscall --seconds 3         one case, quickly
   pvx bench --engine trap --engine ptrace --json
   pvx bench --plot round-trips.svg             a chart too
-  pvx bench --case syscall --hogs              beside a thread on each CPU that computes all the time
+  pvx bench --case syscall --hogs              beside a busy thread on each CPU
   pvx bench --guests 64                        throughput and fairness of 64 guests
   pvx bench --spaces 1000                      what an idle address space costs
   pvx bench --attachments 1000                 how long attaching stops a process, by its own clock
