@@ -60,6 +60,8 @@ mod stub;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Once;
+use std::thread;
 
 pub(crate) use self::places::LOWEST;
 pub use self::places::Places;
@@ -69,6 +71,7 @@ use self::stub::{Jump, Page, Stub};
 use crate::arch::x86_64::{Registers, USER_END};
 use crate::error::Result;
 use crate::executor::region::Region;
+use crate::signal::with_signals_blocked;
 
 /// The breakpoint instruction.
 pub(crate) const INT3: u8 = 0xcc;
@@ -123,6 +126,17 @@ pub struct Plan {
     original: Vec<u8>,
     breakpoints: Vec<u64>,
     stub: Stub,
+}
+
+/// Has the decoder make its tables, once, on a stack of our own: that goes deep, and a supervisor's threads may have small ones.
+pub(crate) fn prepare() {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        let decode = || Text::new(0, &[0x90]).decode(0).count();
+        let thread = with_signals_blocked(|| thread::Builder::new().name("pvx-decoder".into()).spawn(decode));
+        // Without a thread, whoever comes to a site first does it.
+        let _ = thread.map(thread::JoinHandle::join);
+    });
 }
 
 impl Plan {
@@ -253,6 +267,8 @@ impl Planner {
     /// side of RIP, or as far as its mapping goes. What it says of other sites that are rewritten is undone first.
     ///
     /// A guest may say that it has called from anywhere, so that nothing needs to be true of the text.
+    ///
+    /// The first plan of a process takes some 10 KiB of stack more, unless a space that rewrites has been created.
     ///
     /// # Errors
     /// [`Unplanned`], which says whether another page of stubs would help.

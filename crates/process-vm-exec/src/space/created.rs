@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::executor::keeper::Keeper;
 use crate::executor::region::Region;
 use crate::executor::service::Entry;
+use crate::rewriting;
 use crate::sync::lock;
 
 /// An address space of its own, in which the supervisor runs code.
@@ -70,6 +71,9 @@ impl AddressSpace {
     pub(super) fn with(region: Region, settings: Settings) -> Result<Self> {
         let keeper = Keeper::get(region)?;
         let (service, files) = keeper.create(settings.service_calls, settings.birth())?;
+        if settings.rewriting() != Rewriting::Off {
+            rewriting::prepare();
+        }
         let rewriter = (settings.rewriting() == Rewriting::On).then(|| Arc::new(Rewriter::new(region)));
         let space =
             Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, rewriter, files));
