@@ -563,124 +563,36 @@ mod properties {
 }
 
 #[cfg(test)]
-mod yields {
-    use std::cell::Cell;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::{Budget, Half, MOST_WAITS_WITHOUT_YIELD, Machine, Passed};
-
-    /// One processor, on which the other side answers as soon as it may run.
-    #[derive(Default)]
-    struct Processor {
-        other: [AtomicU32; 5],
-        time: Cell<u64>,
-        yields: Cell<u32>,
-        /// Does somebody else want to run, who gets what is yielded?
-        is_crowded: Cell<bool>,
-    }
-
-    impl Processor {
-        fn answer(&self) {
-            self.other[0].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    impl Machine for Processor {
-        fn sleep(&self, _: &AtomicU32, _: u32) {
-            self.answer();
-        }
-
-        fn wake(&self, _: &AtomicU32) {}
-
-        fn now(&self) -> (u64, u32) {
-            (self.time.get(), 0)
-        }
-
-        fn give_way(&self) {
-            self.yields.update(|yields| yields + 1);
-            self.answer();
-            self.time.update(|time| time + if self.is_crowded.get() { 1000 } else { 1 });
-        }
-
-        fn budget(&self) -> Budget {
-            Budget { quick_looks: 1, looks: 1, spin: 0, awake: 100, patience: 10 }
-        }
-    }
-
-    fn half([word, sleeping, cpu, no_yield, penalty]: &[AtomicU32; 5]) -> Half<'_> {
-        Half { word, sleeping, cpu, no_yield, penalty }
-    }
-
-    /// Waits so often, and says how often it yielded.
-    fn yields_of(processor: &Processor, mine: &[AtomicU32; 5], waits: u32) -> u32 {
-        processor.yields.set(0);
-        for _ in 0..waits {
-            let other = half(&processor.other);
-            super::wait(processor, &half(mine), &other, other.word.load(Ordering::Relaxed), Passed::Woken);
-        }
-        processor.yields.get()
-    }
-
-    #[test]
-    fn what_takes_long_is_tried_ever_less_often() {
-        let (processor, mine) = (Processor::default(), <[AtomicU32; 5]>::default());
-        assert_eq!(yields_of(&processor, &mine, 1000), 1000, "alone on the processor");
-        processor.is_crowded.set(true);
-        // 1, 64, 128, 256 and so on between them.
-        assert_eq!(yields_of(&processor, &mine, 1000), 5);
-        let rare = yields_of(&processor, &mine, 20 * MOST_WAITS_WITHOUT_YIELD);
-        assert!((20..30).contains(&rare), "{rare}");
-    }
-
-    #[test]
-    fn a_yield_that_takes_long_costs_the_same_each_time_if_the_other_side_is_elsewhere() {
-        let (processor, mine) = (Processor::default(), <[AtomicU32; 5]>::default());
-        processor.is_crowded.set(true);
-        // The waits yield all the same: nothing answers before.
-        processor.other[2].store(1, Ordering::Relaxed);
-        assert_eq!(yields_of(&processor, &mine, 650), 10);
-    }
-
-    #[test]
-    fn a_processor_that_others_have_left_is_found_and_used_again() {
-        let (processor, mine) = (Processor::default(), <[AtomicU32; 5]>::default());
-        processor.is_crowded.set(true);
-        yields_of(&processor, &mine, 20 * MOST_WAITS_WITHOUT_YIELD);
-        processor.is_crowded.set(false);
-        yields_of(&processor, &mine, MOST_WAITS_WITHOUT_YIELD);
-        assert_eq!(yields_of(&processor, &mine, 1000), 1000);
-        processor.is_crowded.set(true);
-        assert_eq!(yields_of(&processor, &mine, 1000), 5, "as if nobody had ever been there");
-    }
-}
-
-#[cfg(test)]
 mod waits {
-    //! How a wait goes by, on a machine whose clock stands still between two looks at it.
+    //! How waits go by, on a machine whose clock stands still between two looks at it.
 
     use std::cell::Cell;
     use std::sync::atomic::AtomicU32;
 
-    use super::{Budget, FEWEST_WAITS_WITHOUT_YIELD, Half, Machine, Passed, Word};
+    use super::{Budget, FEWEST_WAITS_WITHOUT_YIELD, Half, MOST_WAITS_WITHOUT_YIELD, Machine, Passed, Word};
 
     /// On processor 1. The other side answers when this one sleeps.
     #[derive(Default)]
     struct Script {
         answer: AtomicU32,
+        /// It answers yields as well.
+        answers_yields: bool,
         clock: Cell<u64>,
         /// How long a yield takes.
-        yield_takes: u64,
+        yield_takes: Cell<u64>,
         /// When there was one.
         yields: Cell<Vec<u64>>,
         slept: Cell<u64>,
     }
 
     const BUDGET: Budget = Budget { quick_looks: 0, looks: 1, spin: 20, awake: 60, patience: 50 };
+    const QUICK: u64 = BUDGET.patience / 2;
+    const SLOW: u64 = BUDGET.patience + 1;
 
     impl Machine for Script {
-        fn sleep(&self, word: &AtomicU32, value: u32) {
+        fn sleep(&self, _: &AtomicU32, _: u32) {
             self.slept.set(self.clock.get());
-            word.publish(value + 1);
+            self.answer.publish(self.answer.look() + 1);
         }
 
         fn wake(&self, _: &AtomicU32) {}
@@ -694,7 +606,10 @@ mod waits {
             let mut yields = self.yields.take();
             yields.push(self.clock.get());
             self.yields.set(yields);
-            self.clock.update(|clock| clock + self.yield_takes);
+            self.clock.update(|clock| clock + self.yield_takes.get());
+            if self.answers_yields {
+                self.answer.publish(self.answer.look() + 1);
+            }
         }
 
         fn budget(&self) -> Budget {
@@ -703,6 +618,10 @@ mod waits {
     }
 
     impl Script {
+        fn with_yields_of(ticks: u64) -> Self {
+            Self { yield_takes: Cell::new(ticks), ..Self::default() }
+        }
+
         /// Waits for an answer of who last waited on processor `cpu`. Says when there were yields.
         fn wait(&self, mine: &[AtomicU32; 5], cpu: u32) -> Vec<u64> {
             self.clock.set(0);
@@ -719,6 +638,12 @@ mod waits {
             let seen = self.answer.look();
             assert_eq!(super::wait(self, &own, &other, seen, Passed::Quietly), seen + 1);
             self.yields.take()
+        }
+
+        /// The same, so often, with an answer to each yield. Says how many there were.
+        fn yields_of(&self, mine: &[AtomicU32; 5], cpu: u32, waits: u32) -> usize {
+            assert!(self.answers_yields);
+            (0..waits).map(|_| self.wait(mine, cpu).len()).sum()
         }
     }
 
@@ -743,8 +668,7 @@ mod waits {
 
     #[test]
     fn after_a_yield_that_took_long_a_side_does_without_for_some_waits() {
-        let quick = Script { yield_takes: BUDGET.patience / 2, ..Script::default() };
-        let slow = Script { yield_takes: BUDGET.patience + 1, ..Script::default() };
+        let [quick, slow] = [QUICK, SLOW].map(Script::with_yields_of);
         let mine = <[AtomicU32; 5]>::default();
         for _ in 0..3 {
             assert_ne!(quick.wait(&mine, 1).len(), 0);
@@ -755,5 +679,36 @@ mod waits {
                 assert_eq!(slow.wait(&mine, 1), [], "wait {wait}");
             }
         }
+    }
+
+    #[test]
+    fn what_takes_long_is_tried_ever_less_often() {
+        let machine = Script { answers_yields: true, ..Script::with_yields_of(QUICK) };
+        let mine = <[AtomicU32; 5]>::default();
+        assert_eq!(machine.yields_of(&mine, 1, 1000), 1000, "alone on the processor");
+        machine.yield_takes.set(SLOW);
+        // 1, 64, 128, 256 and so on between them.
+        assert_eq!(machine.yields_of(&mine, 1, 1000), 5);
+        let rare = machine.yields_of(&mine, 1, 20 * MOST_WAITS_WITHOUT_YIELD);
+        assert!((20..30).contains(&rare), "{rare}");
+    }
+
+    #[test]
+    fn a_yield_that_takes_long_costs_the_same_each_time_if_the_other_side_is_elsewhere() {
+        let machine = Script { answers_yields: true, ..Script::with_yields_of(SLOW) };
+        let mine = <[AtomicU32; 5]>::default();
+        assert_eq!(machine.yields_of(&mine, 2, 650), 10);
+    }
+
+    #[test]
+    fn a_processor_that_others_have_left_is_found_and_used_again() {
+        let machine = Script { answers_yields: true, ..Script::with_yields_of(SLOW) };
+        let mine = <[AtomicU32; 5]>::default();
+        machine.yields_of(&mine, 1, 20 * MOST_WAITS_WITHOUT_YIELD);
+        machine.yield_takes.set(QUICK);
+        machine.yields_of(&mine, 1, MOST_WAITS_WITHOUT_YIELD);
+        assert_eq!(machine.yields_of(&mine, 1, 1000), 1000);
+        machine.yield_takes.set(SLOW);
+        assert_eq!(machine.yields_of(&mine, 1, 1000), 5, "as if nobody had ever been there");
     }
 }
