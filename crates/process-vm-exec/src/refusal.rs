@@ -42,6 +42,11 @@ impl Capability {
             Self::SysAdmin => 21,
         }
     }
+
+    /// What to do without it.
+    fn is_needed(self) -> String {
+        format!("run with {self}, which root has unless it was taken away")
+    }
 }
 
 impl std::fmt::Display for Capability {
@@ -90,10 +95,7 @@ pub enum AttachError {
     #[error(transparent)]
     NotPermitted(#[from] NotPermitted),
     /// Seccomp judges its calls, and the caller may not set that aside.
-    #[error(
-        "seccomp judges its calls; to set that aside, run with {}, which root has unless it was taken away",
-        Capability::SysAdmin
-    )]
+    #[error("seccomp judges its calls; to set that aside, {}", Capability::SysAdmin.is_needed())]
     Seccomp,
     /// Seccomp judges its calls, and nobody can set that aside.
     #[error("seccomp judges its calls, and this kernel cannot set that aside (CONFIG_CHECKPOINT_RESTORE)")]
@@ -161,17 +163,10 @@ pub enum NotPermitted {
     #[error("the sysctl kernel.yama.ptrace_scope is 3: nobody may trace anything until the next boot")]
     Nobody,
     /// Yama allows it to who has the capability.
-    #[error(
-        "the sysctl kernel.yama.ptrace_scope is 2; run with {}, which root has unless it was taken away",
-        Capability::SysPtrace
-    )]
+    #[error("the sysctl kernel.yama.ptrace_scope is 2; {}", Capability::SysPtrace.is_needed())]
     Restricted,
     /// Yama allows it to ancestors.
-    #[error(
-        "the sysctl kernel.yama.ptrace_scope is 1: only descendants may be traced; run with {}, which root has unless it was \
-         taken away, or set it to 0",
-        Capability::SysPtrace
-    )]
+    #[error("the sysctl kernel.yama.ptrace_scope is 1: only descendants may be traced; {}, or set it to 0", Capability::SysPtrace.is_needed())]
     Descendants,
     /// The caller has the capability.
     #[error(
@@ -181,11 +176,7 @@ pub enum NotPermitted {
     )]
     Protected,
     /// It belongs to another user.
-    #[error(
-        "it belongs to uid {theirs}, you are uid {ours}; become that user, or run with {}, which root has unless it was taken \
-         away",
-        Capability::SysPtrace
-    )]
+    #[error("it belongs to uid {theirs}, you are uid {ours}; become that user, or {}", Capability::SysPtrace.is_needed())]
     User {
         /// Its user.
         theirs: u32,
@@ -193,16 +184,10 @@ pub enum NotPermitted {
         ours: u32,
     },
     /// It has more rights.
-    #[error(
-        "it has capabilities that this process lacks; run with {}, which root has unless it was taken away",
-        Capability::SysPtrace
-    )]
+    #[error("it has capabilities that this process lacks; {}", Capability::SysPtrace.is_needed())]
     Capabilities,
     /// It is protected, as after a change of its credentials (prctl(2), `PR_SET_DUMPABLE`).
-    #[error(
-        "it is not dumpable, or in another user namespace; run with {}, which root has unless it was taken away",
-        Capability::SysPtrace
-    )]
+    #[error("it is not dumpable, or in another user namespace; {}", Capability::SysPtrace.is_needed())]
     Undumpable,
     /// The kernel does not say why.
     #[error("the kernel refuses")]
@@ -247,10 +232,7 @@ pub enum ThreadError {
     #[error("it dispatches its system calls to itself")]
     Dispatches,
     /// A filter judges its calls, and only who has the capability may look at that.
-    #[error(
-        "a seccomp filter judges its calls; run with {}, which root has unless it was taken away",
-        Capability::SysAdmin
-    )]
+    #[error("a seccomp filter judges its calls; {}", Capability::SysAdmin.is_needed())]
     Seccomp,
     /// Its filter cannot be looked at, for another reason.
     #[error("its seccomp filter cannot be looked at")]

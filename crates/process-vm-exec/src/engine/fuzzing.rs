@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::trap::{ExecutorSeat, Gs};
+use super::trap::{ExecutorSeat, Trampoline};
 use super::{Event, Seat};
 use crate::arch::x86_64::xstate;
 use crate::executor::arena::Arena;
@@ -43,7 +43,7 @@ impl Mailbox {
         executor.fill_mailbox(bytes);
         let (report, area) = executor.reported(word);
         xstate::validate(&area).expect("an area that can be loaded");
-        let seat = ExecutorSeat::new(executor, Gs::Guests);
+        let seat = ExecutorSeat::new(executor, Trampoline::Unused);
         match seat.event(report) {
             Event::Call { arch, .. } => {
                 let mut call = Syscall { nr: 0, args: [0; 6], arch: Arch::X86_64 };

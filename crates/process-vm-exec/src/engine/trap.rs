@@ -8,47 +8,82 @@ use super::{Called, Event, Seat};
 use crate::arch::x86_64::{Registers, page_fault};
 use crate::error::Result;
 use crate::executor::code;
+use crate::executor::service::Service;
 use crate::executor::task::{Executor, Report, Trap};
 use crate::exit::{Arch, Fault, Syscall};
 use crate::signal::SigInfo;
 
-/// Whose GS is, as long as a guest does not set its base.
-#[derive(Debug)]
-pub(crate) enum Gs {
-    /// The guest's.
-    Guests,
-    /// The trampoline's, to which the stubs of the supervisor's plans lead, until there are none any more.
-    Plans(Arc<AtomicBool>),
-    /// The trampoline's, unless this has stopped.
-    Rewriter(Arc<Rewriter>),
+/// Who has rewritten sites lead to the trampoline. While anybody does, GS is the trampoline's, as long as the guest does
+/// not set its base.
+#[derive(Clone, Debug)]
+pub(crate) enum Trampoline {
+    Unused,
+    /// The supervisor, by plans, until it says that it has stopped.
+    Planned(Arc<AtomicBool>),
+    /// The engine, unless it has stopped.
+    Rewritten(Arc<Rewriter>),
+}
+
+impl Trampoline {
+    /// Forks a process with `fork`, and what this is for it.
+    pub(crate) fn fork(&self, fork: impl FnOnce() -> Result<Service>) -> Result<(Service, Self)> {
+        match self {
+            Self::Unused => fork().map(|service| (service, Self::Unused)),
+            Self::Planned(have_stopped) => {
+                let service = fork()?;
+                let have_stopped = AtomicBool::new(have_stopped.load(Ordering::Relaxed));
+                Ok((service, Self::Planned(Arc::new(have_stopped))))
+            }
+            Self::Rewritten(rewriter) => {
+                rewriter.fork(fork).map(|(service, copy)| (service, Self::Rewritten(Arc::new(copy))))
+            }
+        }
+    }
+
+    pub(crate) fn rewriter(&self) -> Option<&Arc<Rewriter>> {
+        match self {
+            Self::Rewritten(rewriter) => Some(rewriter),
+            Self::Unused | Self::Planned(_) => None,
+        }
+    }
+
+    /// The supervisor applies no plans any more.
+    pub(crate) fn stop_plans(&self) {
+        if let Self::Planned(have_stopped) = self {
+            have_stopped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_in_use(&self) -> bool {
+        match self {
+            Self::Unused => false,
+            Self::Planned(have_stopped) => !have_stopped.load(Ordering::Relaxed),
+            Self::Rewritten(rewriter) => !rewriter.is_off(),
+        }
+    }
 }
 
 /// A seat on an executor.
 #[derive(Debug)]
 pub(crate) struct ExecutorSeat {
     executor: Executor,
-    gs: Gs,
+    trampoline: Trampoline,
     used: AtomicBool,
 }
 
 impl ExecutorSeat {
-    pub(crate) fn new(executor: Executor, gs: Gs) -> Self {
-        Self { executor, gs, used: AtomicBool::new(false) }
+    pub(crate) fn new(executor: Executor, trampoline: Trampoline) -> Self {
+        Self { executor, trampoline, used: AtomicBool::new(false) }
     }
 
     /// What a guest that has not set GS sees as its base: 0, though the trampoline keeps its mailbox there.
     fn guest_gs(&self, base: u64) -> u64 {
-        let is_shared = !matches!(self.gs, Gs::Guests);
+        let is_shared = !matches!(self.trampoline, Trampoline::Unused);
         if is_shared && base == self.executor.gs_base() { 0 } else { base }
     }
 
     fn host_gs(&self, base: u64) -> u64 {
-        let is_trampolines = match &self.gs {
-            Gs::Guests => false,
-            Gs::Plans(have_stopped) => !have_stopped.load(Ordering::Relaxed),
-            Gs::Rewriter(rewriter) => !rewriter.is_off(),
-        };
-        if is_trampolines && base == 0 { self.executor.gs_base() } else { base }
+        if base == 0 && self.trampoline.is_in_use() { self.executor.gs_base() } else { base }
     }
 }
 

@@ -66,6 +66,7 @@ use std::thread;
 pub(crate) use self::places::LOWEST;
 pub use self::places::Places;
 use self::site::Form;
+pub(crate) use self::site::SYSCALL;
 pub use self::site::{Text, WINDOW};
 use self::stub::{Jump, Page, Stub};
 use crate::arch::x86_64::{Registers, USER_END};
@@ -128,17 +129,6 @@ pub struct Plan {
     stub: Stub,
 }
 
-/// Has the decoder make its tables, once, on a stack of our own: that goes deep, and a supervisor's threads may have small ones.
-pub(crate) fn prepare() {
-    static PREPARED: Once = Once::new();
-    PREPARED.call_once(|| {
-        let decode = || Text::new(0, &[0x90]).decode(0).count();
-        let thread = with_signals_blocked(|| thread::Builder::new().name("pvx-decoder".into()).spawn(decode));
-        // Without a thread, whoever comes to a site first does it.
-        let _ = thread.map(thread::JoinHandle::join);
-    });
-}
-
 impl Plan {
     /// The address behind the site's `syscall`.
     pub fn site(&self) -> u64 {
@@ -182,7 +172,7 @@ impl Plan {
 
     /// Does it change something in `range`?
     pub fn meets(&self, range: &Range<u64>) -> bool {
-        self.at < range.end && range.start < self.range().end
+        overlap(&self.range(), range)
     }
 }
 
@@ -208,6 +198,22 @@ impl Change<'_> {
         let whole = |bytes| vec![Write { at: self.at, bytes }];
         [breakpoints, whole(between), whole(self.bytes.to_vec())]
     }
+}
+
+/// Has the decoder make its tables, once, on a stack of our own: that goes deep, and a supervisor's threads may have small ones.
+pub(crate) fn prepare() {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        let decode = || Text::new(0, &[0x90]).decode(0).count();
+        let thread = with_signals_blocked(|| thread::Builder::new().name("pvx-decoder".into()).spawn(decode));
+        // Without a thread, whoever comes to a site first does it.
+        let _ = thread.map(thread::JoinHandle::join);
+    });
+}
+
+/// Do two ranges share an address?
+pub(crate) fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }
 
 /// What a breakpoint is that a context has met.
@@ -334,8 +340,7 @@ impl Planner {
 
     /// Does a range share an address with the executor's region or a page of stubs?
     pub fn touches(&self, range: &Range<u64>) -> bool {
-        let meets = |stubs: Range<u64>| stubs.start < range.end && range.start < stubs.end;
-        self.region.touches(range) || self.stubs().any(meets)
+        self.region.touches(range) || self.stubs().any(|stubs| overlap(&stubs, range))
     }
 
     /// A plan has been applied.
@@ -346,7 +351,7 @@ impl Planner {
     }
 
     /// The plans that are applied.
-    pub fn plans(&self) -> impl Iterator<Item = &Plan> {
+    pub fn plans(&self) -> impl ExactSizeIterator<Item = &Plan> {
         self.plans.values()
     }
 

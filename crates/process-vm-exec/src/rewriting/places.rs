@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::overlap;
 use super::stub::{Jump, PAGE_LEN, values};
 use crate::arch::x86_64::USER_END;
 
@@ -27,11 +28,11 @@ impl Places {
     pub fn near(&self, mapping: u64) -> impl Iterator<Item = u64> {
         self.jumps.iter().flat_map(move |jump| {
             let is_possible = |&start: &u64| {
-                let end = start.saturating_add(PAGE_LEN);
+                let page = start..start.saturating_add(PAGE_LEN);
                 start >= LOWEST
-                    && end < USER_END
+                    && page.end < USER_END
                     && jump.reaches(start)
-                    && !self.taken.iter().any(|taken| taken.start < end && start < taken.end)
+                    && !self.taken.iter().any(|taken| overlap(taken, &page))
             };
             places_of(jump, mapping).filter(is_possible)
         })

@@ -18,7 +18,7 @@ use iced_x86::{
 use crate::arch::x86_64::Registers;
 
 /// Length of `syscall`.
-pub(super) const SYSCALL: u64 = 2;
+pub(crate) const SYSCALL: u64 = 2;
 /// Length of `jmp rel32`.
 pub(super) const JUMP: u64 = 5;
 /// How many bytes on either side of a site are looked at.

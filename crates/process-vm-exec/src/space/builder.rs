@@ -1,6 +1,7 @@
 //! How a space is to be, before it is made or attached to.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use syscalls::Sysno;
@@ -10,12 +11,15 @@ use super::live::LiveProcess;
 use crate::attach;
 use crate::attach::owners::{Exposure, Owner, Owners};
 use crate::detection;
+use crate::engine::rewrite::Rewriter;
+use crate::engine::trap::Trampoline;
 use crate::error::Result;
 use crate::executor::filter::{self, ServiceCalls};
 use crate::executor::keeper::Birth;
 use crate::executor::machine::DEFAULT_SPIN_BUDGET_NS;
 use crate::executor::region::Region;
 use crate::name::Engine;
+use crate::rewriting;
 
 /// How a space is to be created: see [`AddressSpace::builder`].
 #[derive(Clone, Copy, Debug)]
@@ -249,8 +253,15 @@ impl Settings {
         }
     }
 
-    /// How sites are rewritten there.
-    pub(crate) fn rewriting(&self) -> Rewriting {
-        if self.engine == Engine::Rewrite { self.rewriting } else { Rewriting::Off }
+    /// Who rewrites sites in a new space.
+    pub(crate) fn trampoline(&self, region: Region) -> Trampoline {
+        match (self.engine, self.rewriting) {
+            (Engine::Rewrite, Rewriting::On) => Trampoline::Rewritten(Arc::new(Rewriter::new(region))),
+            (Engine::Rewrite, Rewriting::Planned) => {
+                rewriting::prepare();
+                Trampoline::Planned(Arc::default())
+            }
+            _ => Trampoline::Unused,
+        }
     }
 }

@@ -2,23 +2,20 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
 use syscalls::Sysno;
 
 use super::Space;
-use super::builder::{AddressSpaceBuilder, Rewriting, Settings};
+use super::builder::{AddressSpaceBuilder, Settings};
 use super::inner::{Inner, Origin};
 use crate::arch::x86_64::USER_END;
 use crate::call::Call;
-use crate::engine::rewrite::Rewriter;
 use crate::error::Result;
 use crate::executor::keeper::Keeper;
 use crate::executor::region::Region;
 use crate::executor::service::Entry;
-use crate::rewriting;
 use crate::sync::lock;
 
 /// An address space of its own, in which the supervisor runs code.
@@ -71,12 +68,9 @@ impl AddressSpace {
     pub(super) fn with(region: Region, settings: Settings) -> Result<Self> {
         let keeper = Keeper::get(region)?;
         let (service, files) = keeper.create(settings.service_calls, settings.birth())?;
-        if settings.rewriting() != Rewriting::Off {
-            rewriting::prepare();
-        }
-        let rewriter = (settings.rewriting() == Rewriting::On).then(|| Arc::new(Rewriter::new(region)));
+        let trampoline = settings.trampoline(region);
         let space =
-            Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, rewriter, files));
+            Space(Inner::new(Origin::Created(Arc::clone(&keeper)), service, settings, trampoline, files));
         Ok(Self { space, keeper })
     }
 
@@ -86,21 +80,14 @@ impl AddressSpace {
     /// # Errors
     /// As for [`AddressSpaceBuilder::create`].
     pub fn fork(&self) -> Result<Self> {
-        let Inner { service, settings, rewriter, files, plans_have_stopped, .. } = &*self.space.0;
+        let Inner { service, settings, trampoline, files, .. } = &*self.space.0;
         // Those that come from now on the fork has, too, and does not know of.
         let files = lock(files).fork();
-        let fork = || self.keeper.fork(service, settings.birth());
-        let (service, rewriter) = match rewriter {
-            Some(rewriter) => rewriter.fork(fork).map(|(service, copy)| (service, Some(Arc::new(copy))))?,
-            None => (fork()?, None),
-        };
+        let (service, trampoline) = trampoline.fork(|| self.keeper.fork(service, settings.birth()))?;
         let origin = Origin::Created(Arc::clone(&self.keeper));
-        let fork = Inner::new(origin, service, *settings, rewriter, files);
-        if let Some(rewriter) = &fork.rewriter {
+        let fork = Inner::new(origin, service, *settings, trampoline, files);
+        if let Some(rewriter) = fork.trampoline.rewriter() {
             rewriter.adopt(&fork);
-        }
-        if plans_have_stopped.load(Ordering::Relaxed) {
-            fork.plans_have_stopped.store(true, Ordering::Relaxed);
         }
         Ok(Self { space: Space(fork), keeper: Arc::clone(&self.keeper) })
     }
@@ -141,7 +128,7 @@ impl AddressSpace {
                 result.map(drop).map_err(|errno| crate::Error::Space { call: "munmap", errno })
             })
         };
-        match &inner.rewriter {
+        match inner.trampoline.rewriter() {
             Some(rewriter) => rewriter.clear(unmap),
             None => unmap(),
         }
@@ -174,12 +161,12 @@ impl AddressSpace {
     /// With [`Rewriting::Planned`](crate::Rewriting::Planned): the supervisor has taken all plans back and applies no more, as it has to when a guest sets its GS base or
     /// is stepped through. From then on GS is the guest's, in forks as well.
     pub fn stop_plans(&self) {
-        self.space.0.plans_have_stopped.store(true, Ordering::Relaxed);
+        self.space.0.trampoline.stop_plans();
     }
 
     /// How many stretches of the guest's text the engine has rewritten now.
     pub fn rewritten_sites(&self) -> usize {
-        self.space.0.rewriter.as_ref().map_or(0, |rewriter| rewriter.count())
+        self.space.0.trampoline.rewriter().map_or(0, |rewriter| rewriter.count())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use syscalls::Sysno;
 
-use super::builder::{Rewriting, Settings};
+use super::builder::Settings;
 use super::scratch::Shelf;
 use crate::arch::x86_64::{RFLAGS_TF, Registers};
 use crate::attach::target::Target;
@@ -15,8 +15,8 @@ use crate::context::Home;
 use crate::engine::Seat;
 use crate::engine::native::Native;
 use crate::engine::ptrace::Tracees;
-use crate::engine::rewrite::{Closed, Guest, Rewriter};
-use crate::engine::trap::{ExecutorSeat, Gs};
+use crate::engine::rewrite::{Closed, Guest};
+use crate::engine::trap::{ExecutorSeat, Trampoline};
 use crate::error::{Error, Result};
 use crate::executor::keeper::Keeper;
 use crate::executor::machine::Host;
@@ -37,10 +37,8 @@ pub(crate) struct Inner {
     /// Executors that no context uses.
     free: Mutex<Vec<Arc<dyn Seat>>>,
     executors: AtomicU64,
-    pub(super) rewriter: Option<Arc<Rewriter>>,
+    pub(super) trampoline: Trampoline,
     is_late: AtomicBool,
-    /// Plans of the supervisor's are applied no more.
-    pub(super) plans_have_stopped: Arc<AtomicBool>,
     /// What files it has, where the space was created here.
     pub(super) files: Mutex<Files>,
     pub(super) tracees: Tracees,
@@ -62,23 +60,22 @@ impl Inner {
         origin: Origin,
         service: Service,
         settings: Settings,
-        rewriter: Option<Arc<Rewriter>>,
+        trampoline: Trampoline,
         files: Files,
     ) -> Arc<Self> {
         let free = Mutex::default();
         let executors = AtomicU64::new(0);
         let is_late = AtomicBool::new(false);
         let files = Mutex::new(files);
-        let (plans_have_stopped, tracees, native, shelf) = <_>::default();
+        let (tracees, native, shelf) = <_>::default();
         Arc::new(Self {
             origin,
             service,
             settings,
             free,
             executors,
-            rewriter,
+            trampoline,
             is_late,
-            plans_have_stopped,
             files,
             tracees,
             native,
@@ -96,15 +93,6 @@ impl Inner {
         }
         let index = self.executors.fetch_add(1, Ordering::Relaxed);
         Executor::start(&self.service, Host::new(self.settings.spin_budget_ns), index)
-    }
-
-    /// Whose GS is in it.
-    fn gs(&self) -> Gs {
-        match (&self.rewriter, self.settings.rewriting()) {
-            (Some(rewriter), _) => Gs::Rewriter(Arc::clone(rewriter)),
-            (None, Rewriting::Planned) => Gs::Plans(Arc::clone(&self.plans_have_stopped)),
-            (None, _) => Gs::Guests,
-        }
     }
 
     /// Executes one call. Allocates nothing if no descriptors are passed.
@@ -140,7 +128,7 @@ impl Inner {
             if self.service.life.slot.region().touches(&range) {
                 return Err(Error::Reserved { addr: range.start, len: range.end - range.start });
             }
-            if let Some(rewriter) = &self.rewriter {
+            if let Some(rewriter) = self.trampoline.rewriter() {
                 *closed = Some(rewriter.before_change(self, range)?);
             }
         }
@@ -168,7 +156,7 @@ impl Inner {
     pub(super) fn before_step_is_seen(&self, fault: &Fault) {
         const DEBUG: u32 = 1;
         if fault.trapno == DEBUG
-            && let Some(rewriter) = &self.rewriter
+            && let Some(rewriter) = self.trampoline.rewriter()
         {
             rewriter.stop(self);
         }
@@ -212,7 +200,7 @@ impl Guest for Inner {
     }
 
     fn give_up_text_of(&self, file: FileId) {
-        if let Some(rewriter) = &self.rewriter {
+        if let Some(rewriter) = self.trampoline.rewriter() {
             rewriter.give_up(self, file);
         }
     }
@@ -228,7 +216,7 @@ impl Home for Inner {
         let free = lock(&self.free).pop();
         match free {
             Some(seat) => Ok(seat),
-            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.gs()))),
+            None => Ok(Arc::new(ExecutorSeat::new(self.start_executor()?, self.trampoline.clone()))),
         }
     }
 
@@ -243,11 +231,11 @@ impl Home for Inner {
     }
 
     fn original_registers(&self, registers: Registers) -> Registers {
-        self.rewriter.as_ref().map_or(registers, |rewriter| rewriter.original_registers(registers))
+        self.trampoline.rewriter().map_or(registers, |rewriter| rewriter.original_registers(registers))
     }
 
     fn present_registers(&self, registers: Registers) -> Registers {
-        let Some(rewriter) = &self.rewriter else { return registers };
+        let Some(rewriter) = self.trampoline.rewriter() else { return registers };
         if registers.rflags & RFLAGS_TF != 0 || registers.gs_base != 0 {
             rewriter.stop(self);
         }

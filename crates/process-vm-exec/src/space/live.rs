@@ -17,6 +17,7 @@ use crate::attach::target::Target;
 use crate::attach::thread::{ThreadState, refusal};
 use crate::attach::visit::is_not_for_threads;
 use crate::call::{Call, Returned};
+use crate::engine::trap::Trampoline;
 use crate::error::{DescriptorError, Error, Result};
 use crate::executor::filter::ServiceCalls;
 use crate::executor::region::Region;
@@ -97,8 +98,8 @@ impl LiveProcess {
         let settings = Settings { engine, rewriting, spin_budget_ns, time_limit: None, service_calls };
         let (service, target) = Target::attach(pidfd, owners, region, engine, spin_budget_ns)?;
         let target = Arc::new(target);
-        let space =
-            Space(Inner::new(Origin::Attached(Arc::clone(&target)), service, settings, None, <_>::default()));
+        let origin = Origin::Attached(Arc::clone(&target));
+        let space = Space(Inner::new(origin, service, settings, Trampoline::Unused, <_>::default()));
         Ok(Self { space, target })
     }
 

@@ -156,7 +156,7 @@ impl Space {
                     ctx.called(arch);
                     ctx.count(how);
                     if how == Called::Trapped
-                        && let Some(rewriter) = &self.0.rewriter
+                        && let Some(rewriter) = self.0.trampoline.rewriter()
                     {
                         ctx.move_with_text(|registers| rewriter.after_trap(&self.0, registers, arch));
                     }
@@ -168,7 +168,7 @@ impl Space {
                 }
                 Ok(Event::Fault { rax, mut fault }) => {
                     ctx.left(rax);
-                    if let Some(rewriter) = &self.0.rewriter {
+                    if let Some(rewriter) = self.0.trampoline.rewriter() {
                         if tries < MOST_TRIES
                             && let Some(site) = rewriter.caused(&self.0, ctx.registers(), &fault)
                         {

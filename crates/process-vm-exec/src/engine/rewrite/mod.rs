@@ -23,15 +23,15 @@ use crate::executor::service::Service;
 use crate::exit::{Arch, Fault};
 use crate::maps::{self, FileId, Map};
 use crate::refusal::EngineError;
-use crate::rewriting::{Breakpoint, Forms, INT3, Places, Plan, Planner, STUBS_LEN, Text, Unplanned, WINDOW};
+use crate::rewriting::{
+    self, Breakpoint, Forms, INT3, Places, Plan, Planner, STUBS_LEN, SYSCALL, Text, Unplanned, WINDOW,
+    overlap,
+};
 
 /// The vector of breakpoints.
 const BREAKPOINT: u32 = 3;
 /// The vector of page faults.
 const PAGE_FAULT: u32 = 14;
-
-/// Length of `syscall`.
-const SYSCALL: u64 = 2;
 
 /// A site is rewritten when it traps for the second time: most calls of a program's start never come again.
 const TRAPS_BEFORE_REWRITING: u32 = 2;
@@ -200,7 +200,7 @@ impl Rewriter {
     /// the value is dropped.
     pub(crate) fn before_change(&self, space: &dyn Guest, range: Range<u64>) -> Result<Closed<'_>> {
         let mut sites = self.write();
-        if sites.planner.stubs().any(|stubs| stubs.start < range.end && range.start < stubs.end) {
+        if sites.planner.stubs().any(|stubs| overlap(&stubs, &range)) {
             return Err(Error::Reserved { addr: range.start, len: range.end - range.start });
         }
         sites.maps = None;
@@ -256,7 +256,7 @@ impl Rewriter {
 
     /// How many stretches of text are rewritten now.
     pub(crate) fn count(&self) -> usize {
-        self.read().planner.plans().count()
+        self.read().planner.plans().len()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Sites> {
@@ -287,8 +287,7 @@ impl Sites {
     fn may_be_text(&self, rip: u64) -> bool {
         let Some(start) = rip.checked_sub(WINDOW) else { return false };
         let range = start..rip.saturating_add(WINDOW);
-        let meets = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-        !self.planner.touches(&range) && !self.closed.iter().any(meets)
+        !self.planner.touches(&range) && !self.closed.iter().any(|closed| overlap(closed, &range))
     }
 
     /// Rewrites the site that has just trapped with `registers`, if it can be; `None` if not.
@@ -298,6 +297,7 @@ impl Sites {
         registers: &Registers,
         forms: Forms,
     ) -> Option<()> {
+        rewriting::prepare();
         let rip = registers.rip;
         let map = self.map_of(space, rip.checked_sub(SYSCALL)?)?;
         let range =

@@ -3,7 +3,7 @@
 use crate::arch::x86_64::USER_END;
 use crate::executor::region::Region;
 use crate::maps::Map;
-use crate::rewriting::{LOWEST, Places, STUBS_LEN};
+use crate::rewriting::{LOWEST, Places, STUBS_LEN, overlap};
 
 /// The best of the places for text at `at`.
 pub(super) fn find(places: &Places, maps: &[Map], region: Region, at: u64) -> Option<u64> {
@@ -13,7 +13,7 @@ pub(super) fn find(places: &Places, maps: &[Map], region: Region, at: u64) -> Op
         let wanted = start.saturating_sub(margin)..start.saturating_add(STUBS_LEN + margin);
         !region.touches(&wanted)
             && wanted.end < USER_END
-            && maps.iter().all(|map| map.range.end <= wanted.start || map.range.start >= wanted.end)
+            && !maps.iter().any(|map| overlap(&map.range, &wanted))
     };
     let text = maps.iter().find(|map| map.range.contains(&at))?;
     places.near(text.range.start).find(is_free)
@@ -54,8 +54,7 @@ mod tests {
             assert!(start.abs_diff(at) < 1 << 31 && start.is_multiple_of(STUBS_LEN), "{start:#x}");
             assert_ne!(start, 0, "a null pointer leads there");
             assert!(!Region::DEFAULT.touches(&around), "{start:#x}");
-            let meets = |map: &Map| map.range.start < around.end && around.start < map.range.end;
-            assert!(!maps.iter().any(meets), "{start:#x}");
+            assert!(!maps.iter().any(|map| overlap(&map.range, &around)), "{start:#x}");
             maps.push(map_of(start..start + STUBS_LEN));
             Some(start)
         };
