@@ -57,7 +57,7 @@ pub enum Error {
     #[error(transparent)]
     Space(#[from] process_vm_exec::Error),
     /// The supervisor's own surroundings failed.
-    #[error("{what}: {errno}{}", if *errno == Errno::MFILE { "; raise RLIMIT_NOFILE (`ulimit -n`)" } else { "" })]
+    #[error("{}", process_vm_exec::Error::Host { call: what, errno: *errno })]
     Host {
         /// What was tried.
         what: &'static str,

@@ -96,13 +96,13 @@ fn make(space: &AddressSpace, changes: &mut [Change], calls: &[Call<'_>]) -> Out
 }
 
 /// # Safety
-/// `changes` points to `count` of them that nobody else uses meanwhile, or `count` is 0.
-pub(super) unsafe fn slice<'a>(changes: *mut Change, count: usize) -> Outcome<&'a mut [Change]> {
+/// `values` points to `count` of them that nobody else uses meanwhile, or `count` is 0. Any bytes are a value.
+pub(super) unsafe fn slice<'a, T>(values: *mut T, count: usize) -> Outcome<&'a mut [T]> {
     match count {
         0 => Ok(&mut []),
-        _ if changes.is_null() => Err(NULL),
+        _ if values.is_null() => Err(NULL),
         // SAFETY: by the contract.
-        _ => Ok(unsafe { std::slice::from_raw_parts_mut(changes, count) }),
+        _ => Ok(unsafe { std::slice::from_raw_parts_mut(values, count) }),
     }
 }
 
@@ -214,14 +214,9 @@ unsafe extern "C" fn pvx_read(
 ) -> c_int {
     // SAFETY: as promised to this function.
     let outcome = unsafe { space(asked) }.and_then(|space| {
-        if length == 0 {
-            return Ok(());
-        } else if buffer.is_null() {
-            return Err(NULL);
-        }
         // SAFETY: as promised to this function. The kernel writes there; what was there does not matter.
-        let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.cast(), length) };
-        Ok(space.read(address, buffer)?)
+        let buffer = unsafe { slice(buffer.cast(), length) }?;
+        if buffer.is_empty() { Ok(()) } else { Ok(space.read(address, buffer)?) }
     });
     status(outcome)
 }
@@ -239,13 +234,9 @@ unsafe extern "C" fn pvx_write(
 ) -> c_int {
     // SAFETY: as promised to this function.
     let outcome = unsafe { space(changed) }.and_then(|space| {
-        if length == 0 {
-            return Ok(());
-        } else if buffer.is_null() {
-            return Err(NULL);
-        }
         // SAFETY: as promised to this function.
-        Ok(space.write(address, unsafe { std::slice::from_raw_parts(buffer.cast(), length) })?)
+        let buffer = unsafe { bytes(buffer, length) }?;
+        if buffer.is_empty() { Ok(()) } else { Ok(space.write(address, buffer)?) }
     });
     status(outcome)
 }

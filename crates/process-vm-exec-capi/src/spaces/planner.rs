@@ -8,7 +8,7 @@ use process_vm_exec::{AddressSpace, Errno};
 
 use super::abi::{CPlan, CRegisters};
 use super::failure::{Failure, NULL, Outcome, result, status};
-use super::memory::bytes;
+use super::memory::{bytes, slice};
 use super::space::{space, store};
 
 /// A planner as C has it.
@@ -136,12 +136,9 @@ unsafe extern "C" fn pvx_planner_places(
     // SAFETY: as promised to this function.
     let outcome = unsafe {
         with(planner, |CPlanner { last, .. }| {
-            if count != 0 && places.is_null() {
-                return Err(NULL);
-            }
+            let places = slice(places, count)?;
             let Last::NeedsStubs(found) = last else { return Ok(0) };
-            let found = found.near(mapping).take(count);
-            let found = found.enumerate().map(|(index, place)| places.add(index).write(place));
+            let found = places.iter_mut().zip(found.near(mapping)).map(|(place, found)| *place = found);
             Ok(c_int::try_from(found.count()).unwrap_or(c_int::MAX))
         })
     };
@@ -177,12 +174,15 @@ unsafe extern "C" fn pvx_planner_add_stubs(
 unsafe extern "C" fn pvx_planner_commit(planner: *mut CPlanner) -> c_int {
     // SAFETY: as promised to this function.
     let outcome = unsafe {
-        with(planner, |CPlanner { planner, last }| {
-            let none = Failure::Caller(Errno::NOENT, "there is no plan that has not been committed");
-            let plan = if let Last::Planned(plan) = last { plan.clone() } else { return Err(none) };
-            planner.commit(*plan);
-            *last = Last::Nothing;
-            Ok(())
+        with(planner, |CPlanner { planner, last }| match std::mem::replace(last, Last::Nothing) {
+            Last::Planned(plan) => {
+                planner.commit(*plan);
+                Ok(())
+            }
+            other => {
+                *last = other;
+                Err(Failure::Caller(Errno::NOENT, "there is no plan that has not been committed"))
+            }
         })
     };
     status(outcome)
@@ -285,13 +285,7 @@ unsafe extern "C" fn pvx_planner_undo_in(
     // SAFETY: as promised to this function.
     let outcome = unsafe {
         with(planner, |CPlanner { planner, .. }| {
-            match (NonNull::new(text.cast::<u8>()), length) {
-                (_, 0) => {}
-                (None, _) => return Err(NULL),
-                (Some(text), _) => {
-                    planner.undo_in(start, std::slice::from_raw_parts_mut(text.as_ptr(), length));
-                }
-            }
+            planner.undo_in(start, slice(text.cast(), length)?);
             Ok(())
         })
     };

@@ -23,15 +23,14 @@ impl Cpus {
     /// Asks the kernel which there are.
     pub(super) fn available() -> Result<Self> {
         let all = sched_getaffinity(None).context("sched_getaffinity")?;
-        let mut numbers = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu));
+        let mut numbers = numbers(&all);
         let supervisor = numbers.next().context("no CPU to run on")?;
         Ok(Self { supervisor, other: numbers.next(), all })
     }
 
     /// The numbers of all.
     pub(super) fn all_numbers() -> Result<Vec<usize>> {
-        let all = sched_getaffinity(None).context("sched_getaffinity")?;
-        Ok((0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu)).collect())
+        Ok(numbers(&sched_getaffinity(None).context("sched_getaffinity")?).collect())
     }
 
     /// Puts the calling thread on the CPU of this number.
@@ -84,6 +83,10 @@ impl Cpus {
             Placement::OneCpu => self.supervisor,
         }
     }
+}
+
+fn numbers(set: &CpuSet) -> impl Iterator<Item = usize> {
+    (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu))
 }
 
 fn pin(task: Option<Pid>, cpu: usize) -> Result<()> {
