@@ -136,7 +136,7 @@ fn cpu_features() -> Vec<Feature> {
     let basic = cpuid.get_feature_info();
     let xsave = basic.as_ref().is_some_and(|info| info.has_xsave() && info.has_oxsave());
     let avx = basic.as_ref().is_some_and(|info| info.has_avx());
-    let xsave_len = cpuid.get_extended_state_info().map_or(0, |info| info.xsave_area_size_enabled_features());
+    let xsave_len = process_vm_exec::xstate_size();
     vec![
         Feature::new("fsgsbase (CPU)", has(|e| e.has_fsgsbase()), "segment bases without a system call"),
         Feature::new("xsave", xsave, format!("the extended state of a context is {xsave_len} bytes")),

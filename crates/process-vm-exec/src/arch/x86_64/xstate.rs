@@ -69,6 +69,15 @@ pub fn size() -> usize {
     layout().size.next_multiple_of(64)
 }
 
+/// How long an area the kernel takes by ptrace(2): with all that any process may have, AMX too.
+pub(crate) fn regset_len() -> usize {
+    // SAFETY: CPUID exists on every x86-64 processor. Newer compilers than 1.88 know.
+    #[allow(unused_unsafe)]
+    let leaf = unsafe { __cpuid_count(0xd, 0) };
+    // Leaf 0xd, sub-leaf 0: EBX is the length for what XCR0 has now.
+    size().max(leaf.ebx as usize)
+}
+
 /// The state of a processor that has just been initialised.
 pub(crate) fn initial() -> Vec<u8> {
     let mut area = vec![0; size()];

@@ -281,7 +281,10 @@ impl Seat for Tracee {
     }
 
     fn set_xstate(&self, area: &[u8]) -> Result<()> {
-        let local = libc::iovec { iov_base: area.as_ptr().cast_mut().cast(), iov_len: area.len() };
+        // The kernel takes a whole one only. What contexts do not carry is as a processor has it at first.
+        let mut area = area.to_vec();
+        area.resize(xstate::regset_len(), 0);
+        let local = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
         match request(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE, (&raw const local) as usize) {
             Ok(_) => Ok(()),
             Err(Errno::SRCH) => {
