@@ -19,6 +19,9 @@ pub enum EngineError {
     /// The system call.
     #[error("this kernel has no process_vm_exec(2); `cargo xtask kernel build` makes one that has")]
     NoSystemCall,
+    /// Call sites that lead to its stubs, as plans have them.
+    #[error("it has no use for plans of call sites; choose `rewrite`, or another `Rewriting` than `Planned`")]
+    Plans,
     /// A live process that is under seccomp: contexts cannot run there.
     #[error("the target has a seccomp filter, which would judge the executor; only calls can be made there")]
     Seccomp,

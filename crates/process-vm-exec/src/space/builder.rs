@@ -13,12 +13,13 @@ use crate::attach::owners::{Exposure, Owner, Owners};
 use crate::detection;
 use crate::engine::rewrite::Rewriter;
 use crate::engine::trap::Trampoline;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::executor::filter::{self, ServiceCalls};
 use crate::executor::keeper::Birth;
 use crate::executor::machine::DEFAULT_SPIN_BUDGET_NS;
 use crate::executor::region::Region;
 use crate::name::Engine;
+use crate::refusal::EngineError;
 use crate::rewriting;
 
 /// How a space is to be created: see [`AddressSpace::builder`].
@@ -41,7 +42,8 @@ pub enum Rewriting {
     /// It must not: the guest's text stays as it is, and `rewrite` is as `trap`.
     Off,
     /// It must not, but the supervisor does, as a [`Planner`](crate::rewriting::Planner) tells it. GS is the stubs', for as long as a context's
-    /// GS base is 0. What registers show is as it is: the supervisor asks the planner what it means.
+    /// GS base is 0. What registers show is as it is: the supervisor asks the planner what it means. The engine is
+    /// [`Engine::Rewrite`] then; another cannot be asked for.
     Planned,
 }
 
@@ -131,9 +133,15 @@ impl AddressSpaceBuilder {
     pub fn create(self) -> Result<AddressSpace> {
         let Self { engine, rewriting, spin_budget_ns, time_limit, service_calls, region } = self;
         let region = region.map_or(Ok(Region::DEFAULT), Region::at)?;
-        let engine = match engine {
-            Some(engine) => engine.require().map(|()| engine)?,
-            None => detection::default_engine()?,
+        let engine = match (engine, rewriting) {
+            (Some(engine), Rewriting::Planned) if engine != Engine::Rewrite => {
+                return Err(Error::Engine { engine, why: EngineError::Plans });
+            }
+            (None, Rewriting::On | Rewriting::Off) => detection::default_engine()?,
+            (engine, _) => {
+                let engine = engine.unwrap_or(Engine::Rewrite);
+                engine.require().map(|()| engine)?
+            }
         };
         AddressSpace::with(region, Settings { engine, rewriting, spin_budget_ns, time_limit, service_calls })
     }
@@ -247,7 +255,7 @@ impl Settings {
     pub(crate) fn require_call(&self, call: Sysno) -> Result<()> {
         match self.service_calls {
             ServiceCalls::Memory if !filter::is_about_memory(call) => {
-                Err(crate::Error::Confined { call: call.name() })
+                Err(Error::Confined { call: call.name() })
             }
             ServiceCalls::Memory | ServiceCalls::All => Ok(()),
         }

@@ -20,7 +20,8 @@ use std::{
 
 use iced_x86::{IcedError, code_asm::*};
 use process_vm_exec::{
-    AddressSpace, Context, Engine, Exit, Interrupter, Mapping, Protection, Registers, Rewriting, SignalSet,
+    AddressSpace, Context, Engine, EngineError, Error, Exit, Interrupter, Mapping, Protection, Registers,
+    Rewriting, SignalSet,
 };
 use rustix::fs::MemfdFlags;
 
@@ -1181,6 +1182,14 @@ claims! {
             assert_eq!(status, 0, "the child's claims");
             check_calls(&mut parents, NR + 1, 20);
         });
+    }
+
+    fn plans_are_for_the_engine_whose_stubs_they_have(engine) {
+        let space = AddressSpace::builder().engine(engine).rewriting(Rewriting::Planned).create();
+        match engine {
+            Engine::Rewrite => assert_eq!(space.expect("a space").engine(), engine),
+            _ => assert!(matches!(space, Err(Error::Engine { why: EngineError::Plans, .. })), "{space:?}"),
+        }
     }
 
     /// Who neither owns a file nor has rights over it gets no lease.
