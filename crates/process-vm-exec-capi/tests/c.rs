@@ -262,7 +262,8 @@ fn an_installed_library_is_found_by_pkg_config() {
     let prefix = place.path().join("usr");
     let target = build_directory();
     let mut install = Command::new(format!("{CRATE}/install"));
-    install.arg(format!("--prefix={}", prefix.display()));
+    // From another directory than the script's, as packagers call it.
+    install.current_dir(&place).arg("--prefix=usr");
     install.arg(format!("--target-dir={}", target.parent().expect("the target directory").display()));
     output_of(&mut install);
     assert!(prefix.join("share/man/man2/process_vm_exec.2").exists());

@@ -75,10 +75,13 @@ impl Options {
     }
 }
 
-/// The best of those that any thread may use at any time.
+/// The best of those that any thread may use at any time, or the one of these that the environment names.
 fn best_engine() -> Outcome<Engine> {
-    let engines = Engine::detect()?.engines;
-    let works = |wanted: Engine| engines.iter().any(|(engine, lack)| *engine == wanted && lack.is_none());
+    let detection = Engine::detect()?;
+    if let engine @ (Engine::Trap | Engine::Rewrite) = detection.best {
+        return Ok(engine);
+    }
+    let works = |wanted: Engine| detection.engines.contains(&(wanted, None));
     Ok(if works(Engine::Rewrite) { Engine::Rewrite } else { Engine::Trap })
 }
 
