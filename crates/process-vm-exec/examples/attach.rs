@@ -1,11 +1,14 @@
-//! Asks a live process for its number and its parent's, without stopping it for that: `attach PID`.
+//! Makes a system call in a live process over and over, and says what that costs: `attach PID`.
 
 use std::time::Instant;
 
 use process_vm_exec::{Call, LiveProcess, Sysno};
 
 fn main() -> process_vm_exec::Result<()> {
-    let pid = std::env::args().nth(1).and_then(|pid| pid.parse().ok()).unwrap_or(0);
+    let Some(pid) = std::env::args().nth(1).and_then(|pid| pid.parse().ok()) else {
+        eprintln!("usage: attach PID");
+        std::process::exit(2);
+    };
     let start = Instant::now();
     let process = LiveProcess::attach_pid(pid)?;
     println!("attached to {pid} in {:?}", start.elapsed());

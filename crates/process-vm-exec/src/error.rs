@@ -121,7 +121,8 @@ pub enum Error {
     },
     /// The space's service task is confined to other calls.
     #[error(
-        "{call} is not among the calls that an address space makes; create it with `AddressSpaceBuilder::service_calls(ServiceCalls::All)`"
+        "{call} is not among the calls that an address space makes; create it with `AddressSpaceBuilder::service_calls(ServiceCalls::All)` \
+         (in C: `PVX_ALL_CALLS`)"
     )]
     Confined {
         /// The call.

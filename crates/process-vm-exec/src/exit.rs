@@ -10,7 +10,8 @@ pub enum Exit {
     /// which, [`Context::set_return`](crate::Context::set_return) answers it.
     Syscall,
     /// An instruction of the guest could not complete. RIP is the instruction's own (a fault) or the next
-    /// one's (a trap, such as `int3` or a single step), as the processor has it.
+    /// one's (a trap, such as `int3` or a single step), as the processor has it. After a page fault, map the page and run
+    /// again: the instruction is executed anew.
     Fault(Fault),
     /// A signal from outside arrived for the guest.
     Signal(SigInfo),

@@ -12,45 +12,77 @@
 //! 2. If that needs a page of stubs, it chooses one of the [places](Places), maps [`STUBS_LEN`] bytes there, read and
 //!    execute, private to the space, writes the first eight of them, and plans again.
 //! 3. It writes the stub of the [`Plan`], then [changes](Plan::change) the text in steps, and [commits](Planner::commit) the plan.
-//! 4. From then on it passes registers through [`Planner::original`] after each run, and RIP through
-//!    [`Planner::present`] before each. A fault whose vector is 3 is for [`Planner::breakpoint`].
+//! 4. From then on it passes the registers that it reads through [`Planner::original`], and the RIP that it sets through
+//!    [`Planner::present`]. To answer a call by [`Context::set_return`](crate::Context::set_return) takes neither. A fault whose vector is 3 is for
+//!    [`Planner::breakpoint`].
 //! 5. Before the mapping of text is changed, before the text itself is, and for good when a guest sets its GS base
 //!    or is stepped through (`RFLAGS.TF`), it takes the plans there [back](Planner::take_back), and changes the text as
 //!    [`Plan::undo`] says. Stubs stay mapped and as they are: a context may be in one. For good means also
-//!    [`AddressSpace::stop_plans`](crate::AddressSpace::stop_plans).
+//!    [`AddressSpace::stop_plans`](crate::AddressSpace::stop_plans). A site that has a plan is planned anew, in the other form, after that
+//!    has been taken back.
+//!
+//! [`Space::write`](crate::Space::write) does not write where the guest may not: text and stubs are written through another mapping of the same file,
+//! as here, or /proc/PID/mem of [`AddressSpace::pid`](crate::AddressSpace::pid).
 //!
 //! ```
+//! use std::{fs::File, os::fd::AsFd, os::unix::fs::FileExt};
+//!
 //! use process_vm_exec::rewriting::{Forms, Planner, STUBS_LEN, Text, Unplanned};
-//! use process_vm_exec::{DEFAULT_REGION, Registers};
+//! use process_vm_exec::*;
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // mov $39,%eax; syscall; cmp $-4095,%rax; ret
-//! let bytes = [0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0xc3];
-//! let mut page = [0x50; 4096];
-//! page[256..270].copy_from_slice(&bytes);
-//! let text = Text::new(0x40_0000, &page);
-//! // As they are behind the `syscall`.
-//! let registers = Registers { rip: 0x40_0107, rax: 39, ..Registers::default() };
+//! const TEXT: u64 = 0x40_0000;
 //!
-//! let mut planner = Planner::new(DEFAULT_REGION.start)?;
-//! let plan = match planner.plan(text, &registers, Forms::All) {
-//!     Err(Unplanned::NoStubs(places)) => {
-//!         // The guest has nothing but this text.
-//!         let place = places.near(0x40_0000).next().ok_or("no place")?;
-//!         let first_bytes = planner.add_stubs(place);
-//!         println!("map {STUBS_LEN} bytes at {place:#x}, which begin with {first_bytes:x?}");
-//!         planner.plan(text, &registers, Forms::All)?
-//!     }
-//!     plan => plan?,
+//! // Maps a new file of memory, which the guest may execute and the supervisor write.
+//! fn map(space: &AddressSpace, addr: u64, len: u64) -> std::result::Result<File, Box<dyn std::error::Error>> {
+//!     let file = File::from(rustix::fs::memfd_create("text", rustix::fs::MemfdFlags::CLOEXEC)?);
+//!     file.set_len(len)?;
+//!     let protection = Protection::READ | Protection::EXEC;
+//!     space.map(Mapping::file(file.as_fd(), 0, len, protection).shared().at(addr))?;
+//!     Ok(file)
+//! }
+//!
+//! # fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+//! let space = match AddressSpace::builder().rewriting(Rewriting::Planned).create() {
+//!     Err(Error::Engine { why, .. }) => return Ok(println!("not here: {why}")),
+//!     space => space?,
 //! };
-//! println!("write {:x?} to {:#x}", plan.stub().bytes, plan.stub().at);
+//! // push %rax, again and again; mov $39,%eax; syscall; jmp back to the mov
+//! let mut text = [0x50; 4096];
+//! text[256..265].copy_from_slice(&[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]);
+//! let file = map(&space, TEXT, 4096)?;
+//! file.write_all_at(&text, 0)?;
+//!
+//! let mut ctx = Context::new(TEXT + 256, 0);
+//! space.run(&mut ctx, &SignalSet::all())?;
+//! assert_eq!(ctx.calls(), Calls { trapped: 1, rewritten: 0 });
+//!
+//! let mut planner = Planner::new(space.region().start)?;
+//! let seen = Text::new(TEXT, &text);
+//! let Err(Unplanned::NoStubs(places)) = planner.plan(seen, ctx.registers(), Forms::All) else {
+//!     panic!("there are no stubs yet")
+//! };
+//! // The guest has nothing but this text, so the first one is free.
+//! let place = places.near(TEXT).next().ok_or("no place")?;
+//! let stubs = map(&space, place, STUBS_LEN)?;
+//! stubs.write_all_at(&planner.add_stubs(place), 0)?;
+//!
+//! let plan = planner.plan(seen, ctx.registers(), Forms::All)?;
+//! stubs.write_all_at(&plan.stub().bytes, plan.stub().at - place)?;
 //! for writes in plan.change().steps() {
 //!     for write in writes {
-//!         println!("write {:x?} to {:#x}", write.bytes, write.at);
+//!         file.write_all_at(&write.bytes, write.at - TEXT)?;
 //!     }
-//!     println!("have all processors fetch instructions anew");
+//!     // PRIVATE_EXPEDITED_SYNC_CORE, for which the library has registered the space.
+//!     space.syscall(Sysno::membarrier, [1 << 5, 0, 0, 0, 0, 0])?;
 //! }
 //! planner.commit(plan);
+//!
+//! for _ in 0..10 {
+//!     ctx.set_return(Ok(1));
+//!     space.run(&mut ctx, &SignalSet::all())?;
+//! }
+//! assert_eq!(ctx.calls(), Calls { trapped: 1, rewritten: 10 });
+//! assert_eq!(planner.original(*ctx.registers()).rip, TEXT + 263);
 //! # Ok(()) }
 //! ```
 

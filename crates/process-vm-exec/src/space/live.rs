@@ -139,7 +139,9 @@ impl LiveProcess {
     }
 
     /// Executes a system call in the process's memory: system call mode. Addresses in it are the process's; whose descriptors,
-    /// directory and signal handlers it means, [`LiveProcessBuilder`] says.
+    /// directory and signal handlers it means, [`LiveProcessBuilder`] says. What else belongs to a task, such as its number,
+    /// signal mask and timers, is the executor's: `getpid` returns [`executor`](Self::executor). One of the process's own
+    /// threads makes calls by [`batch_in_thread`](Self::batch_in_thread).
     ///
     /// # Errors
     /// [`Error::Space`] with the errno of the call; [`Error::Reserved`] if it would change the executor's pages;

@@ -110,7 +110,8 @@ impl Space {
         Ok(())
     }
 
-    /// Copies `bytes` to the space's memory at `addr`, as far as the guest may write there.
+    /// Copies `bytes` to the space's memory at `addr`, as far as the guest may write there: pages that it may only execute
+    /// are written before `AddressSpace::protect`, or through another mapping of their file.
     ///
     /// # Errors
     /// [`Error::Space`] with `EFAULT` if it may not write all of it; what comes before that is written.
