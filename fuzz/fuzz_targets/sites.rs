@@ -36,7 +36,7 @@ fn plan(text: &[u8], registers: &Registers, forms: Forms) {
     let plan = match planner.plan(Text::new(TEXT, text), registers, forms) {
         Err(Unplanned::NoStubs(places)) => {
             let Some(place) = places.near(TEXT).find(|place| place.abs_diff(TEXT) > 1 << 20) else { return };
-            planner.add_stubs(place);
+            planner.add_stubs(place).expect("one of the places");
             planner.plan(Text::new(TEXT, text), registers, forms).expect("a plan with the page it asked for")
         }
         Ok(plan) => plan,

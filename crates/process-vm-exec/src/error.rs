@@ -128,6 +128,14 @@ pub enum Error {
         /// The call.
         call: &'static str,
     },
+    /// The call would end the task that executes it, or make one that nobody looks after.
+    #[error(
+        "{call} would end the task that executes calls there, or make another that nobody looks after; `AddressSpace::fork` copies a space"
+    )]
+    EndOfTask {
+        /// The call.
+        call: &'static str,
+    },
     /// The address space's task is gone.
     #[error("the address space is gone: its task died")]
     Dead,
@@ -179,6 +187,7 @@ impl Error {
             Self::Engine { .. } => Errno::NOSYS,
             Self::TimedOut { .. } => Errno::TIMEDOUT,
             Self::Confined { .. } => Errno::PERM,
+            Self::EndOfTask { .. } => Errno::OPNOTSUPP,
             Self::Exposed { .. } => Errno::ACCESS,
             Self::Descriptor { .. } => Errno::BADF,
             Self::Dead => Errno::SRCH,

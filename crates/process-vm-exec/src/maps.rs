@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::procfs;
 
 /// One line of the file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Map {
     pub(crate) range: Range<u64>,
     /// As shown: `r-xp`.

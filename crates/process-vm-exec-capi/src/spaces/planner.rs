@@ -115,6 +115,10 @@ unsafe extern "C" fn pvx_plan(
                     let words = "no page of stubs is within reach: add one at one of pvx_planner_places()";
                     Err(Failure::Caller(Errno::AGAIN, words))
                 }
+                Err(Unplanned::Planned) => {
+                    let words = "the call site has a plan: take it back first (pvx_planner_take_back())";
+                    Err(Failure::Caller(Errno::EXIST, words))
+                }
                 Err(_) => Err(Failure::Caller(Errno::NOENT, "the call site cannot be rewritten")),
             }
         })
@@ -159,7 +163,9 @@ unsafe extern "C" fn pvx_planner_add_stubs(
     let outcome = unsafe {
         with(planner, |CPlanner { planner, .. }| {
             let first_word = NonNull::new(first_word).ok_or(NULL)?;
-            first_word.write(u64::from_ne_bytes(planner.add_stubs(start)));
+            let words = "a page of stubs is at one of pvx_planner_places()";
+            let bytes = planner.add_stubs(start).ok_or(Failure::Caller(Errno::INVAL, words))?;
+            first_word.write(u64::from_ne_bytes(bytes));
             Ok(())
         })
     };

@@ -14,7 +14,7 @@
 
 /* The manual page has this list, with the purpose of each. */
 static const int contract[] = {
-	SYS_futex,      SYS_sched_yield,     SYS_tgkill,         SYS_mmap,           SYS_munmap,
+	SYS_futex,      SYS_sched_yield,     SYS_tgkill,         SYS_kill,          SYS_mmap,     SYS_munmap,
 	SYS_madvise,    SYS_fallocate,       SYS_getrandom,      SYS_process_vm_readv, SYS_process_vm_writev,
 	SYS_pidfd_open, SYS_pidfd_getfd,     SYS_sendmsg,        SYS_close,         SYS_fcntl,    SYS_clock_nanosleep,
 	SYS_getpid,     SYS_wait4,           SYS_exit,           SYS_exit_group,    SYS_restart_syscall,

@@ -132,6 +132,8 @@ static void a_site_is_rewritten_in_text_that_is_shared(void)
 	CHECK(before.site == BEHIND && before.address == CODE + SITE && before.length == 5);
 	apply(&guest, &before);
 	CHECK(pvx_planner_commit(guest.planner) == -ENOENT);
+	CHECK(plan(&guest, PVX_FORMS_BEHIND, &behind) == -EEXIST);
+	CHECK(pvx_error(words, sizeof(words)) && strstr(words, "pvx_planner_take_back"));
 	for (round = 0; round < 100; round++)
 		expect_call(&guest, 1);
 
@@ -212,6 +214,8 @@ static void planners_say_what_is_wrong(void)
 	CHECK(pvx_planner_places(guest.planner, CODE, &word, 1) == 0);
 	CHECK(pvx_planner_add_stubs(NULL, CODE, &word) == -EFAULT);
 	CHECK(pvx_planner_add_stubs(guest.planner, CODE, NULL) == -EFAULT);
+	CHECK(pvx_planner_add_stubs(guest.planner, UINT64_MAX - PAGE + 1, &word) == -EINVAL);
+	CHECK(pvx_planner_add_stubs(guest.planner, CODE + 1, &word) == -EINVAL);
 	CHECK(pvx_planner_commit(NULL) == -EFAULT && pvx_planner_commit(guest.planner) == -ENOENT);
 	CHECK(pvx_planner_take_back(NULL, 0, 1, &made) == -EFAULT);
 	CHECK(pvx_planner_take_back(guest.planner, 0, UINT64_MAX, NULL) == -EFAULT);

@@ -23,6 +23,7 @@ use crate::call::Call;
 use crate::engine::ptrace::from_user;
 use crate::error::{Error, Result};
 use crate::executor::arena::Slot;
+use crate::executor::filter::is_the_end_of_its_task;
 use crate::executor::life::Life;
 use crate::executor::service::Outcome;
 use crate::exit::WaitStatus;
@@ -225,24 +226,6 @@ pub(crate) fn is_not_for_threads(call: &Call<'_>) -> bool {
         S::restart_syscall | S::nanosleep | S::clock_nanosleep | S::poll | S::futex => true,
         S::arch_prctl => ARCH_SET.contains(&call.args()[0]),
         S::prctl => [libc::PR_SET_SECCOMP as u64, PR_SET_SYSCALL_USER_DISPATCH].contains(&call.args()[0]),
-        nr => is_the_executors_end(nr),
+        nr => is_the_end_of_its_task(nr),
     }
-}
-
-/// Calls that a task with the target's memory must not make: they would end it with its pages left there, or make
-/// tasks that nobody looks after.
-pub(crate) fn is_the_executors_end(nr: Sysno) -> bool {
-    use Sysno as S;
-    matches!(
-        nr,
-        S::execve
-            | S::execveat
-            | S::exit
-            | S::exit_group
-            | S::fork
-            | S::vfork
-            | S::clone
-            | S::clone3
-            | S::rt_sigreturn
-    )
 }

@@ -21,8 +21,8 @@ pub enum ServiceCalls {
     /// clocks and futexes, and those that only tell something (getpid(2), getcwd(2), uname(2)). A seccomp filter keeps
     /// the space's process to them and to what the library itself needs.
     Memory,
-    /// All. Those that change how the space's process itself lives (clone(2), execve(2), exit(2), rt_sigprocmask(2),
-    /// sigaltstack(2), close(2) of what it has not opened for you) are the end of what this library promises of it.
+    /// All but clone(2), execve(2), exit(2) and their kin. Those that change how the space's process itself lives (prctl(2),
+    /// rt_sigprocmask(2), sigaltstack(2), close(2) of what it has not opened for you) are the end of what this library promises of it.
     All,
 }
 
@@ -198,6 +198,24 @@ const OWN: &[Sysno] = {
 /// May a supervisor have this call made in a space that is confined?
 pub(crate) fn is_about_memory(call: Sysno) -> bool {
     call == Sysno::mmap || MEMORY.contains(&call)
+}
+
+/// Would this call end the task that executes it, with what it has left there, or make one that nobody looks after? In a created
+/// space that would be a second service task with the first one's key and place.
+pub(crate) fn is_the_end_of_its_task(call: Sysno) -> bool {
+    use Sysno as S;
+    matches!(
+        call,
+        S::execve
+            | S::execveat
+            | S::exit
+            | S::exit_group
+            | S::fork
+            | S::vfork
+            | S::clone
+            | S::clone3
+            | S::rt_sigreturn
+    )
 }
 
 /// How the library clones: executors, and processes.

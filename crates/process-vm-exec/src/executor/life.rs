@@ -112,11 +112,10 @@ impl Life {
     /// Sends it a signal, if it still lives.
     pub(crate) fn signal(&self, signal: i32) {
         if let Some(pid) = *self.pid() {
-            let pid = pid.as_raw_pid();
-            // To the service task, which lives as long as the process: what ends or stops one task of it does so to all. By the
-            // call that interrupts use, so that a supervisor under a filter has to be allowed this one only.
-            // SAFETY: tgkill only sends a signal. The process may have died meanwhile; that is as good.
-            unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, signal) };
+            // To the process, not by tgkill(2) to its service task: that may have ended before the others, and what is sent
+            // to it alone then reaches nobody.
+            // SAFETY: kill only sends a signal. The process may have died meanwhile; that is as good.
+            unsafe { libc::kill(pid.as_raw_pid(), signal) };
         }
     }
 

@@ -21,6 +21,8 @@
 //!    [`AddressSpace::stop_plans`](crate::AddressSpace::stop_plans). A site that has a plan is planned anew, in the other form, after that
 //!    has been taken back.
 //!
+//! The text must not change between the moment when the planner sees it and the change: the engine takes a lease on its file first.
+//!
 //! [`Space::write`](crate::Space::write) does not write where the guest may not: text and stubs are written through another mapping of the same file,
 //! as here, or /proc/PID/mem of [`AddressSpace::pid`](crate::AddressSpace::pid).
 //!
@@ -64,7 +66,7 @@
 //! // The guest has nothing but this text, so the first one is free.
 //! let place = places.near(TEXT).next().ok_or("no place")?;
 //! let stubs = map(&space, place, STUBS_LEN)?;
-//! stubs.write_all_at(&planner.add_stubs(place), 0)?;
+//! stubs.write_all_at(&planner.add_stubs(place).ok_or("one of the places")?, 0)?;
 //!
 //! let plan = planner.plan(seen, ctx.registers(), Forms::All)?;
 //! stubs.write_all_at(&plan.stub().bytes, plan.stub().at - place)?;
@@ -137,6 +139,9 @@ pub enum Unplanned {
     /// The site cannot be rewritten: it goes on trapping.
     #[error("the call site cannot be rewritten")]
     Unsuitable,
+    /// It has a plan that is applied: that is [taken back](Planner::take_back) first.
+    #[error("the call site has a plan, which has to be taken back first")]
+    Planned,
     /// It can, but not with the pages of stubs that there are: one in one of these places is needed.
     #[error("no page of stubs is within reach of the call site")]
     NoStubs(Places),
@@ -321,14 +326,17 @@ impl Planner {
         if rip >= USER_END || self.touches(&around) {
             return Err(Unplanned::Unsuitable);
         }
+        if self.plans_in(around).any(|plan| plan.site == rip) {
+            return Err(Unplanned::Planned);
+        }
         let text = text.around(rip);
         let mut bytes = text.bytes.to_vec();
         self.undo_in(text.start, &mut bytes);
         let text = Text::new(text.start, &bytes);
         let mut unplaced = Vec::new();
         for form in site::recognise(text, registers).iter().filter(|form| forms.include(form)) {
-            let jumps = Jump::all(form, text, rip).into_iter().filter(|jump| !self.meets_another(jump, rip));
-            let jumps: Vec<_> = jumps.collect();
+            let jumps = Jump::all(form, text, rip).into_iter();
+            let jumps: Vec<_> = jumps.filter(|jump| self.plans_in(jump.range()).next().is_none()).collect();
             for page in &mut self.pages {
                 for jump in &jumps {
                     if let Some(stub) = page.stub(text, rip, jump)
@@ -354,15 +362,16 @@ impl Planner {
         Err(Unplanned::NoStubs(Places::new(unplaced, taken)))
     }
 
-    fn meets_another(&self, jump: &Jump, site: u64) -> bool {
-        self.plans_in(jump.range()).any(|plan| plan.site != site)
-    }
-
     /// From now on there is a page of stubs at `start`, which is one of the [`Places`]. It has to begin with the eight bytes that
-    /// are returned.
-    pub fn add_stubs(&mut self, start: u64) -> [u8; 8] {
+    /// are returned. `None`, and there is none, if it cannot be there: see [`Places::near`].
+    #[must_use]
+    pub fn add_stubs(&mut self, start: u64) -> Option<[u8; 8]> {
+        let page = start..start.checked_add(STUBS_LEN)?;
+        if start % 4096 != 0 || !places::are_possible(&page) || self.touches(&page) {
+            return None;
+        }
         self.pages.push(Page::new(start));
-        Page::header(self.region)
+        Some(Page::header(self.region))
     }
 
     /// The pages of stubs that there are.

@@ -29,8 +29,7 @@ impl Places {
         self.jumps.iter().flat_map(move |jump| {
             let is_possible = |&start: &u64| {
                 let page = start..start.saturating_add(PAGE_LEN);
-                start >= LOWEST
-                    && page.end < USER_END
+                are_possible(&page)
                     && jump.reaches(start)
                     && !self.taken.iter().any(|taken| overlap(taken, &page))
             };
@@ -41,6 +40,11 @@ impl Places {
 
 /// Nothing is mapped below, and it is closer to a program at 4 MiB than anything that grows.
 pub(crate) const LOWEST: u64 = 64 << 10;
+
+/// Can a guest have memory there?
+pub(super) fn are_possible(addresses: &Range<u64>) -> bool {
+    addresses.start >= LOWEST && addresses.end < USER_END
+}
 
 fn places_of(jump: &Jump, mapping: u64) -> Box<dyn Iterator<Item = u64> + '_> {
     const MIB: u64 = 1 << 20;

@@ -97,14 +97,14 @@ fn plan(planner: &mut Planner, case: &Case, forms: Forms) -> Option<Plan> {
     match planner.plan(case.text(), &case.registers(), forms) {
         Err(Unplanned::NoStubs(places)) => {
             let place = places.near(TEXT).find(|place| place.abs_diff(TEXT) > 1 << 20)?;
-            assert_eq!(planner.add_stubs(place), Page::header(Region::DEFAULT));
+            assert_eq!(planner.add_stubs(place), Some(Page::header(Region::DEFAULT)));
             Some(
                 planner
                     .plan(case.text(), &case.registers(), forms)
                     .expect("a plan with the page it asked for"),
             )
         }
-        Err(Unplanned::Unsuitable) => None,
+        Err(Unplanned::Unsuitable | Unplanned::Planned) => None,
         Ok(plan) => Some(plan),
     }
 }
@@ -323,7 +323,7 @@ fn plans_are_found_by_what_they_change() {
 fn no_site_is_where_the_executor_or_a_stub_is() {
     let case = libc_wrapper();
     let mut planner = Planner::of(Region::DEFAULT);
-    planner.add_stubs(case.site & !0xfff);
+    planner.add_stubs(case.site & !0xfff).expect("a place");
     let outcome = planner.plan(case.text(), &case.registers(), Forms::All);
     assert!(matches!(outcome, Err(Unplanned::Unsuitable)), "{outcome:?}");
     for rip in [0, 1, USER_END + 7, u64::MAX, Region::DEFAULT.start() + 7] {
@@ -372,13 +372,18 @@ fn rewritten(case: &Case, plan: &Plan) -> Vec<u8> {
 }
 
 #[test]
-fn a_rewritten_site_is_planned_anew_from_its_own_text() {
+fn a_rewritten_site_is_planned_anew_when_its_plan_has_been_taken_back() {
     let case = libc_wrapper();
     let mut planner = Planner::of(Region::DEFAULT);
     let first = plan(&mut planner, &case, Forms::Behind).expect("a plan");
     let again = Case { text: rewritten(&case, &first), site: case.site };
     planner.commit(first.clone());
-    let second = plan(&mut planner, &again, Forms::Behind).expect("a plan for what is to be replaced");
+    for forms in [Forms::All, Forms::Behind] {
+        let outcome = planner.plan(again.text(), &again.registers(), forms);
+        assert!(matches!(outcome, Err(Unplanned::Planned)), "the first one's change would stay: {outcome:?}");
+    }
+    assert_eq!(planner.take_back(|plan| plan.site() == case.site).len(), 1);
+    let second = plan(&mut planner, &case, Forms::Behind).expect("a plan");
     assert_eq!((second.range(), second.original()), (first.range(), first.original()));
     assert_ne!(second.stub().at, first.stub().at, "a context may be in the first one's");
 }
@@ -460,12 +465,29 @@ fn pages_of_stubs_do_not_overlap() {
         let text = Text::new(TEXT + 0xffe0 * site, &case.text);
         let outcome = planner.plan(text, &case.registers(), Forms::All);
         let Err(Unplanned::NoStubs(places)) = outcome else { panic!("{outcome:?}") };
-        planner.add_stubs(places.near(TEXT).next().expect("a place"));
+        planner.add_stubs(places.near(TEXT).next().expect("a place")).expect("one of the places");
         planner.plan(text, &case.registers(), Forms::All).expect("a plan");
     }
     let mut pages: Vec<_> = planner.stubs().collect();
     pages.sort_unstable_by_key(|page| page.start);
     assert!(pages.windows(2).all(|pair| pair[0].end <= pair[1].start), "{pages:x?}");
+}
+
+#[test]
+fn stubs_are_nowhere_but_where_a_guest_can_have_memory() {
+    let mut planner = Planner::of(Region::DEFAULT);
+    assert!(planner.add_stubs(LOWEST).is_some());
+    let Range { start, end } = Region::DEFAULT.range();
+    let absurd = [0, LOWEST - 4096, LOWEST, LOWEST + STUBS_LEN - 4096, start - 4096, end - 4096, TEXT + 1];
+    for at in
+        absurd.into_iter().chain([USER_END - STUBS_LEN, USER_END, u64::MAX - STUBS_LEN, u64::MAX - 4095])
+    {
+        assert_eq!(planner.add_stubs(at), None, "{at:#x}");
+    }
+    assert_eq!(planner.stubs().len(), 1);
+    assert!(
+        planner.add_stubs(LOWEST + STUBS_LEN).is_some() && planner.add_stubs(start - STUBS_LEN).is_some()
+    );
 }
 
 #[test]

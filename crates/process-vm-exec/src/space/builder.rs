@@ -254,6 +254,9 @@ impl Settings {
     /// Can this call be executed in such a space?
     pub(crate) fn require_call(&self, call: Sysno) -> Result<()> {
         match self.service_calls {
+            ServiceCalls::All if filter::is_the_end_of_its_task(call) => {
+                Err(Error::EndOfTask { call: call.name() })
+            }
             ServiceCalls::Memory if !filter::is_about_memory(call) => {
                 Err(Error::Confined { call: call.name() })
             }

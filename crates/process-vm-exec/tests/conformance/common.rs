@@ -13,7 +13,8 @@ use iced_x86::{
     code_asm::{CodeAssembler, eax},
 };
 use process_vm_exec::{
-    AddressSpace, Context, Engine, Exit, Fault, Mapping, Protection, Registers, Rewriting, SignalSet, Syscall,
+    AddressSpace, AddressSpaceBuilder, Context, Engine, Exit, Fault, Mapping, Protection, Registers,
+    Rewriting, SignalSet, Syscall,
 };
 use raw_cpuid::{CpuId, Hypervisor};
 
@@ -172,7 +173,12 @@ pub(crate) fn asm_at(addr: u64, build: impl FnOnce(&mut CodeAssembler) -> Result
 
 /// A space with code, data and stacks mapped.
 pub(crate) fn space(engine: Engine, code: &[u8]) -> AddressSpace {
-    let space = AddressSpace::builder().engine(engine).create().expect("an address space");
+    space_with(AddressSpace::builder().engine(engine), code)
+}
+
+/// The same, with options.
+pub(crate) fn space_with(builder: AddressSpaceBuilder, code: &[u8]) -> AddressSpace {
+    let space = builder.create().expect("an address space");
     map_memory(&space);
     space.map(Mapping::anonymous(CODE_LEN, READ_WRITE).at(CODE)).expect("room for code");
     space.write(CODE, code).expect("code is written");

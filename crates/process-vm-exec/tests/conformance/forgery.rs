@@ -8,14 +8,14 @@ use std::{fs, thread};
 
 use iced_x86::code_asm::*;
 use process_vm_exec::{
-    AddressSpace, DEFAULT_REGION, Engine, Error, Exit, Mapping, SignalSet, Sysno, WaitStatus,
+    AddressSpace, DEFAULT_REGION, Engine, Error, Exit, Mapping, ServiceCalls, SignalSet, Sysno, WaitStatus,
 };
 use rustix::fs::MemfdFlags;
 use rustix::thread::CpuSet;
 
 use crate::common::{
     CODE, DATA, Guest, NR, PAGE, READ, READ_WRITE, alone, asm, asm_at, call_loop, claims, kill, pid_of,
-    space, spin,
+    space, space_with, spin,
 };
 
 /// Where the library's region has what a guest can see of requests, and write of results and mailboxes.
@@ -492,6 +492,34 @@ claims! {
         }
     }
 
+    fn a_run_ends_when_its_space_is_killed_though_the_service_task_has_ended(engine) {
+        let code = asm(|a| {
+            let mut top = a.create_label();
+            a.mov(rbx, DATA)?;
+            a.set_label(&mut top)?;
+            a.mov(qword_ptr(rbx), 1)?;
+            a.jmp(top)
+        });
+        let builder = AddressSpace::builder().engine(engine).service_calls(ServiceCalls::All);
+        let mut guest = Guest::in_space(space_with(builder, &code));
+        let others = guest.another(1);
+        let running = thread::spawn(move || guest.run());
+        while others.peek(DATA) == 0 {}
+        let space = Arc::clone(&others.space);
+        let status = format!("/proc/{}/status", pid_of(&space));
+        // Strict seccomp kills that task alone, at its next call.
+        let strict = [libc::PR_SET_SECCOMP, 1, 0, 0, 0, 0].map(|argument: i32| u64::from(argument.unsigned_abs()));
+        let asked = thread::spawn(move || space.syscall(Sysno::prctl, strict));
+        let has_ended = |status: String| status.lines().any(|line| line.starts_with("State:\tZ"));
+        while !fs::read_to_string(&status).is_ok_and(has_ended) {
+            thread::yield_now();
+        }
+        others.space.kill();
+        let died = running.join();
+        assert!(matches!(died, Ok(Exit::Died(WaitStatus::Signaled(libc::SIGKILL)))), "{died:?}");
+        assert!(matches!(asked.join(), Ok(Err(Error::Dead))));
+    }
+
     /// It could, by the call with which executors set their own mask.
     fn a_guest_cannot_block_interrupts(engine) {
         if matches!(engine, Engine::Ptrace | Engine::Native) {
@@ -552,10 +580,15 @@ claims! {
         }
         let open = AddressSpace::builder()
             .engine(engine)
-            .service_calls(process_vm_exec::ServiceCalls::All)
+            .service_calls(ServiceCalls::All)
             .create()
             .expect("a space");
         let kind = [u64::from(libc::AF_UNIX.unsigned_abs()), u64::from(libc::SOCK_STREAM.unsigned_abs()), 0, 0, 0, 0];
         open.syscall(Sysno::socket, kind).expect("a socket");
+        for call in [Sysno::fork, Sysno::vfork, Sysno::clone, Sysno::clone3, Sysno::exit, Sysno::exit_group, Sysno::execve] {
+            let refused = open.syscall(call, [0; 6]);
+            assert!(matches!(refused, Err(Error::EndOfTask { .. })), "{call}: {refused:?}");
+        }
+        open.syscall(Sysno::getpid, [0; 6]).expect("a number");
     }
 }

@@ -176,6 +176,7 @@ impl State {
             20 => Forms::Behind,
             _ => return,
         };
+        self.take_back(space, registers.rip);
         if !self.off && registers.rip > WINDOW && self.file_of(registers.rip - 2).is_some() {
             self.rewrite(space, registers, forms);
         }
@@ -200,7 +201,6 @@ impl State {
             plan => plan,
         };
         let Ok(plan) = plan else { return };
-        self.take_back(space, plan.site());
         let stub = plan.stub();
         self.write(stub.at, &stub.bytes);
         self.change(space, plan.change());
@@ -210,7 +210,7 @@ impl State {
     fn map_stubs(&mut self, space: &AddressSpace, place: u64) -> Result<()> {
         let file = memory(STUBS_LEN);
         space.map(Mapping::file(file.as_fd(), 0, STUBS_LEN, READ_EXEC).shared().at(place))?;
-        file.write_all_at(&self.planner.add_stubs(place), 0).expect("memory");
+        file.write_all_at(&self.planner.add_stubs(place).expect("one of the places"), 0).expect("memory");
         self.files.push((place, file));
         Ok(())
     }

@@ -1130,6 +1130,29 @@ claims! {
         check_calls(&mut guest, NR + 2, 20);
     }
 
+    /// What was planned from its old text must not come after the writer, who holds up nobody when he is done.
+    fn what_is_written_to_a_file_while_its_first_site_is_rewritten_is_seen_in_its_text(engine) {
+        let mut numbers = Numbers::new(17);
+        for round in 0..100 {
+            let file = TextFile::new(&call_of(NR));
+            let mut guest = mapped(engine, &file.to_read());
+            guest.regs().rip = CODE;
+            let (path, delay) = (file.0.clone(), Duration::from_micros(numbers.below(400)));
+            let writer = thread::spawn(move || {
+                thread::sleep(delay);
+                let file = File::options().write(true).open(path).expect("the file");
+                file.write_all_at(&call_of(NR + 1), 0).expect("the file");
+            });
+            while !writer.is_finished() {
+                guest.call();
+            }
+            writer.join().expect("the writer");
+            guest.regs().rip = CODE;
+            assert_eq!(guest.call().nr, u64::from(NR + 1), "round {round}");
+            check_calls(&mut guest, NR + 1, 20);
+        }
+    }
+
     fn what_is_written_to_one_of_several_files_is_seen_in_its_text(engine) {
         alone(engine, module_path!(), "what_is_written_to_one_of_several_files_is_seen_in_its_text", || {
             let files = [NR, NR + 10].map(|nr| TextFile::new(&call_of(nr)));

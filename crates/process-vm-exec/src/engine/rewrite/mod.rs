@@ -148,7 +148,7 @@ impl Rewriter {
             // A site that cannot be rewritten goes on trapping.
             let _ = match sites.count_trap(registers.rip) {
                 TRAPS_BEFORE_REWRITING => sites.rewrite(space, registers, Forms::All),
-                TRAPS_BEFORE_REWRITING_AGAIN => sites.rewrite(space, registers, Forms::Behind),
+                TRAPS_BEFORE_REWRITING_AGAIN => sites.rewrite_again(space, registers),
                 _ => None,
             };
         }
@@ -290,6 +290,15 @@ impl Sites {
         !self.planner.touches(&range) && !self.closed.iter().any(|closed| overlap(closed, &range))
     }
 
+    /// Rewrites a site whose calls still trap: in the form that takes them wherever they come from, or as it was.
+    fn rewrite_again(&mut self, space: &Arc<impl Guest + 'static>, registers: &Registers) -> Option<()> {
+        let traps = self.traps.get(&registers.rip).copied();
+        self.restore(space, |plan, _| plan.site() == registers.rip);
+        self.traps.extend(traps.map(|traps| (registers.rip, traps)));
+        let behind = self.rewrite(space, registers, Forms::Behind);
+        behind.or_else(|| self.rewrite(space, registers, Forms::All))
+    }
+
     /// Rewrites the site that has just trapped with `registers`, if it can be; `None` if not.
     fn rewrite(
         &mut self,
@@ -298,21 +307,32 @@ impl Sites {
         forms: Forms,
     ) -> Option<()> {
         rewriting::prepare();
+        let map = self.map_of(space, registers.rip.checked_sub(SYSCALL)?)?.clone();
+        // Before the text is looked at: nobody writes to it from now on.
+        let file = self.keep_file(space, &map)?;
+        let rewritten =
+            self.plan(space, registers, forms, &map).and_then(|plan| self.install(space, plan, file));
+        if rewritten.is_none() {
+            self.drop_leases();
+        }
+        rewritten
+    }
+
+    /// Plans to rewrite a site in `map`.
+    fn plan(&mut self, space: &dyn Guest, registers: &Registers, forms: Forms, map: &Map) -> Option<Plan> {
         let rip = registers.rip;
-        let map = self.map_of(space, rip.checked_sub(SYSCALL)?)?;
         let range =
             map.range.start.max(rip.saturating_sub(WINDOW))..map.range.end.min(rip.saturating_add(WINDOW));
         let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
         self.memory(space)?.read(range.start, &mut bytes)?;
         let text = Text::new(range.start, &bytes);
-        let plan = match self.planner.plan(text, registers, forms) {
+        match self.planner.plan(text, registers, forms) {
             Err(Unplanned::NoStubs(places)) => {
                 self.map_stubs(space, &places, rip)?;
-                self.planner.plan(text, registers, forms)
+                self.planner.plan(text, registers, forms).ok()
             }
-            plan => plan,
-        };
-        self.install(space, plan.ok()?)
+            plan => plan.ok(),
+        }
     }
 
     /// The text of a program at `addr`.
@@ -340,16 +360,16 @@ impl Sites {
         if !matches!(mapped, Ok(Ok(addr)) if addr == start) {
             return None;
         }
-        let first_bytes = self.planner.add_stubs(start);
+        let first_bytes = self.planner.add_stubs(start)?;
         self.memory(space)?.write(start, &first_bytes)
     }
 
-    /// Applies a plan, in place of one that its site may have.
-    fn install(&mut self, space: &Arc<impl Guest + 'static>, plan: Plan) -> Option<()> {
-        let site = plan.site();
-        self.restore(space, |other, _| other.site() == site);
-        let file = self.prepare_pages(space, &plan.range())?;
-        let stub = plan.stub();
+    /// Applies a plan for text that is `file`'s, if any's.
+    fn install(&mut self, space: &dyn Guest, plan: Plan, file: Option<FileId>) -> Option<()> {
+        if file.is_some() {
+            self.note_copies(space.service(), &plan.range())?;
+        }
+        let (site, stub) = (plan.site(), plan.stub());
         let memory = self.memory(space)?;
         memory.write(stub.at, &stub.bytes)?;
         if memory.change(space.service(), &[plan.change()]).is_none() {
@@ -361,19 +381,13 @@ impl Sites {
         Some(())
     }
 
-    /// Sees that writing to a range will not hide what somebody writes to a file. Says which file it is.
-    fn prepare_pages(
-        &mut self,
-        space: &Arc<impl Guest + 'static>,
-        range: &Range<u64>,
-    ) -> Option<Option<FileId>> {
-        let service = space.service();
-        let held = service.life.pid();
+    /// Sees that writing to text will not hide what somebody writes to its file. Says which file it is, if it is one's.
+    fn keep_file(&mut self, space: &Arc<impl Guest + 'static>, map: &Map) -> Option<Option<FileId>> {
+        let held = space.service().life.pid();
         let pid = (*held)?;
         if self.leases.len() == MOST_FILES {
             self.drop_leases();
         }
-        let map = self.maps.iter().flatten().find(|map| map.range.contains(&range.start))?;
         let Some(file) = map.file else { return Some(None) };
         if self.leases.len() == MOST_FILES && !self.leases.contains_key(&file) {
             return None;
@@ -382,15 +396,17 @@ impl Sites {
             hash_map::Entry::Occupied(lease) => !lease.get().is_broken(),
             hash_map::Entry::Vacant(place) => place.insert(lease::on(map, pid)?).join(space),
         };
-        if !is_kept {
-            return None;
-        }
+        is_kept.then_some(Some(file))
+    }
+
+    /// Notes which pages of a range are a file's now.
+    fn note_copies(&mut self, service: &Service, range: &Range<u64>) -> Option<()> {
         for page in text::pages(range) {
             if !self.copies.contains(&page) && text::is_of_file(service, page)? {
                 self.copies.insert(page);
             }
         }
-        Some(Some(file))
+        Some(())
     }
 
     /// How often the site whose `syscall` ends at `rip` has trapped. Guests can say so of any address: when there are too
@@ -500,7 +516,7 @@ mod tests {
     fn calls_from_our_own_pages_or_from_nowhere_are_no_sites() {
         let region = Region::DEFAULT;
         let mut sites = Sites::new(Planner::of(region));
-        sites.planner.add_stubs(0x10_0000);
+        sites.planner.add_stubs(0x10_0000).expect("a place");
         sites.closed.push(0x20_0000..0x20_1000);
         let ours = [
             0,
