@@ -53,8 +53,25 @@ pub(super) struct Order {
 /// Executors that are traced and not let go yet.
 type Newborns = Arc<Mutex<Vec<i32>>>;
 
-/// Attaches in a thread of its own: it traces, and the kernel ends that with the thread, whatever went wrong.
+/// Attaches, by another thread of the target or at another moment if the first one was a bad one.
 pub(super) fn attach(order: Order) -> Result<Attachment> {
+    const TRIES: usize = 3;
+    let order = Arc::new(order);
+    let pid = order.pid.as_raw_pid();
+    for _ in 1..TRIES {
+        let thread = thread_to_stop(pid);
+        match try_to_attach(&order) {
+            // A signal that cannot be blocked has come between, or the thread has ended. Nothing is left there.
+            Err(Error::Attach { why, .. })
+                if matches!(why, AttachError::NoTask) || thread_to_stop(pid) != thread => {}
+            result => return result,
+        }
+    }
+    try_to_attach(&order)
+}
+
+/// Attaches in a thread of its own: it traces, and the kernel ends that with the thread, whatever went wrong.
+fn try_to_attach(order: &Arc<Order>) -> Result<Attachment> {
     /// Longer than all that has a limit of its own.
     const PATIENCE: Duration = Duration::from_secs(20);
     let janitor = Janitor::get()?;
@@ -62,7 +79,7 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     let (sender, receiver) = sync_channel(1);
     let newborns = Newborns::default();
     let work = {
-        let newborns = Arc::clone(&newborns);
+        let (order, newborns) = (Arc::clone(order), Arc::clone(&newborns));
         move || care(&order, &janitor, &newborns, &sender)
     };
     // A signal for this process is never the caretaker's.

@@ -30,7 +30,9 @@ impl Stat {
 
     /// Is it a living thread of a program?
     pub(super) fn lives(self) -> bool {
-        !"ZX".contains(self.state) && !self.is_kernels()
+        /// It is on its way out, and has no memory any more or soon (include/linux/sched.h).
+        const PF_EXITING: u32 = 4;
+        !"ZX".contains(self.state) && self.flags & PF_EXITING == 0 && !self.is_kernels()
     }
 
     /// The same, and it is in no uninterruptible sleep, as threads are in a vfork(2).

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::asleep::Asleep;
+use super::stat::Stat;
 use crate::memory;
 use crate::ptrace::{
     NO_SYSCALL, Stop, get_registers, get_signal_mask, look_for_stop, request, set_registers, set_signal_mask,
@@ -63,7 +64,7 @@ impl Stopped {
         let interrupt = || request(libc::PTRACE_INTERRUPT, tid, 0, 0);
         interrupt()?;
         let is_group_stopped = loop {
-            let stop = wait_until(tid, deadline).ok_or(Errno::BUSY)?;
+            let stop = next_stop(tid, deadline)?;
             match stop {
                 Stop::Event => break false,
                 Stop::Group => break true,
@@ -149,6 +150,23 @@ impl Stopped {
 /// Lets a stopped task run on, with this signal or 0.
 pub(super) fn go_on_with(tid: i32, signal: i32) -> Result<(), Errno> {
     request(libc::PTRACE_CONT, tid, 0, signal.unsigned_abs() as usize).map(drop)
+}
+
+/// The next stop, of a thread that may end. `ESRCH` then: a main thread that ends before others says nothing to its tracer.
+fn next_stop(tid: i32, deadline: Instant) -> Result<Stop, Errno> {
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+    loop {
+        let look = Instant::now() + BETWEEN_LOOKS;
+        if let Some(stop) = wait_until(tid, deadline.min(look)) {
+            return Ok(stop);
+        }
+        if !Stat::of(tid).is_some_and(Stat::lives) {
+            return Err(Errno::SRCH);
+        }
+        if look >= deadline {
+            return Err(Errno::BUSY);
+        }
+    }
 }
 
 /// Waits for the next stop: awake at first, as most come soon and a wake-up takes longer.

@@ -367,7 +367,7 @@ impl Planner {
     #[must_use]
     pub fn add_stubs(&mut self, start: u64) -> Option<[u8; 8]> {
         let page = start..start.checked_add(STUBS_LEN)?;
-        if start % 4096 != 0 || !places::are_possible(&page) || self.touches(&page) {
+        if !start.is_multiple_of(4096) || !places::are_possible(&page) || self.touches(&page) {
             return None;
         }
         self.pages.push(Page::new(start));

@@ -51,6 +51,30 @@ static void without_main_thread(void)
     pthread_exit(NULL);
 }
 
+static void *stay(void *nothing)
+{
+    char byte;
+
+    (void)nothing;
+    exit(read(STDIN_FILENO, &byte, 1) == 0 ? 0 : 1);
+}
+
+// Whose main thread ends after a while, and another does not.
+static void leave_after(long microseconds)
+{
+    pthread_t other;
+    struct timespec begin, now;
+
+    if (pthread_create(&other, NULL, stay, NULL) != 0)
+        exit(1);
+    ready();
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    do
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    while ((now.tv_sec - begin.tv_sec) * 1000000 + (now.tv_nsec - begin.tv_nsec) / 1000 < microseconds);
+    pthread_exit(NULL);
+}
+
 // With a thread of the kernel's, which polls.
 static void with_io_uring(void)
 {
@@ -274,6 +298,8 @@ int main(int argc, char **argv)
             return 1;
     } else if (strcmp(kind, "leaderless") == 0) {
         without_main_thread();
+    } else if (strcmp(kind, "leaving") == 0) {
+        leave_after(argc > 2 ? atol(argv[2]) : 0);
     } else if (strcmp(kind, "io_uring") == 0) {
         with_io_uring();
     } else if (strcmp(kind, "thief") == 0) {

@@ -156,6 +156,19 @@ fn whose_main_thread_has_ended() {
     });
 }
 
+/// At any moment of the attachment.
+#[test]
+fn whose_main_thread_is_just_ending() {
+    let _turn = turn();
+    for delay in (0..2000).step_by(10) {
+        let Some((process, _)) = start("leaving", |command| command.arg(delay.to_string())) else { return };
+        let space = attached(process.pid());
+        space.execute(Sysno::getpid, [0; 6]).expect("a call");
+        space.detach().expect("detaching");
+        assert_unharmed(process);
+    }
+}
+
 #[test]
 fn with_threads_of_the_kernel() {
     is_attached_to("io_uring", |space, pid| {
