@@ -32,6 +32,11 @@ fn check_lines(report: &Value) -> Vec<(String, String, String)> {
             let [min, median, max] =
                 ["min", "median", "max"].map(|key| line["ns"][key].as_f64().expect("ns"));
             assert!(0.0 < min && min <= median && median <= max, "{line}");
+            assert_eq!(
+                line["line_ns"].as_f64().is_some_and(|ns| ns > 0.0),
+                line["placement"] == "two-cpus",
+                "{line}"
+            );
             (text(line, "case"), text(line, "engine"), text(line, "placement"))
         })
         .collect()
@@ -56,7 +61,7 @@ fn every_case_is_measured_for_every_engine_that_works_here() {
     let report = json(&["--json", "--seconds", "1"]);
     let lines = check_lines(&report);
     for engine in working.map(|line| line["engine"].as_str().expect("a name")) {
-        for case in ["syscall", "fault", "interrupt", "create"] {
+        for case in ["syscall", "fault", "interrupt", "create", "map", "copy"] {
             let measured = lines.iter().any(|line| line.0 == case && line.1 == engine && line.2 == "one-cpu");
             assert!(measured, "{case} with {engine} is missing");
         }

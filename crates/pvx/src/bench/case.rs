@@ -12,6 +12,8 @@ pub(super) enum Case {
     Fault,
     Interrupt,
     Create,
+    Map,
+    Copy,
     Attach,
     RemoteSyscall,
     InjectPtrace,
@@ -21,11 +23,13 @@ pub(super) enum Case {
 }
 
 impl Case {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Syscall,
         Self::Fault,
         Self::Interrupt,
         Self::Create,
+        Self::Map,
+        Self::Copy,
         Self::Attach,
         Self::RemoteSyscall,
         Self::InjectPtrace,
@@ -40,6 +44,8 @@ impl Case {
             Self::Fault => "fault",
             Self::Interrupt => "interrupt",
             Self::Create => "create",
+            Self::Map => "map",
+            Self::Copy => "copy",
             Self::Attach => "attach",
             Self::RemoteSyscall => "remote-syscall",
             Self::InjectPtrace => "inject-ptrace",
@@ -128,6 +134,8 @@ impl Subject {
             (Case::Fault, Some(engine)) => guest::fault_rounds(engine, self.placement, cpus),
             (Case::Interrupt, Some(engine)) => guest::interrupt_rounds(engine, self.placement, cpus),
             (Case::Create, Some(engine)) => guest::create_rounds(engine, self.placement, cpus),
+            (Case::Map, Some(engine)) => guest::map_rounds(engine, self.placement, cpus),
+            (Case::Copy, Some(engine)) => guest::copy_rounds(engine, self.placement, cpus),
             (Case::Attach, _) => Ok(live::attach_rounds(self.placement, cpus)),
             (Case::RemoteSyscall, _) => Ok(live::syscall_rounds(self.placement, cpus)),
             (Case::InjectPtrace, _) => Ok(live::inject_rounds(self.placement, cpus)),

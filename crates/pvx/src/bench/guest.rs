@@ -1,4 +1,4 @@
-//! Rounds with a guest: system calls, faults, interrupts, and spaces made and dropped.
+//! Rounds with a guest: system calls, faults, interrupts, changes and copies of its memory, and spaces made and dropped.
 
 use std::{
     sync::{
@@ -137,6 +137,48 @@ pub(super) fn interrupt_rounds(engine: Engine, placement: Placement, cpus: &Cpus
         }
         Ok(total_ns as f64 / f64::from(rounds))
     }))
+}
+
+/// What a supervisor that answers mmap(2) and munmap(2) has done in the space: the guest has just stopped.
+pub(super) fn map_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Rounds> {
+    const LEN: u64 = 64 << 10;
+    let mut guest = Guest::new(engine, CALL_LOOP)?;
+    guest.answer_one_call()?;
+    cpus.pin_guest(guest.pid()?, placement)?;
+    Ok(Box::new(move |rounds| {
+        timed_after(rounds, &mut guest, |guest| {
+            let mapping = Mapping::anonymous(LEN, Protection::READ | Protection::WRITE);
+            let addr = guest.space.map(mapping.at(UNMAPPED))?;
+            Ok(guest.space.unmap(addr, LEN)?)
+        })
+    }))
+}
+
+/// Such as the arguments of a call: 64 bytes of the guest's, which has just stopped.
+pub(super) fn copy_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Rounds> {
+    let mut guest = Guest::new(engine, CALL_LOOP)?;
+    guest.space.write(STACK, &[1; 64])?;
+    guest.answer_one_call()?;
+    cpus.pin_guest(guest.pid()?, placement)?;
+    Ok(Box::new(move |rounds| {
+        timed_after(rounds, &mut guest, |guest| Ok(guest.space.read(STACK, &mut [0; 64])?))
+    }))
+}
+
+/// Does `round` so many times, each after a call of the guest's that is not timed. Returns the average in nanoseconds.
+fn timed_after(
+    rounds: u32,
+    guest: &mut Guest,
+    mut round: impl FnMut(&mut Guest) -> Result<()>,
+) -> Result<f64> {
+    let mut taken = Duration::ZERO;
+    for _ in 0..rounds {
+        guest.answer_one_call()?;
+        let start = Instant::now();
+        round(guest)?;
+        taken += start.elapsed();
+    }
+    Ok(taken.as_secs_f64() * 1e9 / f64::from(rounds))
 }
 
 /// Does `round` so many times and returns the average in nanoseconds.

@@ -42,8 +42,11 @@ Cases:
   fault             the guest reads unmapped memory, the supervisor steps over the instruction
   interrupt         from a call of interrupt() to the return of the run that it ends
   create            an address space made and dropped
+  map               64 KiB mapped and unmapped in a space whose guest has just stopped
+  copy              64 bytes read from a guest that has just stopped
   native-getppid    a real getppid of this process (baseline)
-  cache-line        a cache line there and back between two CPUs: no hand-off can beat it (baseline)
+  cache-line        a cache line there and back between two CPUs: no hand-off can beat it (baseline);
+                    the column `line` has what it took just before the batches of each line
   attach            LiveProcess::attach to a process that works a little and sleeps
   remote-syscall    getpid executed in such a process, by an executor there
   inject-ptrace     the same by stopping it, setting registers, and stepping over one instruction

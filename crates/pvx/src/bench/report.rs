@@ -23,6 +23,8 @@ pub(super) struct Line {
     pub(super) engine: &'static str,
     pub(super) placement: &'static str,
     pub(super) ns: Spread,
+    /// The median of what a cache line took there and back before each batch, on the same two CPUs.
+    pub(super) line_ns: Option<f64>,
     /// The best median of `ptrace` in this case (for a baseline: in `syscall`; for live processes: in
     /// `inject-ptrace`) divided by this median.
     pub(super) ratio_to_ptrace: Option<f64>,
@@ -41,11 +43,14 @@ pub(super) struct Spread {
 pub(super) struct Measured {
     subject: Subject,
     ns: Spread,
+    line_ns: Option<f64>,
 }
 
 impl Measured {
-    pub(super) fn of(subject: Subject, ns: Vec<f64>) -> Self {
-        Self { subject, ns: Spread::of(ns) }
+    /// `line_ns` is empty where there is no such line.
+    pub(super) fn of(subject: Subject, ns: Vec<f64>, line_ns: Vec<f64>) -> Self {
+        let line_ns = (!line_ns.is_empty()).then(|| Spread::of(line_ns).median);
+        Self { subject, ns: Spread::of(ns), line_ns }
     }
 }
 
@@ -69,11 +74,12 @@ impl Report {
         };
         let cases = measured
             .iter()
-            .map(|&Measured { subject, ns }| Line {
+            .map(|&Measured { subject, ns, line_ns }| Line {
                 case: subject.case.name(),
                 engine: subject.engine_name(),
                 placement: subject.placement.name(),
                 ns,
+                line_ns,
                 ratio_to_ptrace: ptrace_ns(subject.case).map(|ptrace| ptrace / ns.median),
             })
             .collect();
@@ -81,7 +87,7 @@ impl Report {
     }
 
     pub(super) fn text(&self) -> String {
-        let heading = ["case", "engine", "placement", "median", "min", "max", "ptrace / this"];
+        let heading = ["case", "engine", "placement", "median", "min", "max", "line", "ptrace / this"];
         let rows = self.cases.iter().map(|line| {
             vec![
                 line.case.to_owned(),
@@ -90,6 +96,7 @@ impl Report {
                 human_ns(line.ns.median),
                 human_ns(line.ns.min),
                 human_ns(line.ns.max),
+                line.line_ns.map_or_else(|| "-".to_owned(), human_ns),
                 line.ratio_to_ptrace.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
             ]
         });

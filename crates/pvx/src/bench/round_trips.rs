@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
-    Selection,
+    Selection, baseline,
     case::{Case, Placement, Rounds, Subject},
     cpus::Cpus,
     machine::Machine,
@@ -15,6 +15,8 @@ use super::{
 
 /// Batches of each subject; the median of so many is steady.
 const BATCHES: u32 = 15;
+/// How often the cache line is passed before each batch: takes a tenth of a millisecond.
+const LINE_ROUNDS: u32 = 1000;
 
 /// A subject, what does its rounds, and what came out so far.
 struct Running {
@@ -22,6 +24,8 @@ struct Running {
     rounds: Rounds,
     pace: Pace,
     ns: Vec<f64>,
+    /// What a cache line took before each batch, if that is on two CPUs.
+    line_ns: Vec<f64>,
 }
 
 /// How many rounds the next batch has, so that all batches together take their time.
@@ -94,18 +98,24 @@ fn rounds_of_all(subjects: &[Subject], cpus: &Cpus, budget: Duration) -> Result<
     let progress = ProgressBar::new(u64::from(steps) * u64::from(BATCHES + 1));
     progress.set_style(ProgressStyle::with_template("{bar:32} {percent:>3} %  {msg}")?);
     let share = budget / steps;
+    // The host moves virtual CPUs, and with them what any hand-off can cost at best.
+    let mut line = cpus.has_two().then(|| baseline::cache_line_rounds(cpus)).transpose()?;
 
     let mut running = Vec::new();
     for &subject in subjects {
         progress.set_message(describe(subject));
         let mut rounds = subject.prepare(cpus).with_context(|| describe(subject))?;
         let per_batch = rounds_in(share / BATCHES, &mut rounds).with_context(|| describe(subject))?;
-        running.push(Running { subject, rounds, pace: Pace::new(share, per_batch), ns: Vec::new() });
+        let (pace, ns, line_ns) = (Pace::new(share, per_batch), Vec::new(), Vec::new());
+        running.push(Running { subject, rounds, pace, ns, line_ns });
         progress.inc(1);
     }
     for _ in 0..BATCHES {
         for one in &mut running {
             progress.set_message(describe(one.subject));
+            if let (Placement::TwoCpus, Some(line)) = (one.subject.placement, &mut line) {
+                one.line_ns.push(line(LINE_ROUNDS).context("cache-line")?);
+            }
             let start = Instant::now();
             one.ns.push((one.rounds)(one.pace.per_batch).with_context(|| describe(one.subject))?);
             one.pace.took(start.elapsed());
@@ -113,7 +123,7 @@ fn rounds_of_all(subjects: &[Subject], cpus: &Cpus, budget: Duration) -> Result<
         }
     }
     progress.finish_and_clear();
-    Ok(running.into_iter().map(|one| Measured::of(one.subject, one.ns)).collect())
+    Ok(running.into_iter().map(|one| Measured::of(one.subject, one.ns, one.line_ns)).collect())
 }
 
 /// How many rounds fill `slice`; finding out warms the subject up.
