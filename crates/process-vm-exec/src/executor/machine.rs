@@ -17,8 +17,9 @@ pub(crate) const DEFAULT_SPIN_BUDGET_NS: u64 = 50_000;
 /// After this long without an answer the other side is likely not running: yield between looks.
 pub(crate) const SPIN_WITHOUT_YIELD_NS: u64 = 3_000;
 
-/// Two switches between tasks and some work take less.
-pub(crate) const PATIENCE_NS: u64 = 20_000;
+/// Two switches between tasks and some work take less, where each interrupt is an exit of a virtual machine, too; a time slice of
+/// somebody else's is ten times as long. With 20 us, a space's own tasks were taken for somebody else.
+pub(crate) const PATIENCE_NS: u64 = 100_000;
 
 /// Looks before a waiter reads the clock, with a `pause` after each: up to 1 us.
 pub(crate) const QUICK_LOOKS: u32 = 40;
