@@ -34,7 +34,7 @@ use crate::{live::require_proc, output};
 ///
 /// Every round trip is measured for each engine that works on this machine, with supervisor and guest on two
 /// CPUs and on one. All of it runs interleaved, so that a noisy neighbour disturbs every line alike: compare
-/// the lines of one run, as ratios.
+/// the lines of one run, as ratios. The column `line` has what a cache line took there and back just before.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Cases:
@@ -45,8 +45,7 @@ Cases:
   map               64 KiB mapped and unmapped in a space whose guest has just stopped
   copy              64 bytes read from a guest that has just stopped
   native-getppid    a real getppid of this process (baseline)
-  cache-line        a cache line there and back between two CPUs: no hand-off can beat it (baseline);
-                    the column `line` has what it took just before the batches of each line
+  cache-line        a cache line there and back between two CPUs: no hand-off can beat it (baseline)
   attach            LiveProcess::attach to a process that works a little and sleeps
   remote-syscall    getpid executed in such a process, by an executor there
   inject-ptrace     the same by stopping it, setting registers, and stepping over one instruction
