@@ -17,7 +17,7 @@ use crate::{
     trace::{assert_no_trace, descendants, numbers},
 };
 
-/// Set in supervisors that are to be killed: the target's pid, and what to do.
+/// Set in supervisors that are to be killed: what to do, the pid of the target to do it with, and those of others to have as well.
 const SUPERVISOR: &str = "PVX_ATTACH_SUPERVISOR";
 
 /// How often each of the tests kills: with three of them and two targets each, more than 2,000 times in all.
@@ -42,8 +42,10 @@ enum Moment {
 #[test]
 fn supervisor() {
     let Ok(orders) = env::var(SUPERVISOR) else { return };
-    let (pid, moment) = orders.split_once(' ').expect("a pid and a moment");
-    let pid = pid.parse().expect("a pid");
+    let (moment, pids) = orders.split_once(' ').expect("a moment and pids");
+    let mut pids = pids.split(' ').map(|pid| pid.parse().expect("a pid"));
+    let pid = pids.next().expect("a pid");
+    let _others: Vec<_> = pids.map(attached).collect();
     // The first time costs more: afterwards it is as it always is.
     drop(attached(pid));
     let attach = || LiveProcess::attach_pid(pid).expect("attaching");
@@ -86,9 +88,10 @@ fn supervisor() {
 }
 
 /// Starts a supervisor, which is ready when this returns.
-fn start(pid: i32, moment: Moment) -> (Killed, BufReader<ChildStdout>) {
+fn start(pids: &[i32], moment: Moment) -> (Killed, BufReader<ChildStdout>) {
+    let orders = pids.iter().fold(format!("{moment:?}"), |orders, pid| format!("{orders} {pid}"));
     let mut supervisor = this_program("killer::supervisor")
-        .env(SUPERVISOR, format!("{pid} {moment:?}"))
+        .env(SUPERVISOR, orders)
         .stdout(Stdio::piped())
         .spawn()
         .expect("the test runs itself");
@@ -101,7 +104,7 @@ fn start(pid: i32, moment: Moment) -> (Killed, BufReader<ChildStdout>) {
             _ => line.clear(),
         }
     }
-    panic!("a supervisor of {pid} has ended before it was killed")
+    panic!("a supervisor of {pids:?} has ended before it was killed")
 }
 
 /// When a process was started: tells it from a later one with its number. A zombie counts as gone: when the first of
@@ -115,6 +118,13 @@ fn start_time(pid: i32) -> Option<String> {
     }
 }
 
+fn wait_for(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        thread::yield_now();
+    }
+}
+
 /// Kills at a random microsecond, hundreds of times; `within_us` is some rounds of what the supervisor does.
 fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
     let _turn = turn();
@@ -124,17 +134,14 @@ fn kill_often(moment: Moment, within_us: u64, options: &[&str]) {
     let mut numbers = Numbers::new(within_us);
     let mut killed = 0;
     for kill in rounds(KILLS).take(KILLS_WHEN_SOAKING) {
-        let (mut supervisor, mut output) = start(pid, moment);
+        let (mut supervisor, mut output) = start(&[pid], moment);
         // All that the supervisor has started, now and then: to look it up takes longer than to kill.
         let started: Vec<_> = if kill % 8 == 0 {
             descendants(supervisor.pid()).into_iter().map(|pid| (pid, start_time(pid))).collect()
         } else {
             Vec::new()
         };
-        let at = Instant::now() + Duration::from_micros(numbers.below(within_us));
-        while Instant::now() < at {
-            thread::yield_now();
-        }
+        wait_for(Duration::from_micros(numbers.below(within_us)));
         supervisor.0.kill().expect("SIGKILL");
         let status = supervisor.0.wait().expect("its status");
         let mut rest = String::new();
@@ -208,4 +215,30 @@ fn a_supervisor_that_dies_while_threads_are_on_errands_leaves_no_trace() {
 #[test]
 fn a_supervisor_that_dies_while_the_only_thread_is_on_an_errand_leaves_no_trace() {
     kill_often(Moment::Errand, 501, ONE_THREAD);
+}
+
+/// One janitor removes everything, from one target after the other.
+#[test]
+fn a_supervisor_of_several_targets_that_dies_leaves_no_trace_in_any() {
+    let _turn = turn();
+    let kinds = [ONE_THREAD, MANY_THREADS, ONE_THREAD, MANY_THREADS];
+    let targets: Vec<_> = kinds.into_iter().filter_map(Target::start).collect();
+    let mut pids: Vec<_> = targets.iter().map(Target::pid).collect();
+    if pids.len() < kinds.len() {
+        return;
+    }
+    let mut numbers = Numbers::new(4);
+    for moment in [Moment::Call, Moment::Attach, Moment::Detach].into_iter().cycle().take(30) {
+        let (mut supervisor, _output) = start(&pids, moment);
+        wait_for(Duration::from_micros(numbers.below(1000)));
+        supervisor.0.kill().expect("SIGKILL");
+        supervisor.0.wait().expect("its status");
+        pids.iter().copied().for_each(assert_no_trace);
+        pids.rotate_left(1);
+    }
+    for mut target in targets {
+        let first = target.first.clone();
+        target.check_goes_on(&first);
+        target.quit();
+    }
 }
