@@ -1,5 +1,6 @@
 /* Every function of pvx.h, and what each refuses. */
 #include "spaces.h"
+#include <sys/socket.h>
 
 static void options_say_what_is_wrong_with_them(void)
 {
@@ -148,6 +149,23 @@ static void memory_is_mapped_changed_and_copied(uint32_t engine)
 	close(fd);
 }
 
+static void all_calls_are_made_but_those_that_end_their_task(uint32_t engine)
+{
+	struct pvx_options options = options_with(engine);
+	uint64_t arguments[6] = { AF_UNIX, SOCK_STREAM };
+	struct pvx_space *space;
+	char words[256];
+
+	options.flags = PVX_ALL_CALLS;
+	space = new_space(&options);
+	CHECK(pvx_syscall(space, SYS_socket, arguments) >= 0);
+	CHECK(pvx_syscall(space, SYS_exit, arguments) == -EOPNOTSUPP);
+	CHECK(pvx_error(words, sizeof(words)) && strstr(words, "exit"));
+	CHECK(pvx_syscall(space, SYS_fork, arguments) == -EOPNOTSUPP);
+	CHECK(pvx_syscall(space, SYS_getpid, arguments) == pvx_space_pid(space));
+	pvx_space_free(space);
+}
+
 static void runs_say_why_they_come_back(uint32_t engine)
 {
 	struct pvx_options options = options_with(engine);
@@ -266,6 +284,7 @@ int main(void)
 	nobody_is_harmed_by_null();
 	for (size_t i = 0; i < sizeof(engines) / sizeof(*engines); i++) {
 		memory_is_mapped_changed_and_copied(engines[i]);
+		all_calls_are_made_but_those_that_end_their_task(engines[i]);
 		runs_say_why_they_come_back(engines[i]);
 		a_context_has_one_user_at_a_time(engines[i]);
 	}
