@@ -23,7 +23,7 @@ struct pvx_context;
 
 /* ---- Address spaces ---- */
 
-/* The best engine that works here, of those below. */
+/* The best engine that works here, of those below; or the one that PROCESS_VM_EXEC_ENGINE names, if it is one of them. */
 #define PVX_ENGINE_BEST 0
 /* Each system call of a guest raises a signal there. */
 #define PVX_ENGINE_TRAP 1
@@ -203,12 +203,13 @@ void pvx_planner_free(struct pvx_planner *planner);
 /*
  * Plans to rewrite the site of a call that has trapped with these registers. The text is what the guest has at start.
  * -ENOENT: it cannot be rewritten. -EAGAIN: a page of stubs has to be added at one of pvx_planner_places().
+ * -EEXIST: it has a plan, which has to be taken back first.
  */
 int pvx_plan(struct pvx_planner *planner, const struct pvx_registers *registers, uint64_t start, const void *text,
 	     size_t length, uint32_t forms, struct pvx_plan *plan);
 /* The best places for text that is mapped from mapping on, count at most. Returns how many there are. */
 int pvx_planner_places(struct pvx_planner *planner, uint64_t mapping, uint64_t *places, size_t count);
-/* There is a page of stubs at start from now on. It has to begin with *first_word. */
+/* There is a page of stubs at start from now on. It has to begin with *first_word. -EINVAL: none can be there. */
 int pvx_planner_add_stubs(struct pvx_planner *planner, uint64_t start, uint64_t *first_word);
 /* The plan that was made last has been applied. */
 int pvx_planner_commit(struct pvx_planner *planner);

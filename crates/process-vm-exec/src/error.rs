@@ -130,7 +130,7 @@ pub enum Error {
     },
     /// The call would end the task that executes it, or make one that nobody looks after.
     #[error(
-        "{call} would end the task that executes calls there, or make another that nobody looks after; `AddressSpace::fork` copies a space"
+        "{call} would end the task that executes calls there, or make another that nobody looks after (`AddressSpace::fork` copies a created space)"
     )]
     EndOfTask {
         /// The call.

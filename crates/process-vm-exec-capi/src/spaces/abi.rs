@@ -37,6 +37,8 @@ impl Options {
     pub(super) fn builder(&self) -> Outcome<AddressSpaceBuilder> {
         let invalid = |words| Err(Failure::Caller(Errno::INVAL, words));
         let engine = match self.engine {
+            // Plans are for this one alone.
+            ENGINE_BEST if self.flags & PLANNED_REWRITING != 0 => Engine::Rewrite,
             ENGINE_BEST => best_engine()?,
             ENGINE_TRAP => Engine::Trap,
             ENGINE_REWRITE => Engine::Rewrite,

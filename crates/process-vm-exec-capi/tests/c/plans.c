@@ -197,6 +197,15 @@ static void planners_say_what_is_wrong(void)
 	options.flags = PVX_PLANNED_REWRITING | PVX_NO_REWRITING;
 	CHECK(pvx_space_create(&options, &space) == -EINVAL && space == NULL);
 	CHECK(pvx_error(words, sizeof(words)) && strstr(words, "exclude"));
+	/* They are for one engine, whatever is chosen for others. */
+	options.flags = PVX_PLANNED_REWRITING;
+	options.engine = PVX_ENGINE_TRAP;
+	CHECK(pvx_space_create(&options, &space) == -ENOSYS && space == NULL);
+	options.engine = PVX_ENGINE_BEST;
+	CHECK(setenv("PROCESS_VM_EXEC_ENGINE", "trap", 1) == 0);
+	CHECK(pvx_space_create(&options, &space) == 0);
+	CHECK(unsetenv("PROCESS_VM_EXEC_ENGINE") == 0);
+	pvx_space_free(space);
 	CHECK(pvx_planner_create(1, &planner) == -EINVAL && planner == NULL);
 	CHECK(pvx_planner_create(1ULL << 32, NULL) == -EFAULT && pvx_planner_clone(NULL, &planner) == -EFAULT);
 	CHECK(pread(guest.text, text, sizeof(text), 0) == sizeof(text));

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -61,13 +61,28 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     for _ in 1..TRIES {
         let thread = thread_to_stop(pid);
         match try_to_attach(&order) {
-            // A signal that cannot be blocked has come between, or the thread has ended. Nothing is left there.
             Err(Error::Attach { why, .. })
-                if matches!(why, AttachError::NoTask) || thread_to_stop(pid) != thread => {}
+                if may_pass(&why, thread_to_stop(pid) != thread) && !has_ended(&order.pidfd) => {}
             result => return result,
         }
     }
     try_to_attach(&order)
+}
+
+/// Is this a refusal that may pass? A signal that cannot be blocked has come between, or the thread has ended, and where it was may
+/// not be looked at any more. Nothing is left there.
+fn may_pass(why: &AttachError, is_another_thread: bool) -> bool {
+    match why {
+        AttachError::NoTask => true,
+        AttachError::Ended | AttachError::NotPermitted(_) | AttachError::Memory => is_another_thread,
+        _ => false,
+    }
+}
+
+/// Has the process ended, with all its threads? Its number may be another one's then.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&NOW)).is_ok_and(|ready| ready != 0)
 }
 
 /// Attaches in a thread of its own: it traces, and the kernel ends that with the thread, whatever went wrong.
@@ -151,6 +166,10 @@ impl<'a> Session<'a> {
         }
         let keys = [Key::new()?, Key::new()?];
         let options = seize(pid, thread, &status, tracing)?;
+        // From here on the number stays its own.
+        if has_ended(&order.pidfd) {
+            return Err(refusal(pid, Errno::SRCH, AttachError::Ended));
+        }
         line.added().options.store(options, Ordering::Relaxed);
         let born = birth::give_birth(thread, &place, order.executors);
         let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {

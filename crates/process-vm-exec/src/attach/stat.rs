@@ -1,5 +1,8 @@
 //! What /proc/TID/stat tells of a task (proc_pid_stat(5)), and which tasks a process has.
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
 use crate::procfs;
 
 /// What it tells.
@@ -14,14 +17,34 @@ pub(super) struct Stat {
 impl Stat {
     /// `None` if there is no such task.
     pub(super) fn of(tid: i32) -> Option<Self> {
-        let stat = procfs::read(format!("/proc/{tid}/stat")).ok()?;
-        // The state is the first field behind the name, flags are the 7th, the processor is the 37th.
-        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        Self::look(tid).ok()?
+    }
+
+    /// The same; whether it is there may not be known. Allocates nothing.
+    fn look(tid: i32) -> Result<Option<Self>, Errno> {
+        let mut text = [0; 1024];
+        let open = procfs::open(format_args!("/proc/{tid}/stat"), OFlags::RDONLY);
+        match open.and_then(|file| rustix::io::read(file, &mut text)) {
+            Ok(len) => Ok(Self::parse(&text[..len])),
+            Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn parse(stat: &[u8]) -> Option<Self> {
+        // The name may have any bytes. The state is the first field behind it, flags are the 7th, the processor is the 37th.
+        let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+        let mut fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?.split_ascii_whitespace();
         Some(Self {
-            state: fields.first()?.chars().next()?,
-            flags: fields.get(6)?.parse().ok()?,
-            processor: fields.get(36)?.parse().ok()?,
+            state: fields.next()?.chars().next()?,
+            flags: fields.nth(5)?.parse().ok()?,
+            processor: fields.nth(29)?.parse().ok()?,
         })
+    }
+
+    /// Has this thread ended, or is it about to? Not if that cannot be known. Allocates nothing.
+    pub(super) fn has_ended(tid: i32) -> bool {
+        Self::look(tid).is_ok_and(|stat| stat.is_none_or(Self::is_over))
     }
 
     pub(super) fn is_running(self) -> bool {
@@ -30,9 +53,13 @@ impl Stat {
 
     /// Is it a living thread of a program?
     pub(super) fn lives(self) -> bool {
+        !self.is_over() && !self.is_kernels()
+    }
+
+    fn is_over(self) -> bool {
         /// It is on its way out, and has no memory any more or soon (include/linux/sched.h).
         const PF_EXITING: u32 = 4;
-        !"ZX".contains(self.state) && self.flags & PF_EXITING == 0 && !self.is_kernels()
+        "ZX".contains(self.state) || self.flags & PF_EXITING != 0
     }
 
     /// The same, and it is in no uninterruptible sleep, as threads are in a vfork(2).
@@ -73,4 +100,33 @@ fn find_thread(pid: i32, is_good: impl Fn(Stat) -> bool) -> Option<i32> {
         return Some(pid);
     }
     numbers(&format!("/proc/{pid}/task")).find(is_good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_behind_a_name_of_any_bytes() {
+        let fields: String = (3..=52)
+            .map(|field| format!(" {}", if field == 3 { "Z".into() } else { field.to_string() }))
+            .collect();
+        let stat = [b"7 (a) R \xff(".as_slice(), b")", fields.as_bytes()].concat();
+        let parsed = Stat::parse(&stat).expect("a task");
+        assert_eq!((parsed.state, parsed.flags, parsed.processor), ('Z', 9, 39));
+        assert!(Stat::parse(b"7 (a) R 1").is_none() && Stat::parse(b"").is_none());
+    }
+
+    #[test]
+    fn only_what_is_known_to_have_ended_has() {
+        let own = std::process::id().cast_signed();
+        assert!(!Stat::has_ended(own) && Stat::of(own).is_some_and(Stat::lives));
+        let mut child = std::process::Command::new("true").spawn().expect("a child");
+        let pid = child.id().cast_signed();
+        while !Stat::has_ended(pid) {
+            std::thread::yield_now();
+        }
+        child.wait().expect("its status");
+        assert!(Stat::has_ended(pid) && Stat::of(pid).is_none(), "there is no such task");
+    }
 }

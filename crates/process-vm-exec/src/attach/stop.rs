@@ -152,7 +152,8 @@ pub(super) fn go_on_with(tid: i32, signal: i32) -> Result<(), Errno> {
     request(libc::PTRACE_CONT, tid, 0, signal.unsigned_abs() as usize).map(drop)
 }
 
-/// The next stop, of a thread that may end. `ESRCH` then: a main thread that ends before others says nothing to its tracer.
+/// The next stop, of a thread that may end. `ESRCH` then: a main thread that ends before others says nothing to its tracer. Allocates
+/// nothing.
 fn next_stop(tid: i32, deadline: Instant) -> Result<Stop, Errno> {
     const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
     loop {
@@ -160,7 +161,7 @@ fn next_stop(tid: i32, deadline: Instant) -> Result<Stop, Errno> {
         if let Some(stop) = wait_until(tid, deadline.min(look)) {
             return Ok(stop);
         }
-        if !Stat::of(tid).is_some_and(Stat::lives) {
+        if Stat::has_ended(tid) {
             return Err(Errno::SRCH);
         }
         if look >= deadline {

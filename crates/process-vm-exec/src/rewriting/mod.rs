@@ -21,7 +21,7 @@
 //!    [`AddressSpace::stop_plans`](crate::AddressSpace::stop_plans). A site that has a plan is planned anew, in the other form, after that
 //!    has been taken back.
 //!
-//! The text must not change between the moment when the planner sees it and the change: the engine takes a lease on its file first.
+//! The text must not change between the moment when the planner sees it and the change: the engine takes a lease on its file first, if it is a file's.
 //!
 //! [`Space::write`](crate::Space::write) does not write where the guest may not: text and stubs are written through another mapping of the same file,
 //! as here, or /proc/PID/mem of [`AddressSpace::pid`](crate::AddressSpace::pid).

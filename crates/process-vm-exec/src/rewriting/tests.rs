@@ -104,7 +104,8 @@ fn plan(planner: &mut Planner, case: &Case, forms: Forms) -> Option<Plan> {
                     .expect("a plan with the page it asked for"),
             )
         }
-        Err(Unplanned::Unsuitable | Unplanned::Planned) => None,
+        Err(Unplanned::Unsuitable) => None,
+        Err(Unplanned::Planned) => panic!("it has a plan"),
         Ok(plan) => Some(plan),
     }
 }

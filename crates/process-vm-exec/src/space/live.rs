@@ -145,8 +145,8 @@ impl LiveProcess {
     ///
     /// # Errors
     /// [`Error::Space`] with the errno of the call; [`Error::Reserved`] if it would change the executor's pages;
-    /// [`Error::Descriptor`] if a descriptor of the caller's is not passed as one, [`Error::Exposed`] if it may not be passed;
-    /// [`Error::Dead`] if the process has ended.
+    /// [`Error::EndOfTask`] if it would end the executor or make another; [`Error::Descriptor`] if a descriptor of the caller's is not
+    /// passed as one, [`Error::Exposed`] if it may not be passed; [`Error::Dead`] if the process has ended.
     pub fn syscall(&self, call: &Call<'_>) -> Result<Returned> {
         self.space.0.prepare(std::slice::from_ref(call))?;
         let outcome = self.target.execute(&self.space.0.service, call)?;

@@ -507,17 +507,31 @@ claims! {
         while others.peek(DATA) == 0 {}
         let space = Arc::clone(&others.space);
         let status = format!("/proc/{}/status", pid_of(&space));
-        // Strict seccomp kills that task alone, at its next call.
-        let strict = [libc::PR_SET_SECCOMP, 1, 0, 0, 0, 0].map(|argument: i32| u64::from(argument.unsigned_abs()));
-        let asked = thread::spawn(move || space.syscall(Sysno::prctl, strict));
+        // A filter that kills a thread for any call: `struct sock_filter`, and the `struct sock_fprog` that has it.
+        const FILTER: u64 = DATA + 64;
+        let kill_thread = u64::from(libc::BPF_RET | libc::BPF_K) | u64::from(libc::SECCOMP_RET_KILL_THREAD) << 32;
+        for (at, word) in [(FILTER, kill_thread), (FILTER + 8, 1), (FILTER + 16, FILTER)] {
+            others.poke(at, word);
+        }
+        space.syscall(Sysno::prctl, [libc::PR_SET_NO_NEW_PRIVS.unsigned_abs().into(), 1, 0, 0, 0, 0]).expect("prctl");
+        let only_for_the_service_task = [libc::SECCOMP_SET_MODE_FILTER.into(), 0, FILTER + 8, 0, 0, 0];
+        let asked = thread::spawn(move || space.syscall(Sysno::seccomp, only_for_the_service_task));
         let has_ended = |status: String| status.lines().any(|line| line.starts_with("State:\tZ"));
+        let mut asked = Some(asked);
         while !fs::read_to_string(&status).is_ok_and(has_ended) {
+            assert!(!running.is_finished(), "the filter kills one task");
+            // It may get to say so before its next call.
+            if let Some(asked) = asked.take_if(|asked| asked.is_finished()) {
+                assert!(matches!(asked.join(), Ok(Ok(0))), "a filter is possible");
+            }
             thread::yield_now();
         }
         others.space.kill();
         let died = running.join();
         assert!(matches!(died, Ok(Exit::Died(WaitStatus::Signaled(libc::SIGKILL)))), "{died:?}");
-        assert!(matches!(asked.join(), Ok(Err(Error::Dead))));
+        if let Some(asked) = asked {
+            assert!(matches!(asked.join(), Ok(Ok(0) | Err(Error::Dead))));
+        }
     }
 
     /// It could, by the call with which executors set their own mask.

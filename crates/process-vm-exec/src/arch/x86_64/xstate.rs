@@ -21,6 +21,8 @@ const INITIAL_MXCSR: u32 = 0x1f80;
 struct Layout {
     mask: u64,
     size: usize,
+    /// With what contexts do not carry.
+    whole: usize,
 }
 
 fn layout() -> &'static Layout {
@@ -37,8 +39,20 @@ fn layout() -> &'static Layout {
                 (leaf.eax + leaf.ebx) as usize
             })
             .fold(MINIMUM, usize::max);
-        Layout { mask, size }
+        Layout { mask, size, whole: whole().max(size) }
     })
+}
+
+/// The length for all that XCR0 has.
+fn whole() -> usize {
+    if xcr0() == 0 {
+        return 0;
+    }
+    // SAFETY: CPUID exists on every x86-64 processor. Newer compilers than 1.88 know.
+    #[allow(unused_unsafe)]
+    let leaf = unsafe { __cpuid_count(0xd, 0) };
+    // Leaf 0xd, sub-leaf 0: EBX.
+    leaf.ebx as usize
 }
 
 fn xcr0() -> u64 {
@@ -71,11 +85,7 @@ pub fn size() -> usize {
 
 /// How long an area the kernel takes by ptrace(2): with all that any process may have, AMX too.
 pub(crate) fn regset_len() -> usize {
-    // SAFETY: CPUID exists on every x86-64 processor. Newer compilers than 1.88 know.
-    #[allow(unused_unsafe)]
-    let leaf = unsafe { __cpuid_count(0xd, 0) };
-    // Leaf 0xd, sub-leaf 0: EBX is the length for what XCR0 has now.
-    size().max(leaf.ebx as usize)
+    layout().whole.next_multiple_of(64)
 }
 
 /// The state of a processor that has just been initialised.

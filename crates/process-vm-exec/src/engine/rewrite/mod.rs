@@ -35,7 +35,8 @@ const PAGE_FAULT: u32 = 14;
 
 /// A site is rewritten when it traps for the second time: most calls of a program's start never come again.
 const TRAPS_BEFORE_REWRITING: u32 = 2;
-/// A rewritten site that has trapped so often is passed by: its calls come from elsewhere, and need another form.
+/// A rewritten site that has trapped so often is passed by: its calls come from elsewhere, and need another form. One that could not be
+/// rewritten gets a second try.
 const TRAPS_BEFORE_REWRITING_AGAIN: u32 = 32;
 /// A site whose breakpoints have been met so often costs more than it saves.
 const MOST_BREAKPOINTS_MET: u32 = 64;
@@ -309,10 +310,13 @@ impl Sites {
         rewriting::prepare();
         let map = self.map_of(space, registers.rip.checked_sub(SYSCALL)?)?.clone();
         // Before the text is looked at: nobody writes to it from now on.
-        let file = self.keep_file(space, &map)?;
-        let rewritten =
-            self.plan(space, registers, forms, &map).and_then(|plan| self.install(space, plan, file));
+        let rewritten = self.keep_file(space, &map).and_then(|file| {
+            let plan = self.plan(space, registers, forms, &map)?;
+            self.install(space, plan, file)
+        });
         if rewritten.is_none() {
+            // Breakpoints may have been there already.
+            self.drop_copies(space);
             self.drop_leases();
         }
         rewritten
