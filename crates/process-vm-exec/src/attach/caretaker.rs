@@ -61,21 +61,21 @@ pub(super) fn attach(order: Order) -> Result<Attachment> {
     for _ in 1..TRIES {
         let thread = thread_to_stop(pid);
         match try_to_attach(&order) {
-            Err(Error::Attach { why, .. })
-                if may_pass(&why, thread_to_stop(pid) != thread) && !has_ended(&order.pidfd) => {}
+            Err(error) if may_pass(&error, thread_to_stop(pid) != thread) && !has_ended(&order.pidfd) => {}
             result => return result,
         }
     }
     try_to_attach(&order)
 }
 
-/// Is this a refusal that may pass? A signal that cannot be blocked has come between, or the thread has ended, and where it was may
-/// not be looked at any more. Nothing is left there.
-fn may_pass(why: &AttachError, is_another_thread: bool) -> bool {
-    match why {
-        AttachError::NoTask => true,
-        AttachError::Ended | AttachError::NotPermitted(_) | AttachError::Memory => is_another_thread,
-        _ => false,
+/// May this pass? A signal that cannot be blocked has come between, or the thread has ended, of which its memory, rights and state may
+/// be the first to tell. Nothing is left there.
+fn may_pass(error: &Error, is_another_thread: bool) -> bool {
+    match error {
+        Error::Attach { why: AttachError::NoTask, .. } => true,
+        // Whoever works on it still does.
+        Error::Attach { why: AttachError::Withheld, .. } => false,
+        _ => is_another_thread,
     }
 }
 
