@@ -215,12 +215,17 @@ claims! {
         guest.call();
         let pid = pid_of(&guest.space);
         assert!(!executors(pid).is_empty());
-        soon("all tasks sleep", || tasks(pid).iter().all(|&tid| !status(pid, tid, "State").starts_with('R')));
         // Time on a processor, time of waiting for one, and how often it got one (Documentation/scheduler/sched-stats.rst).
         let used = || -> Vec<String> {
             let stat = |tid| fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).expect("the task's times");
             tasks(pid).into_iter().map(stat).collect()
         };
+        // One that has just been made may sleep in the kernel before it is where it waits.
+        soon("all tasks sleep", || {
+            let before = used();
+            thread::sleep(Duration::from_millis(50));
+            used() == before && tasks(pid).iter().all(|&tid| !status(pid, tid, "State").starts_with('R'))
+        });
         let before = used();
         thread::sleep(Duration::from_millis(500));
         assert_eq!(used(), before, "an idle guest ran");
