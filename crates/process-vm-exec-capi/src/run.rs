@@ -134,8 +134,8 @@ pub(crate) fn syscall_in(
     context.rax = match execute(&host::call(nr, [rdi, rsi, rdx, r10, r8, r9])) {
         Ok(result) => result,
         Err(Error::Space { errno, .. }) => negated(errno),
-        // The executor's own memory: for the caller, addresses that cannot be had.
-        Err(error @ Error::Reserved { .. }) => negated(error.errno()),
+        // The executor's own memory, and its end: for the caller, what cannot be had there.
+        Err(error @ (Error::Reserved { .. } | Error::EndOfTask { .. })) => negated(error.errno()),
         Err(error) => return Err(error.errno()),
     };
     Ok(())

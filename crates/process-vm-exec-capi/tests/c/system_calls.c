@@ -19,6 +19,7 @@ int main(void)
 	CHECK(syscall_in(child, SYS_close, 9999, 0, 0) == -EBADF);
 	CHECK(syscall_in(child, 100000, 0, 0, 0) == -ENOSYS);
 	CHECK(syscall_in(child, -1, 0, 0, 0) == -ENOSYS);
+	CHECK(syscall_in(child, SYS_fork, 0, 0, 0) == -EOPNOTSUPP && syscall_in(child, SYS_exit, 0, 0, 0) == -EOPNOTSUPP);
 
 	/* Only rax changes. */
 	memset(&uctx, 0x55, sizeof(uctx));

@@ -128,7 +128,7 @@ unsafe fn execute(space: &LiveProcess, call: &Syscall) -> Result<std::result::Re
     match space.syscall(&call) {
         Ok(result) => Ok(Ok(result.into_number())),
         Err(Error::Space { errno, .. }) => Ok(Err(errno)),
-        Err(Error::Reserved { .. }) => Ok(Err(Errno::INVAL)),
+        Err(error @ (Error::Reserved { .. } | Error::EndOfTask { .. })) => Ok(Err(error.errno())),
         Err(error) => Err(error),
     }
 }

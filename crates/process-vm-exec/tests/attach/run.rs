@@ -168,6 +168,21 @@ fn functions_of_a_static_program_are_called() {
 }
 
 #[test]
+fn a_function_that_forks_or_exits_is_told_that_it_cannot() {
+    with_space(Linked::Dynamically, |_, space| {
+        let code = space.map(Mapping::anonymous(PAGE, READ_WRITE)).expect("room");
+        // mov %edi,%eax; syscall; ret
+        space.write(code, &[0x89, 0xf8, 0x0f, 0x05, 0xc3]).expect("code");
+        space.protect(code, PAGE, READ_EXEC).expect("code");
+        for nr in [libc::SYS_fork, libc::SYS_exit] {
+            let result = call(space, code, &[nr.unsigned_abs()], Tls::Own).expect("it returns");
+            assert_eq!(result.cast_signed(), -i64::from(libc::EOPNOTSUPP));
+        }
+        space.unmap(code, PAGE).expect("room");
+    });
+}
+
+#[test]
 fn a_function_that_faults_is_told() {
     with_space(Linked::Dynamically, |target, space| {
         let (fault, add) = (target.first.number("fault"), target.first.number("add"));
