@@ -23,6 +23,11 @@ pub(crate) fn open(path: fmt::Arguments<'_>, flags: OFlags) -> Result<OwnedFd, E
     rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// Reads the file's start, if its path is as short, and says how long that is. Allocates nothing.
+pub(crate) fn read_start(path: fmt::Arguments<'_>, text: &mut [u8]) -> Result<usize, Errno> {
+    rustix::io::read(open(path, OFlags::RDONLY)?, text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

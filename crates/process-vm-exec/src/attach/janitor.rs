@@ -258,12 +258,9 @@ fn is_about_to_end(pid: i32) -> bool {
 }
 
 fn has_ended_or_will(pid: i32, tid: i32) -> bool {
-    let Ok(status) = procfs::open(format_args!("/proc/{pid}/task/{tid}/status"), OFlags::RDONLY) else {
-        return true;
-    };
     let mut text = [0; 4096];
-    let len = rustix::io::read(status, &mut text).unwrap_or(0);
-    is_ended_or_killed(&text[..len])
+    let status = procfs::read_start(format_args!("/proc/{pid}/task/{tid}/status"), &mut text);
+    status.is_err() || status.is_ok_and(|len| is_ended_or_killed(&text[..len]))
 }
 
 /// What the status of a thread says of that (proc(5)).

@@ -1,6 +1,5 @@
 //! What /proc/TID/stat tells of a task (proc_pid_stat(5)), and which tasks a process has.
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::procfs;
@@ -23,8 +22,7 @@ impl Stat {
     /// The same; whether it is there may not be known. Allocates nothing.
     fn look(tid: i32) -> Result<Option<Self>, Errno> {
         let mut text = [0; 1024];
-        let open = procfs::open(format_args!("/proc/{tid}/stat"), OFlags::RDONLY);
-        match open.and_then(|file| rustix::io::read(file, &mut text)) {
+        match procfs::read_start(format_args!("/proc/{tid}/stat"), &mut text) {
             Ok(len) => Ok(Self::parse(&text[..len])),
             Err(Errno::NOENT | Errno::SRCH) => Ok(None),
             Err(errno) => Err(errno),

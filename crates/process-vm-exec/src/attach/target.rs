@@ -18,7 +18,6 @@ use super::{Attachment, Tracing, differ_in_memory};
 use crate::call::{Call, Returned};
 use crate::descriptors::{self, Descriptors, Executed, Made};
 use crate::error::{DescriptorError, Error, Result};
-use crate::executor::filter::is_the_end_of_its_task;
 use crate::executor::passage::Passage;
 use crate::executor::region::Region;
 use crate::executor::service::{Entry, Outcome, Service};
@@ -250,12 +249,9 @@ impl Target {
         }))
     }
 
-    /// Sees that a call would neither be the executor's end, nor do with descriptors what it may not; says which the call has.
+    /// Sees that a call does nothing with descriptors that it may not; says which it has.
     fn admit(&self, call: &Call<'_>) -> Result<Descriptors> {
         let refuse = |why| Err(Error::Descriptor { call: call.nr().name(), why });
-        if is_the_end_of_its_task(call.nr()) {
-            return Err(Error::EndOfTask { call: call.nr().name() });
-        }
         if self.owners.files == Owner::Target {
             return if call.has_files() { refuse(DescriptorError::Targets) } else { Ok(Descriptors::NONE) };
         }

@@ -26,12 +26,17 @@ static void ready(void)
 }
 
 // In read(2), which strict seccomp allows, until the other end is closed. Returns the status to end with.
-static int wait_for_the_end(void)
+static int wait_quietly(void)
 {
     char byte;
 
-    ready();
     return read(STDIN_FILENO, &byte, 1) == 0 ? 0 : 1;
+}
+
+static int wait_for_the_end(void)
+{
+    ready();
+    return wait_quietly();
 }
 
 static void *outlive(void *main_thread)
@@ -53,10 +58,8 @@ static void without_main_thread(void)
 
 static void *stay(void *nothing)
 {
-    char byte;
-
     (void)nothing;
-    exit(read(STDIN_FILENO, &byte, 1) == 0 ? 0 : 1);
+    exit(wait_quietly());
 }
 
 // Whose main thread ends after a while, and another does not.

@@ -58,6 +58,14 @@ impl Guest {
         Ok(Self { space, ctx })
     }
 
+    /// One that has made its first call, where `placement` has guests.
+    fn calling(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Self> {
+        let mut guest = Self::new(engine, CALL_LOOP)?;
+        guest.answer_one_call()?;
+        cpus.pin_guest(guest.pid()?, placement)?;
+        Ok(guest)
+    }
+
     fn pid(&self) -> Result<i32> {
         Ok(self.space.pid().context("the guest has died")?.as_raw_pid())
     }
@@ -82,9 +90,7 @@ impl Guest {
 }
 
 pub(super) fn syscall_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Rounds> {
-    let mut guest = Guest::new(engine, CALL_LOOP)?;
-    guest.answer_one_call()?;
-    cpus.pin_guest(guest.pid()?, placement)?;
+    let mut guest = Guest::calling(engine, placement, cpus)?;
     Ok(Box::new(move |rounds| timed(rounds, || guest.answer_one_call())))
 }
 
@@ -142,9 +148,7 @@ pub(super) fn interrupt_rounds(engine: Engine, placement: Placement, cpus: &Cpus
 /// What a supervisor that answers mmap(2) and munmap(2) has done in the space: the guest has just stopped.
 pub(super) fn map_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Rounds> {
     const LEN: u64 = 64 << 10;
-    let mut guest = Guest::new(engine, CALL_LOOP)?;
-    guest.answer_one_call()?;
-    cpus.pin_guest(guest.pid()?, placement)?;
+    let mut guest = Guest::calling(engine, placement, cpus)?;
     Ok(Box::new(move |rounds| {
         timed_after(rounds, &mut guest, |guest| {
             let mapping = Mapping::anonymous(LEN, Protection::READ | Protection::WRITE);
@@ -156,10 +160,8 @@ pub(super) fn map_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> R
 
 /// Such as the arguments of a call: 64 bytes of the guest's, which has just stopped.
 pub(super) fn copy_rounds(engine: Engine, placement: Placement, cpus: &Cpus) -> Result<Rounds> {
-    let mut guest = Guest::new(engine, CALL_LOOP)?;
+    let mut guest = Guest::calling(engine, placement, cpus)?;
     guest.space.write(STACK, &[1; 64])?;
-    guest.answer_one_call()?;
-    cpus.pin_guest(guest.pid()?, placement)?;
     Ok(Box::new(move |rounds| {
         timed_after(rounds, &mut guest, |guest| Ok(guest.space.read(STACK, &mut [0; 64])?))
     }))

@@ -1,6 +1,6 @@
 //! Extended state: x87, SSE, AVX, AVX-512, whatever XSAVE covers (Intel SDM, volume 1, chapter 13).
 
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid_count, _xgetbv, CpuidResult};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -33,26 +33,23 @@ fn layout() -> &'static Layout {
         let size = (2..63)
             .filter(|component| mask >> component & 1 != 0)
             .map(|component| {
-                // SAFETY: CPUID exists on every x86-64 processor. Newer compilers than 1.88 know.
-                #[allow(unused_unsafe)]
-                let leaf = unsafe { __cpuid_count(0xd, component) };
+                let leaf = leaf(component);
                 (leaf.eax + leaf.ebx) as usize
             })
             .fold(MINIMUM, usize::max);
-        Layout { mask, size, whole: whole().max(size) }
+        // Sub-leaf 0: the size for all that XCR0 has.
+        let whole = if mask == 0 { size } else { leaf(0).ebx as usize };
+        Layout { mask, size, whole: whole.max(size) }
     })
 }
 
-/// The length for all that XCR0 has.
-fn whole() -> usize {
-    if xcr0() == 0 {
-        return 0;
-    }
+/// Leaf 0xd of CPUID.
+fn leaf(sub_leaf: u32) -> CpuidResult {
     // SAFETY: CPUID exists on every x86-64 processor. Newer compilers than 1.88 know.
     #[allow(unused_unsafe)]
-    let leaf = unsafe { __cpuid_count(0xd, 0) };
-    // Leaf 0xd, sub-leaf 0: EBX.
-    leaf.ebx as usize
+    unsafe {
+        __cpuid_count(0xd, sub_leaf)
+    }
 }
 
 fn xcr0() -> u64 {
