@@ -202,11 +202,17 @@ fn collect_executors(
                 patience = Patience::until(Instant::now() + SOON);
             }
             Some((_, Stop::Gone(_))) => {}
-            Some((tid, _)) if elders.contains(&tid) || elders.len() < 2 => {
+            Some((tid, stop)) if elders.contains(&tid) || elders.len() < 2 => {
                 if !elders.contains(&tid) {
                     elders.push(tid);
                 }
-                request(libc::PTRACE_CONT, tid, 0, 0)?;
+                let signal = match stop {
+                    // The helper is a thread of the target, and this one cannot be blocked: it is the target's. It does not
+                    // keep the helper from going on.
+                    Stop::Signal(signal @ libc::SIGSTOP) if elders.first() == Some(&tid) => signal,
+                    _ => 0,
+                };
+                go_on_with(tid, signal)?;
             }
             // They come in any order.
             Some((tid, _)) if !born.contains(&Some(tid)) => {

@@ -3,7 +3,7 @@
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use process_vm_exec::{
@@ -12,7 +12,9 @@ use process_vm_exec::{
 use rustix::process::{Resource, Rlimit};
 
 use crate::{
-    common::{Execute as _, attached, attached_with, executor_of, kill, rounds, soon, this_program, turn},
+    common::{
+        Execute as _, Numbers, attached, attached_with, executor_of, kill, rounds, soon, this_program, turn,
+    },
     target::{Report, Target},
     trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent, traces},
 };
@@ -216,6 +218,37 @@ fn a_stopped_target_stays_stopped_and_goes_on_when_told() {
             assert_eq!(stopped, numbers(&format!("/proc/{pid}/task")).len(), "tasks that are stopped");
         }
         kill(pid, libc::SIGCONT);
+        let first = target.first.clone();
+        target.check_goes_on(&first);
+        assert_no_trace(pid);
+        target.quit();
+    }
+}
+
+/// At any moment: the kernel may give the signal to each thread of the process, also to one that is there only meanwhile.
+#[test]
+fn a_stop_that_comes_while_somebody_attaches_is_kept() {
+    let _turn = turn();
+    let workers = "--workers=spin,nanosleep,poll,queue,tick";
+    for options in [&[workers, "--threads=1", "--slack-ms=60000"] as &[_], &[workers, "--slack-ms=60000"]] {
+        let Some(mut target) = Target::start(options) else { return };
+        let pid = target.pid();
+        let is_stopped = || traces(pid).iter().any(|trace| matches!(trace, Trace::Stopped(_, 'T')));
+        let mut numbers = Numbers::new(11);
+        for _ in rounds(250) {
+            let at = Instant::now() + Duration::from_micros(numbers.below(1500));
+            let stopper = thread::spawn(move || {
+                while Instant::now() < at {
+                    std::hint::spin_loop();
+                }
+                kill(pid, libc::SIGSTOP);
+            });
+            attached(pid).detach().expect("detaching");
+            stopper.join().expect("the signal is sent");
+            soon("it is stopped", is_stopped);
+            kill(pid, libc::SIGCONT);
+            soon("it goes on", || !is_stopped());
+        }
         let first = target.first.clone();
         target.check_goes_on(&first);
         assert_no_trace(pid);
