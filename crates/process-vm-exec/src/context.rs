@@ -88,10 +88,22 @@ struct Seated {
     is_particular: bool,
 }
 
+/// Where a context runs.
+#[derive(Debug, Default)]
+enum Place {
+    #[default]
+    Nowhere,
+    /// It has begun to run, and will get a seat. Whether that is to be killed.
+    OnItsWay {
+        is_killed: bool,
+    },
+    In(Arc<dyn Seat>),
+}
+
 /// Whom an [`Interrupter`] is to interrupt.
 #[derive(Debug, Default)]
 struct Interrupts {
-    seat: Mutex<Option<Arc<dyn Seat>>>,
+    place: Mutex<Place>,
     /// An interrupt that has not reached a seat: there is none, or somebody has the lock.
     pending: AtomicBool,
 }
@@ -101,27 +113,37 @@ impl Interrupts {
     /// lock. Whoever has that delivers what came meanwhile.
     fn deliver(&self) {
         while self.pending.load(Ordering::SeqCst) {
-            let seat = match self.seat.try_lock() {
-                Ok(seat) => seat,
+            let place = match self.place.try_lock() {
+                Ok(place) => place,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            let Some(seat) = &*seat else { return };
+            let Place::In(seat) = &*place else { return };
             if self.pending.swap(false, Ordering::SeqCst) {
                 seat.interrupt();
             }
         }
     }
 
-    /// From here on it is this seat that is interrupted. An interrupt that the one before had, and did not come to, stays.
-    fn change(&self, seat: Option<&Arc<dyn Seat>>) {
-        let mut current = lock(&self.seat);
-        let before = std::mem::replace(&mut *current, seat.map(Arc::clone));
-        if before.is_some_and(|seat| seat.take_interrupt()) {
-            self.pending.store(true, Ordering::SeqCst);
+    /// From here on it is there that it is interrupted. An interrupt that the seat before had, and did not come to, stays; so does
+    /// a kill that came before there was one.
+    fn change(&self, place: Place) {
+        let mut current = lock(&self.place);
+        match (std::mem::replace(&mut *current, place), &*current) {
+            (Place::OnItsWay { is_killed: true }, Place::In(seat)) => seat.kill(),
+            (Place::In(before), _) if before.take_interrupt() => self.pending.store(true, Ordering::SeqCst),
+            _ => {}
         }
         drop(current);
         self.deliver();
+    }
+
+    fn kill(&self) {
+        match &mut *lock(&self.place) {
+            Place::Nowhere => {}
+            Place::OnItsWay { is_killed } => *is_killed = true,
+            Place::In(seat) => seat.kill(),
+        }
     }
 }
 
@@ -270,8 +292,9 @@ impl Context {
             }
             error => error,
         })?;
-        let seat = Arc::clone(&space).seat()?;
-        self.interrupts.change(Some(&seat));
+        self.interrupts.change(Place::OnItsWay { is_killed: false });
+        let seat = Arc::clone(&space).seat().inspect_err(|_| self.interrupts.change(Place::Nowhere))?;
+        self.interrupts.change(Place::In(Arc::clone(&seat)));
         if matches!(self.xstate, Xstate::Initial) && seat.has_initial_xstate() {
             self.xstate = Xstate::Seated;
         }
@@ -298,7 +321,7 @@ impl Context {
         if let Some(Seated { space, seat, .. }) = self.seat.take()
             && seat.is_ours()
         {
-            self.interrupts.change(None);
+            self.interrupts.change(Place::Nowhere);
             space.give_back(seat);
         }
     }
@@ -390,12 +413,10 @@ impl Interrupter {
         self.0.deliver();
     }
 
-    /// Kills the process of the space in which the context last ran, with everything that runs there: for a guest that
+    /// Kills the process of the space in which the context runs, or last ran, with everything that runs there: for a guest that
     /// evades interrupts, which one may that jumps into the executor's code. Its run returns
     /// [`Exit::Died`](crate::Exit::Died). In a live process it removes the executor.
     pub fn kill(&self) {
-        if let Some(seat) = &*lock(&self.0.seat) {
-            seat.kill();
-        }
+        self.0.kill();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    ptr,
+    fs, ptr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use std::{
 use iced_x86::{IcedError, code_asm::*};
 use process_vm_exec::{Engine, Exit, Interrupter, SignalSet};
 
-use crate::common::{CODE, DATA, Guest, NR, Numbers, call_loop, claims, soak, spin};
+use crate::common::{CODE, DATA, Guest, NR, Numbers, call_loop, claims, pid_of, soak, spin};
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; cmp %rax,%rbx; jne wrong; jmp top; wrong: ud2`
 fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -106,6 +106,25 @@ claims! {
             space.write(DATA + 8, &[1]).expect("the order to end");
             other = running.join().expect("a call, and no interrupt");
             one.interrupted();
+        }
+    }
+
+    /// Its task is there a little before the context is in it.
+    fn a_kill_ends_a_run_that_has_only_just_begun(engine) {
+        if engine == Engine::Native {
+            // Contexts run in their caller's task.
+            return;
+        }
+        for _ in 0..40 {
+            let mut guest = Guest::new(engine, spin);
+            let (space, interrupter) = (Arc::clone(&guest.space), guest.ctx.interrupter());
+            let tasks = format!("/proc/{}/task", pid_of(&space));
+            let count = || fs::read_dir(&tasks).map_or(0, Iterator::count);
+            let before = count();
+            let running = thread::spawn(move || guest.run());
+            while count() == before {}
+            interrupter.kill();
+            assert!(matches!(running.join(), Ok(Exit::Died(_))));
         }
     }
 
