@@ -11,19 +11,38 @@
  * While waiting, all tasks here have
  *   rbx  the half that this task writes (mailbox, or result)
  *   rbp  the half that the supervisor writes (command, or request)
- *   r12d the last word seen there
+ *   r12d the word that is there until the supervisor passes control: a service task's last request, an executor's own report
  */
 
-/* Wait until the word at (rbp) differs from r12d; the new one is left in eax.
+/* Wait until the word at (\word) differs from r12d; the new one is left in eax.
  * Look with pauses, then with the clock in between, then yield between looks, then sleep: executor::handoff is the
  * same in Rust, and says why.
  * Clobbers rax rcx rdx rsi rdi r8 r10 r11 r13. */
-.macro WAIT
+.macro WAIT word
     mov {CPU}(%rbp), %ecx
     cmp %ecx, {CPU}(%rbx)
     je 10f
+    mov {PAUSES}(%rbx), %edx
+    mov ${MOST_PAUSES}, %ecx
+    cmp %ecx, %edx
+    cmova %ecx, %edx
+    mov %edx, %ecx
+    shr ${PAUSE_SHIFT}, %ecx
+    jz 15f
+14: pause
+    dec %ecx
+    jnz 14b
+15: mov (\word), %eax
+    cmp %r12d, %eax
+    je 16f
+    sub $1, %edx
+    adc $0, %edx                        /* not below zero */
+    mov %edx, {PAUSES}(%rbx)
+    jmp 9f
+16: add ${PAUSE}, %edx
+    mov %edx, {PAUSES}(%rbx)
     mov ${QUICK_LOOKS}, %ecx
-1:  mov (%rbp), %eax
+1:  mov (\word), %eax
     cmp %r12d, %eax
     jne 9f
     pause
@@ -38,13 +57,13 @@
 2:  cmp %ecx, {CPU}(%rbx)
     je 3f
     mov %ecx, {CPU}(%rbx)
-3:  mov (%rbp), %eax
+3:  mov (\word), %eax
     cmp %r12d, %eax
     jne 9f
     cmp %ecx, {CPU}(%rbp)
     je 4f
     mov ${LOOKS}, %esi
-6:  mov (%rbp), %eax
+6:  mov (\word), %eax
     cmp %r12d, %eax
     jne 9f
     dec %esi
@@ -95,7 +114,7 @@
     shr $3, %eax
     sub %eax, %esi
 12: mov %esi, {PENALTY}(%rbx)
-7:  mov (%rbp), %eax
+7:  mov (\word), %eax
     cmp %r12d, %eax
     jne 9f
     cmpl $0, {NO_YIELD}(%rbx)
@@ -107,10 +126,10 @@
 8:  decl {NO_YIELD}(%rbx)
 5:  mov $1, %eax
     xchg %eax, {SLEEPING}(%rbx)
-6:  mov (%rbp), %eax
+6:  mov (\word), %eax
     cmp %r12d, %eax
     jne 7f
-    mov %rbp, %rdi
+    mov \word, %rdi
     xor %esi, %esi                      /* FUTEX_WAIT */
     mov %r12d, %edx
     xor %r10d, %r10d
@@ -238,8 +257,8 @@
 .endm
 
 .macro REPORT kind
+    mov $\kind, %r12b                   /* in place of the command's operation */
     mov %r12d, %eax
-    mov $\kind, %al
     PUBLISH
 .endm
 
@@ -305,7 +324,7 @@ service_sign:                           /* rcx = how many words are signed */
     mov %r8, {TAG}(%rbx)
     mov %r12d, %eax
     PUBLISH
-    WAIT
+    WAIT %rbp
     sub %r12d, %eax
     add %rax, %r12
     SIP_BEGIN
@@ -422,7 +441,7 @@ executor_start:                         /* r15 = its mailbox */
     xor %r9d, %r9d
     xor %r11d, %r11d
     xor %ecx, %ecx
-    mov (%rbp), %r12d
+    mov (%rbx), %r12d
     SET_SIGNAL_MASK
     lea {STACK_TOP}(%rbx), %rsp
     mov %r13, {STARTED_TAG}(%rbx)
@@ -450,11 +469,12 @@ report_broken:
 report_done:
     REPORT {DONE}
 executor_wait:
-    WAIT
+    WAIT %rbx
     mov %eax, %r12d
+    mov %eax, {COMMAND_WORD}(%rbx)      /* the word's place is the report's again before long */
     cmp ${ANSWER}, %al
     jne 1f
-    mov 8(%rbp), %rax
+    mov 8(%rbx), %rax
     mov %rax, {RAX}(%rbx)
     jmp resume
 1:  cmp ${LOAD}, %al
@@ -607,7 +627,7 @@ process_vm_exec_foreign_gs:
     movl $0, {FLAVOUR}(%rbx)
     COMMAND_OF_MAILBOX
     lea {STACK_TOP}(%rbx), %rsp
-    mov (%rbp), %r12d
+    mov {COMMAND_WORD}(%rbx), %r12d
     mov %rax, {RAX}(%rbx)
     mov %rdi, {RDI}(%rbx)
     mov %rsi, {RSI}(%rbx)
@@ -634,7 +654,7 @@ process_vm_exec_handler:
     mov %rsp, %rbx
     and $-{MAILBOX_STRIDE}, %rbx
     COMMAND_OF_MAILBOX
-    mov (%rbp), %r12d
+    mov {COMMAND_WORD}(%rbx), %r12d
     mov %rdx, %r8
     mov {UC_RIP}(%r8), %rax
     lea region+{CODE}(%rip), %rcx

@@ -6,6 +6,11 @@
 //! when both are on one or the other has been silent for a while, and when its budget is spent says that it sleeps,
 //! looks once more, and sleeps in a futex.
 //!
+//! The two words may be one: whoever has control writes it, and waits until it is something else again. That is faster, as one
+//! cache line moves there and back, and each side reads and writes it while it has it. But who reports a death writes there
+//! without having control, and may be overwritten: then the machine knows that the wait is in vain. A service task has a
+//! word of its own, which no guest can write.
+//!
 //! Yielding is the fastest way between two tasks on one processor, as long as they are alone there. Where others
 //! want to run, a yield is answered by their time slices, while a wake-up lets the woken task run soon: after a yield
 //! that took long, a side does without for some waits. On one processor they are twice as many each time, as whoever wants to
@@ -51,7 +56,7 @@ impl Word for AtomicU32 {
 /// One side's half of a mailbox.
 #[derive(Debug)]
 pub(crate) struct Half<'a, W = AtomicU32> {
-    /// Passes control. A futex.
+    /// Passes control. A futex. The other half may have the same.
     pub(crate) word: &'a W,
     /// Not zero while the owner sleeps, or is about to.
     pub(crate) sleeping: &'a W,
@@ -61,6 +66,8 @@ pub(crate) struct Half<'a, W = AtomicU32> {
     pub(crate) no_yield: &'a W,
     /// For how many it does not after the next yield that takes long.
     pub(crate) penalty: &'a W,
+    /// For how long the owner pauses before its first look: see [`PAUSE`].
+    pub(crate) pauses: &'a W,
 }
 
 /// What waiting needs from the machine.
@@ -102,6 +109,14 @@ pub(crate) const FEWEST_WAITS_WITHOUT_YIELD: u32 = 1 << 6;
 /// And for so many at most. A yield costs a time slice of some milliseconds then, these waits some microseconds each.
 pub(crate) const MOST_WAITS_WITHOUT_YIELD: u32 = 1 << 14;
 
+/// So much of [`Half::pauses`] is one `pause` instruction. A wait that finds an answer at its first look takes 1 off, one that
+/// looks too early adds this: so about one first look in five is too early. Such a look moves the line away from the side that
+/// is about to write it. To pause for too long costs the rest of that time, each time: with 16 instead of 4, a round trip took a tenth
+/// longer.
+pub(crate) const PAUSE: u32 = 1 << 2;
+/// No more than ten pauses, also where a guest has written the count. Where an answer takes longer than these, looks do not matter.
+pub(crate) const MOST_PAUSES: u32 = 10 * PAUSE;
+
 /// Passes control (`value` becomes our word), and waits until it comes back: until the other's word is not `seen` any
 /// more. Returns that.
 #[inline]
@@ -136,7 +151,7 @@ fn pass<W: Word>(machine: &impl Machine<W>, mine: &Half<'_, W>, other: &Half<'_,
     Passed::Woken
 }
 
-/// Waits until the other's word is not `seen` any more, and returns it. It is `seen` if that has become in vain.
+/// Waits until the other's word is not `seen` any more, and returns it. It is `seen` if the wait has become in vain.
 #[inline]
 pub(crate) fn wait<W: Word>(
     machine: &impl Machine<W>,
@@ -147,6 +162,16 @@ pub(crate) fn wait<W: Word>(
 ) -> u32 {
     // Between tasks of one processor an answer cannot come before it is given away.
     if other.cpu.look() != mine.cpu.look() {
+        let pauses = mine.pauses.look().min(MOST_PAUSES);
+        for _ in 0..pauses / PAUSE {
+            std::hint::spin_loop();
+        }
+        let word = other.word.look();
+        if word != seen {
+            mine.pauses.note(pauses.saturating_sub(1));
+            return word;
+        }
+        mine.pauses.note(pauses + PAUSE);
         for _ in 0..machine.budget().quick_looks {
             let word = other.word.look();
             if word != seen {
@@ -340,11 +365,12 @@ mod model {
 
     #[derive(Default)]
     struct Owned {
-        word: AtomicU32,
+        word: Arc<AtomicU32>,
         sleeping: AtomicU32,
         cpu: AtomicU32,
         no_yield: AtomicU32,
         penalty: AtomicU32,
+        pauses: AtomicU32,
         /// Stands for the registers in the mailbox: written before the word is passed, read after.
         payload: loom::cell::UnsafeCell<u32>,
     }
@@ -357,8 +383,8 @@ mod model {
 
     impl Owned {
         fn half(&self) -> Half<'_, AtomicU32> {
-            let Self { word, sleeping, cpu, no_yield, penalty, .. } = self;
-            Half { word, sleeping, cpu, no_yield, penalty }
+            let Self { word, sleeping, cpu, no_yield, penalty, pauses, .. } = self;
+            Half { word, sleeping, cpu, no_yield, penalty, pauses }
         }
     }
 
@@ -403,14 +429,53 @@ mod model {
         [Place::Moves, Place::Stays(1)],
     ];
 
+    /// Which words pass control: a service task's hand-off has two, an executor's one.
+    #[derive(Clone, Copy)]
+    enum Words {
+        OneEach,
+        Shared,
+    }
+
+    impl Words {
+        fn halves(self) -> [Arc<Owned>; 2] {
+            let [ours, theirs] = <[Owned; 2]>::default();
+            let word = match self {
+                Self::OneEach => theirs.word,
+                Self::Shared => Arc::clone(&ours.word),
+            };
+            [ours, Owned { word, ..theirs }].map(Arc::new)
+        }
+
+        /// What is in the word that a side waits for, until control comes: what the other side wrote when it passed control
+        /// last, or what this one has just written.
+        fn seen(self, others_last: u32, own: u32) -> u32 {
+            match self {
+                Self::OneEach => others_last,
+                Self::Shared => own,
+            }
+        }
+    }
+
+    /// The words of a round.
+    fn command(round: u32) -> u32 {
+        2 * round
+    }
+
+    /// None before the first.
+    fn report(round: u32) -> u32 {
+        if round == 0 { 0 } else { 2 * round + 1 }
+    }
+
     /// Runs `test` with a supervisor's side and an executor's, in each interleaving.
-    fn explore(test: fn(Side, Side)) {
-        for places in PLACES {
+    fn explore(test: fn(Words, Side, Side)) {
+        for (places, words) in
+            PLACES.iter().flat_map(|&places| [(places, Words::OneEach), (places, Words::Shared)])
+        {
             let mut builder = loom::model::Builder::new();
             builder.preemption_bound = Some(3);
             builder.check(move || {
                 let futexes = Arc::default();
-                let halves: [Arc<Owned>; 2] = Default::default();
+                let halves = words.halves();
                 let [ours, theirs] = [0, 1].map(|side: usize| {
                     let machine = Model {
                         futexes: Arc::clone(&futexes),
@@ -422,78 +487,86 @@ mod model {
                     halves[side].cpu.note(machine.now().1);
                     Side { machine, mine: Arc::clone(&halves[side]), other: Arc::clone(&halves[1 - side]) }
                 });
-                test(ours, theirs);
+                test(words, ours, theirs);
             });
         }
     }
 
     #[test]
     fn no_wake_up_is_lost_and_every_round_sees_the_others_registers() {
-        explore(|ours, theirs| {
+        explore(|words, ours, theirs| {
             const ROUNDS: u32 = 2;
             let executor = thread::spawn(move || {
                 for round in 1..=ROUNDS {
-                    assert_eq!(theirs.wait(round - 1), round);
+                    let seen = words.seen(command(round - 1), report(round - 1));
+                    assert_eq!(theirs.wait(seen), command(round));
                     theirs.write_payload(theirs.read_payload() + 1);
-                    theirs.pass(round);
+                    theirs.pass(report(round));
                 }
             });
             for round in 1..=ROUNDS {
                 ours.write_payload(10 * round);
-                assert_eq!(ours.call(round, round - 1), round);
+                let seen = words.seen(report(round - 1), command(round));
+                assert_eq!(ours.call(command(round), seen), report(round));
                 assert_eq!(ours.read_payload(), 10 * round + 1);
             }
             executor.join().unwrap();
         });
     }
 
+    const DEAD: u32 = u32::MAX;
+
+    /// What [`Life::die`] does.
+    ///
+    /// [`Life::die`]: crate::executor::life::Life::die
+    fn die(side: &Side, is_over: &AtomicU32) {
+        is_over.store(1, Ordering::SeqCst);
+        // loom takes sequentially consistent stores for weaker ones.
+        fence(Ordering::SeqCst);
+        side.mine.word.publish(DEAD);
+        side.machine.wake(&side.mine.word);
+    }
+
     #[test]
     fn the_death_of_the_other_side_ends_the_wait() {
-        explore(|ours, theirs| {
-            let reaper = thread::spawn(move || {
-                theirs.mine.word.publish(u32::MAX);
-                theirs.machine.wake(&theirs.mine.word);
-            });
-            assert_eq!(ours.call(1, 0), u32::MAX);
+        explore(|words, mut ours, theirs| {
+            let is_over = Arc::<AtomicU32>::default();
+            ours.machine.is_over = Some(Arc::clone(&is_over));
+            let reaper = thread::spawn(move || die(&theirs, &is_over));
+            let seen = words.seen(report(0), command(1));
+            assert!([DEAD, seen].contains(&ours.call(command(1), seen)));
             reaper.join().unwrap();
         });
     }
 
-    /// Said once when it has been killed, and once more when the kernel says that it is dead: see [`Life::die`].
-    ///
-    /// [`Life::die`]: crate::executor::life::Life::die
+    /// Said once when it has been killed, and once more when the kernel says that it is dead.
     #[test]
     fn a_guest_that_is_about_to_die_does_not_hide_its_end() {
-        const SEEN: u32 = 0;
-        explore(|mut ours, theirs| {
+        explore(|words, mut ours, theirs| {
             let is_over = Arc::<AtomicU32>::default();
             ours.machine.is_over = Some(Arc::clone(&is_over));
+            let seen = words.seen(report(0), command(1));
             let reaper = thread::spawn(move || {
-                let die = || {
-                    is_over.store(1, Ordering::SeqCst);
-                    theirs.mine.word.publish(u32::MAX);
-                    theirs.machine.wake(&theirs.mine.word);
-                };
-                die();
-                theirs.mine.word.note(SEEN);
-                die();
+                die(&theirs, &is_over);
+                theirs.mine.word.note(seen);
+                die(&theirs, &is_over);
             });
-            assert!([SEEN, u32::MAX].contains(&ours.call(1, SEEN)));
+            assert!([DEAD, seen].contains(&ours.call(command(1), seen)));
             reaper.join().unwrap();
         });
     }
 
     #[test]
     fn a_sleeper_whose_flag_was_cleared_is_woken_when_the_other_waits() {
-        explore(|ours, theirs| {
+        explore(|words, ours, theirs| {
             let flags = Arc::clone(&theirs.mine);
             let executor = thread::spawn(move || {
-                theirs.wait(0);
-                theirs.pass(1);
+                theirs.wait(words.seen(command(0), report(0)));
+                theirs.pass(report(1));
             });
             // A hostile guest.
             flags.sleeping.store(0, Ordering::Relaxed);
-            ours.call(1, 0);
+            ours.call(command(1), words.seen(report(0), command(1)));
             executor.join().unwrap();
         });
     }
@@ -513,12 +586,12 @@ mod properties {
     use crate::executor::machine::Host;
 
     #[derive(Default)]
-    struct Owned([AtomicU32; 5]);
+    struct Owned([AtomicU32; 6]);
 
     impl Owned {
         fn half(&self) -> Half<'_> {
-            let [word, sleeping, cpu, no_yield, penalty] = &self.0;
-            Half { word, sleeping, cpu, no_yield, penalty }
+            let [word, sleeping, cpu, no_yield, penalty, pauses] = &self.0;
+            Half { word, sleeping, cpu, no_yield, penalty, pauses }
         }
     }
 
@@ -537,25 +610,30 @@ mod properties {
         fn control_comes_back_as_often_as_it_is_passed(
             budgets in [0u64..100_000, 0u64..100_000],
             delays in proptest::collection::vec([0u64..80_000, 0u64..80_000], 1..60),
+            one_word: bool,
         ) {
-            let (ours, theirs) = (Owned::default(), Owned::default());
+            let owned = <[Owned; 2]>::default();
+            let [ours, theirs] = owned.each_ref().map(Owned::half);
+            let theirs = Half { word: if one_word { ours.word } else { theirs.word }, ..theirs };
             let last = thread::scope(|scope| {
                 scope.spawn(|| {
                     let machine = Host::new(budgets[1]);
                     let mut seen = 0;
                     for delay in &delays {
-                        seen = super::wait(&machine, &theirs.half(), &ours.half(), seen, Passed::Quietly);
+                        let word = super::wait(&machine, &theirs, &ours, seen, Passed::Quietly);
                         busy_for(delay[1]);
-                        super::pass(&machine, &theirs.half(), &ours.half(), seen + 1);
+                        super::pass(&machine, &theirs, &ours, word + 1);
+                        seen = if one_word { word + 1 } else { word };
                     }
                 });
                 let machine = Host::new(budgets[0]);
-                let mut seen = 0;
+                let mut last = 0;
                 for delay in &delays {
                     busy_for(delay[0]);
-                    seen = super::call(&machine, &ours.half(), &theirs.half(), seen + 1, seen);
+                    let seen = if one_word { last + 1 } else { last };
+                    last = super::call(&machine, &ours, &theirs, last + 1, seen);
                 }
-                seen
+                last
             });
             prop_assert_eq!(u64::from(last), 2 * delays.len() as u64);
         }
@@ -569,7 +647,10 @@ mod waits {
     use std::cell::Cell;
     use std::sync::atomic::AtomicU32;
 
-    use super::{Budget, FEWEST_WAITS_WITHOUT_YIELD, Half, MOST_WAITS_WITHOUT_YIELD, Machine, Passed, Word};
+    use super::{
+        Budget, FEWEST_WAITS_WITHOUT_YIELD, Half, MOST_PAUSES, MOST_WAITS_WITHOUT_YIELD, Machine, PAUSE,
+        Passed, Word,
+    };
 
     /// On processor 1. The other side answers when this one sleeps.
     #[derive(Default)]
@@ -623,10 +704,22 @@ mod waits {
         }
 
         /// Waits for an answer of who last waited on processor `cpu`. Says when there were yields.
-        fn wait(&self, mine: &[AtomicU32; 5], cpu: u32) -> Vec<u64> {
+        fn wait(&self, mine: &[AtomicU32; 6], cpu: u32) -> Vec<u64> {
             self.clock.set(0);
-            let [word, sleeping, own_cpu, no_yield, penalty] = mine;
-            let own = Half { word, sleeping, cpu: own_cpu, no_yield, penalty };
+            let seen = self.answer.look();
+            assert_eq!(self.wait_for_other_than(seen, mine, cpu), seen + 1);
+            self.yields.take()
+        }
+
+        /// Waits for an answer that is there, from another processor.
+        fn find_an_answer(&self, mine: &[AtomicU32; 6]) {
+            let answer = self.answer.look();
+            assert_eq!(self.wait_for_other_than(answer - 1, mine, 2), answer);
+        }
+
+        fn wait_for_other_than(&self, seen: u32, mine: &[AtomicU32; 6], cpu: u32) -> u32 {
+            let [word, sleeping, own_cpu, no_yield, penalty, pauses] = mine;
+            let own = Half { word, sleeping, cpu: own_cpu, no_yield, penalty, pauses };
             let [unused, its_cpu] = [0, cpu].map(AtomicU32::new);
             let other = Half {
                 word: &self.answer,
@@ -634,14 +727,13 @@ mod waits {
                 cpu: &its_cpu,
                 no_yield: &unused,
                 penalty: &unused,
+                pauses: &unused,
             };
-            let seen = self.answer.look();
-            assert_eq!(super::wait(self, &own, &other, seen, Passed::Quietly), seen + 1);
-            self.yields.take()
+            super::wait(self, &own, &other, seen, Passed::Quietly)
         }
 
         /// The same, so often, with an answer to each yield. Says how many there were.
-        fn yields_of(&self, mine: &[AtomicU32; 5], cpu: u32, waits: u32) -> usize {
+        fn yields_of(&self, mine: &[AtomicU32; 6], cpu: u32, waits: u32) -> usize {
             assert!(self.answers_yields);
             (0..waits).map(|_| self.wait(mine, cpu).len()).sum()
         }
@@ -649,7 +741,7 @@ mod waits {
 
     #[test]
     fn a_side_that_has_slept_says_that_it_is_awake_and_where_it_was() {
-        let (machine, mine) = (Script::default(), <[AtomicU32; 5]>::default());
+        let (machine, mine) = (Script::default(), <[AtomicU32; 6]>::default());
         machine.wait(&mine, 2);
         let [_, sleeping, cpu, ..] = mine;
         assert_eq!((sleeping.look(), cpu.look()), (0, 1));
@@ -657,7 +749,7 @@ mod waits {
 
     #[test]
     fn a_wait_spins_then_yields_and_then_sleeps_but_does_not_spin_where_the_other_has_to_run() {
-        let (machine, mine) = (Script::default(), <[AtomicU32; 5]>::default());
+        let (machine, mine) = (Script::default(), <[AtomicU32; 6]>::default());
         let yields = machine.wait(&mine, 2);
         let within = BUDGET.spin..=BUDGET.awake + 3;
         assert!(yields.len() > 5 && yields.iter().all(|at| within.contains(at)), "{yields:?}");
@@ -667,9 +759,25 @@ mod waits {
     }
 
     #[test]
+    fn a_side_that_looks_too_early_pauses_for_longer_and_one_that_does_not_for_less() {
+        let (machine, mine) = (Script::default(), <[AtomicU32; 6]>::default());
+        let pauses = &mine[5];
+        for wait in 1..20 {
+            machine.wait(&mine, 2);
+            assert_eq!(pauses.look(), (wait * PAUSE).min(MOST_PAUSES + PAUSE));
+        }
+        for wait in 1..2 * MOST_PAUSES {
+            machine.find_an_answer(&mine);
+            assert_eq!(pauses.look(), MOST_PAUSES.saturating_sub(wait));
+        }
+        machine.wait(&mine, 1);
+        assert_eq!(pauses.look(), 0, "the other side is on the same processor");
+    }
+
+    #[test]
     fn after_a_yield_that_took_long_a_side_does_without_for_some_waits() {
         let [quick, slow] = [QUICK, SLOW].map(Script::with_yields_of);
-        let mine = <[AtomicU32; 5]>::default();
+        let mine = <[AtomicU32; 6]>::default();
         for _ in 0..3 {
             assert_ne!(quick.wait(&mine, 1).len(), 0);
         }
@@ -684,7 +792,7 @@ mod waits {
     #[test]
     fn what_takes_long_is_tried_ever_less_often() {
         let machine = Script { answers_yields: true, ..Script::with_yields_of(QUICK) };
-        let mine = <[AtomicU32; 5]>::default();
+        let mine = <[AtomicU32; 6]>::default();
         assert_eq!(machine.yields_of(&mine, 1, 1000), 1000, "alone on the processor");
         machine.yield_takes.set(SLOW);
         // 1, 64, 128, 256 and so on between them.
@@ -696,14 +804,14 @@ mod waits {
     #[test]
     fn a_yield_that_takes_long_costs_the_same_each_time_if_the_other_side_is_elsewhere() {
         let machine = Script { answers_yields: true, ..Script::with_yields_of(SLOW) };
-        let mine = <[AtomicU32; 5]>::default();
+        let mine = <[AtomicU32; 6]>::default();
         assert_eq!(machine.yields_of(&mine, 2, 650), 10);
     }
 
     #[test]
     fn a_processor_that_others_have_left_is_found_and_used_again() {
         let machine = Script { answers_yields: true, ..Script::with_yields_of(SLOW) };
-        let mine = <[AtomicU32; 5]>::default();
+        let mine = <[AtomicU32; 6]>::default();
         machine.yields_of(&mine, 1, 20 * MOST_WAITS_WITHOUT_YIELD);
         machine.yield_takes.set(QUICK);
         machine.yields_of(&mine, 1, MOST_WAITS_WITHOUT_YIELD);

@@ -7,7 +7,7 @@
 //! | code      | r-x       | nobody                 |
 //! | control   | r--       | the supervisor         |
 //! | result    | rw-       | the service task, which signs what it writes |
-//! | mailboxes | rw-       | one executor each      |
+//! | mailboxes | rw-       | one executor each; the supervisor, to pass control |
 
 /// Length of the region, and of a slot of the memory file. A power of two.
 pub(crate) const SIZE: u64 = 256 << 20;
@@ -60,7 +60,8 @@ const _: () = assert!(COMMANDS + MAX_EXECUTORS * COMMAND_STRIDE <= RESULT);
 
 /// What the two sides of a hand-off write, in command and mailbox, request and result alike, is in so many bytes.
 pub(crate) const HALF_LEN: usize = 512;
-/// In each of them: the word that passes control.
+/// In each of them: the word that passes control. Supervisor and executor both write the one in the mailbox, beside which `rax`
+/// of a call and of its answer lie: so one cache line goes there and back.
 pub(crate) const WORD: u64 = 0;
 /// Set while the writer of this half sleeps in a futex.
 pub(crate) const SLEEPING: u64 = 0x100;
@@ -71,6 +72,10 @@ pub(crate) const CPU: u64 = 0x104;
 pub(crate) const NO_YIELD: u64 = 0x110;
 /// For how many waits it does not after the next yield that takes long.
 pub(crate) const PENALTY: u64 = 0x114;
+
+/// For how long the writer of this half does not look: see [`super::handoff::PAUSE`]. On a line that the other side does not
+/// look at, as it changes with each wait.
+pub(crate) const PAUSES: u64 = 0x1cc;
 
 /// In a request: a single call, number and arguments; in a result, what came of it.
 pub(crate) const ONE: u64 = 8;
@@ -95,6 +100,8 @@ pub(crate) const STARTED_TAG: u64 = 0x80;
 /// In a mailbox: how the executor came out of the guest, hence how it goes back: 0 by the trampoline, 1 by a signal.
 /// Not on the line of [`SLEEPING`], which the supervisor reads each time: this is written at each exit.
 pub(crate) const FLAVOUR: u64 = 0x1c0;
+/// In a mailbox: the word of the last command, for the next report.
+pub(crate) const COMMAND_WORD: u64 = 0x1c8;
 /// In a mailbox: not zero when [`PENDING_SIGINFO`] holds a signal that arrived outside guest code.
 pub(crate) const PENDING: u64 = 0x1c4;
 /// In a mailbox: the guest's registers. The line of [`WORD`] has `rax` and the arguments once more, for the supervisor,
@@ -142,19 +149,19 @@ pub(crate) const FILTER_CODE: u64 = 128;
 /// pair of sockets: see [`super::passage`].
 pub(crate) const ARENA_FD: i32 = 2;
 
-/// What the supervisor asks an executor for; the low byte of a command's word.
+/// What the supervisor asks an executor for; the low byte of a command's word. No [`kind`] of report has the same number.
 pub(crate) mod op {
     /// Go back to the guest with this `rax`, all else as it was.
-    pub(crate) const ANSWER: u32 = 1;
+    pub(crate) const ANSWER: u32 = 7;
     /// Go to the guest with these registers.
-    pub(crate) const LOAD: u32 = 2;
+    pub(crate) const LOAD: u32 = 8;
     /// Save the extended state into the mailbox.
-    pub(crate) const SAVE_XSTATE: u32 = 3;
+    pub(crate) const SAVE_XSTATE: u32 = 9;
     /// Load the extended state from the mailbox.
-    pub(crate) const LOAD_XSTATE: u32 = 4;
+    pub(crate) const LOAD_XSTATE: u32 = 10;
 }
 
-/// What an executor reports; the low byte of a mailbox's word.
+/// What an executor reports; the low byte of a report's word.
 pub(crate) mod kind {
     /// The command is done, or the executor has just started.
     pub(crate) const DONE: u32 = 1;

@@ -143,6 +143,7 @@ pub(crate) fn half(slot: &Slot, offset: u64) -> Half<'_> {
     const CPU: usize = index(layout::CPU);
     const NO_YIELD: usize = index(layout::NO_YIELD);
     const PENALTY: usize = index(layout::PENALTY);
+    const PAUSES: usize = index(layout::PAUSES);
     let words = slot.words(offset);
     Half {
         word: &words[WORD],
@@ -150,6 +151,7 @@ pub(crate) fn half(slot: &Slot, offset: u64) -> Half<'_> {
         cpu: &words[CPU],
         no_yield: &words[NO_YIELD],
         penalty: &words[PENALTY],
+        pauses: &words[PAUSES],
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::handoff::{self, Half, Machine, Passed};
+use super::handoff::{self, Half, Passed};
 use super::layout::{self, kind, op};
 use super::life::Life;
 use super::machine::{self, Host, Until};
@@ -73,7 +73,7 @@ impl Executor {
             command + layout::ALTSTACK,
             [life.slot.address(mailbox + layout::SIGSTACK), 0, layout::SIGSTACK_LEN],
         );
-        life.slot.write(command + layout::WORD, SEQUENCE);
+        life.slot.write(mailbox + layout::WORD, SEQUENCE);
         life.executors.fetch_max(u32::try_from(index).expect("bounded above") + 1, Ordering::SeqCst);
         let clone = Entry {
             nr: libc::SYS_clone,
@@ -85,7 +85,8 @@ impl Executor {
         let time_limit = service.time_limit().unwrap_or(TIME_LIMIT);
         let last = AtomicU32::new(SEQUENCE);
         let executor = Self { life: Arc::clone(life), tid, host, index, time_limit, last };
-        let word = handoff::wait(&service.until(), &executor.mine(), &executor.other(), 0, Passed::Quietly);
+        let word =
+            handoff::wait(&service.until(), &executor.mine(), &executor.other(), SEQUENCE, Passed::Quietly);
         // Another context may have said so, while this task is still without its filter.
         match executor.report(word) {
             Report::Done if service.has_signed_start(mailbox) => Ok(executor),
@@ -112,7 +113,7 @@ impl Executor {
     /// Back to the guest, with `rax` as the answer to its call.
     #[inline]
     pub(crate) fn answer(&self, rax: u64) -> Report {
-        self.life.slot.write(self.command() + 8, rax);
+        self.life.slot.write(self.mailbox() + 8, rax);
         self.perform(op::ANSWER)
     }
 
@@ -215,33 +216,32 @@ impl Executor {
 
     #[inline]
     fn perform(&self, operation: u32) -> Report {
-        self.perform_on(&self.host, operation)
+        self.perform_until(None, operation)
     }
 
     /// What an executor does by itself: one that takes long runs its guest, which has reported something in its place.
     fn perform_soon(&self, operation: u32) -> Report {
-        let deadline = Instant::now().checked_add(self.time_limit);
-        self.perform_on(&Until { host: self.host, life: &self.life, deadline }, operation)
+        self.perform_until(Instant::now().checked_add(self.time_limit), operation)
     }
 
     #[inline]
-    fn perform_on(&self, machine: &impl Machine, operation: u32) -> Report {
-        let previous = self.last.load(Ordering::Relaxed);
-        let seen = self.other().word.load(Ordering::Relaxed);
-        if seen == layout::DEAD {
-            // Said before we looked: no other word will follow.
+    fn perform_until(&self, deadline: Option<Instant>, operation: u32) -> Report {
+        // The command may overwrite the word that says that the process is dead: the wait asks for its end too.
+        let machine = Until { host: self.host, life: &self.life, deadline };
+        if self.word().load(Ordering::Relaxed) == layout::DEAD {
             return self.end();
         }
+        let previous = self.last.load(Ordering::Relaxed);
         let mut sequence = (previous & !(SEQUENCE - 1)).wrapping_add(SEQUENCE);
         if sequence == layout::DEAD & !(SEQUENCE - 1) {
             sequence = SEQUENCE;
         }
         let word = sequence | operation;
         self.last.store(word, Ordering::Relaxed);
-        self.report(handoff::call(machine, &self.mine(), &self.other(), word, seen))
+        self.report(handoff::call(&machine, &self.mine(), &self.other(), word, word))
     }
 
-    /// What the mailbox's word says about the last command.
+    /// What this word says about the last command.
     #[inline]
     fn report(&self, word: u32) -> Report {
         let expected = self.last.load(Ordering::Relaxed) & !(SEQUENCE - 1);
@@ -263,9 +263,15 @@ impl Executor {
         Report::Dead
     }
 
+    /// Passes control, in both directions.
+    #[inline]
+    fn word(&self) -> &AtomicU32 {
+        self.life.slot.u32(self.mailbox() + layout::WORD)
+    }
+
     #[inline]
     fn mine(&self) -> Half<'_> {
-        machine::half(&self.life.slot, self.command())
+        Half { word: self.word(), ..machine::half(&self.life.slot, self.command()) }
     }
 
     #[inline]
@@ -329,13 +335,13 @@ mod tests {
     use crate::executor::region::Region;
     use crate::exit::WaitStatus;
 
-    /// The moment is a few instructions long: between a run's look at the life and its look at the mailbox.
-    #[test]
-    fn a_command_to_a_process_that_died_a_moment_ago_is_answered_by_its_death() {
+    /// What an executor of a process that has died answers, whose mailbox's word is what `spoil` makes of it then.
+    fn answer_of_a_dead_executor(spoil: fn(&AtomicU32)) -> Report {
         let slot = Arc::new(Arena::new(Region::DEFAULT).expect("an arena").slot().expect("a slot"));
         let life = Arc::new(Life::new(slot));
         life.executors.store(1, Ordering::SeqCst);
         life.die(WaitStatus::Signaled(libc::SIGKILL));
+        spoil(life.slot.u32(layout::MAILBOXES + layout::WORD));
         let (answered, answer) = mpsc::channel();
         thread::spawn(move || {
             let tid = rustix::thread::gettid();
@@ -344,6 +350,19 @@ mod tests {
                 Executor { life, tid, host: Host::new(0), index: 0, time_limit: TIME_LIMIT, last }.answer(0),
             )
         });
-        assert!(matches!(answer.recv_timeout(Duration::from_secs(20)), Ok(Report::Dead)));
+        answer.recv_timeout(Duration::from_secs(20)).expect("an answer")
+    }
+
+    /// The moment is a few instructions long: between a run's look at the life and its look at the mailbox.
+    #[test]
+    fn a_command_to_a_process_that_died_a_moment_ago_is_answered_by_its_death() {
+        assert!(matches!(answer_of_a_dead_executor(|_| {}), Report::Dead));
+    }
+
+    /// It has: both write the same word.
+    #[test]
+    fn a_command_that_overwrites_the_news_of_a_death_is_answered_by_that() {
+        let overwrite = |word: &AtomicU32| word.store(SEQUENCE | kind::CALL, Ordering::SeqCst);
+        assert!(matches!(answer_of_a_dead_executor(overwrite), Report::Dead));
     }
 }
