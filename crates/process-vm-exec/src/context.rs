@@ -285,6 +285,17 @@ impl Context {
     /// Makes `space` the one in which the context runs.
     #[cold]
     fn sit(&mut self, space: Arc<dyn Home>) -> Result<()> {
+        self.interrupts.change(Place::OnItsWay { is_killed: false });
+        let result = self.move_to(space);
+        // Where it was, if it has not come away from there.
+        self.interrupts.change(match &self.seat {
+            Some(Seated { seat, .. }) => Place::In(Arc::clone(seat)),
+            None => Place::Nowhere,
+        });
+        result
+    }
+
+    fn move_to(&mut self, space: Arc<dyn Home>) -> Result<()> {
         self.leave().map_err(|error| match error {
             // That was the other space's end, not this one's.
             Error::Dead => {
@@ -292,9 +303,7 @@ impl Context {
             }
             error => error,
         })?;
-        self.interrupts.change(Place::OnItsWay { is_killed: false });
-        let seat = Arc::clone(&space).seat().inspect_err(|_| self.interrupts.change(Place::Nowhere))?;
-        self.interrupts.change(Place::In(Arc::clone(&seat)));
+        let seat = Arc::clone(&space).seat()?;
         if matches!(self.xstate, Xstate::Initial) && seat.has_initial_xstate() {
             self.xstate = Xstate::Seated;
         }
@@ -321,7 +330,6 @@ impl Context {
         if let Some(Seated { space, seat, .. }) = self.seat.take()
             && seat.is_ours()
         {
-            self.interrupts.change(Place::Nowhere);
             space.give_back(seat);
         }
     }
@@ -391,6 +399,10 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if self.seat.as_ref().is_some_and(|seated| seated.seat.is_ours()) {
+            // Before it is another context's.
+            self.interrupts.change(Place::Nowhere);
+        }
         self.give_back_seat();
     }
 }

@@ -2,19 +2,25 @@
 
 use std::{
     cell::Cell,
-    fs, ptr,
+    fs,
+    path::Path,
+    ptr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use iced_x86::{IcedError, code_asm::*};
-use process_vm_exec::{Engine, Exit, Interrupter, SignalSet};
+use process_vm_exec::{AddressSpace, Engine, Exit, Interrupter, SignalSet};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::gettid,
+};
 
-use crate::common::{CODE, DATA, Guest, NR, Numbers, call_loop, claims, pid_of, soak, spin};
+use crate::common::{CODE, DATA, Guest, NR, Numbers, asm, call_loop, claims, pid_of, soak, space_with, spin};
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; cmp %rax,%rbx; jne wrong; jmp top; wrong: ud2`
 fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -126,6 +132,44 @@ claims! {
             interrupter.kill();
             assert!(matches!(running.join(), Ok(Exit::Died(_))));
         }
+    }
+
+    /// Not the one that it comes from, which takes its time to give up the extended state.
+    fn a_kill_while_a_context_goes_to_another_space_ends_its_run_there(engine) {
+        if matches!(engine, Engine::Ptrace | Engine::Native) {
+            // Their tasks need not run for that.
+            return;
+        }
+        let builder = AddressSpace::builder().engine(engine).time_limit(Duration::from_secs(100));
+        let mut guest = Guest::in_space(space_with(builder, &asm(call_loop)));
+        guest.call();
+        let (left, interrupter) = (pid_of(&guest.space), guest.ctx.interrupter());
+        let other = Guest::new(engine, spin);
+        let signal = |signal| kill_process(Pid::from_raw(left).expect("a pid"), signal).expect("kill");
+        let state = |stat: &Path| {
+            let stat = fs::read_to_string(stat).unwrap_or_default();
+            stat.rsplit(") ").next().and_then(|fields| fields.chars().next())
+        };
+        signal(Signal::STOP);
+        let tasks = fs::read_dir(format!("/proc/{left}/task")).expect("its tasks");
+        for task in tasks.map(|task| task.expect("a task").path().join("stat")) {
+            while state(&task) != Some('T') {}
+        }
+        guest.regs().rip = CODE;
+        let tid = AtomicI32::new(0);
+        thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                tid.store(gettid().as_raw_pid(), Ordering::SeqCst);
+                other.space.run(&mut guest.ctx, &SignalSet::all())
+            });
+            let own = || format!("/proc/self/task/{}/stat", tid.load(Ordering::SeqCst));
+            while state(Path::new(&own())) != Some('S') {}
+            interrupter.kill();
+            signal(Signal::CONT);
+            assert!(matches!(running.join(), Ok(Ok(Exit::Died(_)))));
+        });
+        assert!(other.space.pid().is_none());
+        assert_eq!(guest.space.pid().map(Pid::as_raw_pid), Some(left));
     }
 
     fn an_interrupter_outlives_its_context_and_means_no_other(engine) {
