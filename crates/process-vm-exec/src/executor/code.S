@@ -445,7 +445,13 @@ executor_start:                         /* r15 = its mailbox */
     SET_SIGNAL_MASK
     lea {STACK_TOP}(%rbx), %rsp
     mov %r13, {STARTED_TAG}(%rbx)
-    jmp report_done
+    cmpl $0, {TRACED}(%r14)
+    je report_done
+    REPORT {DONE}
+executor_traced:                        /* its tracer has contexts run here: it takes no command, whoever writes one */
+    mov (%rbp), %r12d
+    WAIT %rbp
+    jmp executor_traced
 
 /* Leaves through here with the guest's registers in the mailbox and its extended state live. */
 report_call:

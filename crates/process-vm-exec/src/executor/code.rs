@@ -90,6 +90,7 @@ global_asm!(
     YIELD_TICKS = const layout::YIELD_TICKS,
     XMASK = const layout::XMASK,
     DISPATCH = const layout::DISPATCH,
+    TRACED = const layout::TRACED,
     SIGMASK = const layout::SIGMASK,
     FILTER = const layout::FILTER,
     PARENT = const layout::PARENT,

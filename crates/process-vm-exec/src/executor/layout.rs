@@ -132,6 +132,8 @@ pub(crate) const YIELD_TICKS: u64 = 8;
 pub(crate) const XMASK: u64 = 16;
 /// In the parameters: not zero where Syscall User Dispatch is to be used.
 pub(crate) const DISPATCH: u64 = 24;
+/// In the parameters: not zero where executors are traced, and run contexts by that.
+pub(crate) const TRACED: u64 = 28;
 /// In the parameters: the signals that executors block.
 pub(crate) const SIGMASK: u64 = 32;
 /// In the parameters: the `sock_fprog` of the guest's filter.

@@ -31,6 +31,7 @@ impl Params {
         slot.write(at(layout::PATIENCE_TICKS), machine::ticks(machine::PATIENCE_NS));
         slot.write(at(layout::XMASK), xstate::mask());
         slot.write(at(layout::DISPATCH), u32::from(!self.engine.traces() && dispatch_works()));
+        slot.write(at(layout::TRACED), u32::from(self.engine.traces()));
         // Signals wait for the tracer, where there is one.
         slot.write(at(layout::SIGMASK), if self.engine.traces() { code::ASYNCHRONOUS } else { 0 });
         slot.write(at(layout::PARENT), self.parent.cast_unsigned());

@@ -289,6 +289,80 @@ claims! {
         }
     }
 
+    /// Where contexts run under a tracer, they run at no other time: commands are not for those tasks, whoever writes them.
+    fn a_command_that_a_guest_writes_makes_no_traced_task_run(engine) {
+        const ANSWER: i32 = 7;
+        const DONE: i32 = 1;
+        const CALLS: u64 = CODE + 0x400;
+        const UNSEEN: u64 = CODE + 0x800;
+        /// What a mailbox has of the registers, and how they are loaded.
+        const RIP: i32 = 0x400 + 7 * 8;
+        const FLAVOUR: i32 = 0x1c0;
+        if engine != Engine::Ptrace {
+            return;
+        }
+        let mut code = asm(|a| {
+            let mut top = a.create_label();
+            a.mov(rdi, MAILBOXES + (32 << 10))?;
+            a.mov(rbx, DATA)?;
+            a.set_label(&mut top)?;
+            a.inc(qword_ptr(rbx))?;
+            for (place, value) in (0..).zip([UNSEEN, 0x33, 0x202, DATA + PAGE, 0x2b]) {
+                a.mov(rax, value)?;
+                a.mov(qword_ptr(rdi + (RIP + 8 * place)), rax)?;
+            }
+            a.mov(dword_ptr(rdi + FLAVOUR), 1)?;
+            a.mov(ecx, dword_ptr(rdi))?;
+            a.cmp(cl, DONE)?;
+            a.jne(top)?;
+            a.and(ecx, !0xff)?;
+            a.or(ecx, ANSWER)?;
+            a.mov(dword_ptr(rdi), ecx)?;
+            a.inc(qword_ptr(rbx + 16))?;
+            a.jmp(top)
+        });
+        let parts = [
+            (CALLS, asm_at(CALLS, call_loop)),
+            (
+                UNSEEN,
+                asm_at(UNSEEN, |a| {
+                    let mut top = a.create_label();
+                    a.mov(rbx, DATA + 8)?;
+                    a.set_label(&mut top)?;
+                    a.inc(qword_ptr(rbx))?;
+                    a.jmp(top)
+                }),
+            ),
+        ];
+        for (at, part) in parts {
+            code.resize(usize::try_from(at - CODE).expect("small"), 0);
+            code.extend(part);
+        }
+        let (mut attacked, mut commands) = (0, 0);
+        for _ in 0..40 {
+            let attacker = Attacker::start_in(Arc::new(space(engine, &code)));
+            let word = |at| {
+                let mut word = [0; 8];
+                attacker.space.read(at, &mut word).ok().map(|()| u64::from_ne_bytes(word))
+            };
+            let second = thread::spawn({
+                let space = Arc::clone(&attacker.space);
+                move || {
+                    let mut second = process_vm_exec::Context::new(CALLS, 0);
+                    // A task whose first report is not its own ends the space.
+                    (0..3).all(|_| matches!(space.run(&mut second, &SignalSet::all()), Ok(Exit::Syscall)))
+                }
+            });
+            attacked += u32::from(second.join().expect("its thread"));
+            // For a task that runs now, this is long.
+            thread::sleep(Duration::from_millis(2));
+            assert_eq!(word(DATA + 8).unwrap_or(0), 0, "guest code ran that no run had begun");
+            commands += word(DATA + 16).unwrap_or(0);
+            attacker.end();
+        }
+        assert!(attacked > 0 && commands > 0, "{attacked} tasks, {commands} commands");
+    }
+
     fn nobody_waits_for_a_space_that_hides_its_answers(engine) {
         for request in [
             |space: &AddressSpace| drop(space.fork()),
