@@ -228,7 +228,7 @@ impl Executor {
     fn perform_until(&self, deadline: Option<Instant>, operation: u32) -> Report {
         // The command may overwrite the word that says that the process is dead: the wait asks for its end too.
         let machine = Until { host: self.host, life: &self.life, deadline };
-        if self.word().load(Ordering::Relaxed) == layout::DEAD {
+        if self.other().word.load(Ordering::Relaxed) == layout::DEAD {
             return self.end();
         }
         let previous = self.last.load(Ordering::Relaxed);
@@ -263,15 +263,10 @@ impl Executor {
         Report::Dead
     }
 
-    /// Passes control, in both directions.
-    #[inline]
-    fn word(&self) -> &AtomicU32 {
-        self.life.slot.u32(self.mailbox() + layout::WORD)
-    }
-
+    /// Both sides pass control by the mailbox's word.
     #[inline]
     fn mine(&self) -> Half<'_> {
-        Half { word: self.word(), ..machine::half(&self.life.slot, self.command()) }
+        Half { word: self.other().word, ..machine::half(&self.life.slot, self.command()) }
     }
 
     #[inline]

@@ -63,8 +63,11 @@ fn hider(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
 /// A `syscall; ret` in the resident code, which is at the same place in each space.
 fn syscall_of_the_executor(engine: Engine) -> u64 {
     let probe = Guest::new(engine, spin);
-    let mut code = vec![0; 4096];
-    probe.space.read(REGION + PAGE, &mut code).expect("the resident code");
+    let mut page = [0; PAGE as usize];
+    let code: Vec<u8> = (1..)
+        .map_while(|n| probe.space.read(REGION + n * PAGE, &mut page).ok().map(|()| page))
+        .flatten()
+        .collect();
     let found = code.windows(3).position(|bytes| bytes == [0x0f, 0x05, 0xc3]).expect("syscall; ret");
     REGION + PAGE + found as u64
 }
