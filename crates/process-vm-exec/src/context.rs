@@ -69,6 +69,9 @@ pub(crate) trait Home: std::fmt::Debug + Send + Sync {
     /// A context is done with its task.
     fn give_back(&self, seat: Arc<dyn Seat>);
 
+    /// Kills the process.
+    fn kill(&self);
+
     /// Do tasks have to be asked each time whether they are usable?
     fn is_particular(&self) -> bool;
 
@@ -93,10 +96,8 @@ struct Seated {
 enum Place {
     #[default]
     Nowhere,
-    /// It has begun to run, and will get a seat. Whether that is to be killed.
-    OnItsWay {
-        is_killed: bool,
-    },
+    /// It has begun to run, and will get a seat in this space, if that lets it have one.
+    OnItsWay(Arc<dyn Home>),
     In(Arc<dyn Seat>),
 }
 
@@ -125,23 +126,22 @@ impl Interrupts {
         }
     }
 
-    /// From here on it is there that it is interrupted. An interrupt that the seat before had, and did not come to, stays; so does
-    /// a kill that came before there was one.
+    /// From here on it is there that it is interrupted. An interrupt that the seat before had, and did not come to, stays.
     fn change(&self, place: Place) {
         let mut current = lock(&self.place);
-        match (std::mem::replace(&mut *current, place), &*current) {
-            (Place::OnItsWay { is_killed: true }, Place::In(seat)) => seat.kill(),
-            (Place::In(before), _) if before.take_interrupt() => self.pending.store(true, Ordering::SeqCst),
-            _ => {}
+        if let Place::In(before) = std::mem::replace(&mut *current, place)
+            && before.take_interrupt()
+        {
+            self.pending.store(true, Ordering::SeqCst);
         }
         drop(current);
         self.deliver();
     }
 
     fn kill(&self) {
-        match &mut *lock(&self.place) {
+        match &*lock(&self.place) {
             Place::Nowhere => {}
-            Place::OnItsWay { is_killed } => *is_killed = true,
+            Place::OnItsWay(space) => space.kill(),
             Place::In(seat) => seat.kill(),
         }
     }
@@ -285,7 +285,7 @@ impl Context {
     /// Makes `space` the one in which the context runs.
     #[cold]
     fn sit(&mut self, space: Arc<dyn Home>) -> Result<()> {
-        self.interrupts.change(Place::OnItsWay { is_killed: false });
+        self.interrupts.change(Place::OnItsWay(Arc::clone(&space)));
         let result = self.move_to(space);
         // Where it was, if it has not come away from there.
         self.interrupts.change(match &self.seat {
@@ -425,7 +425,7 @@ impl Interrupter {
         self.0.deliver();
     }
 
-    /// Kills the process of the space in which the context runs, or last ran, with everything that runs there: for a guest that
+    /// Kills the process of the space in which the context runs, is about to, or last ran, with everything that runs there: for a guest that
     /// evades interrupts, which one may that jumps into the executor's code. Its run returns
     /// [`Exit::Died`](crate::Exit::Died). In a live process it removes the executor.
     pub fn kill(&self) {

@@ -29,6 +29,7 @@ mod registry;
 pub mod rewriting;
 mod signal;
 mod space;
+mod stat;
 mod sync;
 
 pub use crate::arch::x86_64::Registers;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::ClockId;
 
-use super::stat::Stat;
 use super::stop::Timeout;
 use crate::procfs;
+use crate::stat::Stat;
 
 /// A sleep of a thread that was seen to last.
 #[derive(Debug)]

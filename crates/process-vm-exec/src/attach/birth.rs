@@ -12,10 +12,10 @@ use super::asleep::Asleep;
 use super::bootstrap::{self, Bootstrap};
 use super::inject::{self, result_of};
 use super::place::Place;
-use super::stat::Stat;
 use super::stop::{ERESTARTNOINTR, Patience, Stopped, go_on_with, wait_until};
 use crate::arch::x86_64::USER32_CS;
 use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, set_registers, set_signal_mask};
+use crate::stat::Stat;
 
 /// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
 #[derive(Debug)]

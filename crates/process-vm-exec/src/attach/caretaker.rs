@@ -19,7 +19,7 @@ use super::quiescence::wait_until_quiescent;
 use super::region::Room;
 use super::rights::{Status, is_ours, refusal};
 use super::settle::settle;
-use super::stat::thread_to_stop;
+use super::tracer::Tracer;
 use super::visit::Visits;
 use super::{Attachment, Tracing, bootstrap};
 use crate::error::{Error, Result};
@@ -35,6 +35,7 @@ use crate::name::Engine;
 use crate::ptrace::request;
 use crate::refusal::{AttachError, Capability};
 use crate::signal::with_signals_blocked;
+use crate::stat::thread_to_stop;
 use crate::sync::lock;
 
 /// What to attach to, and how.
@@ -85,7 +86,7 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&NOW)).is_ok_and(|ready| ready != 0)
 }
 
-/// Attaches in a thread of its own: it traces, and the kernel ends that with the thread, whatever went wrong.
+/// Attaches in a thread of its own, which traces.
 fn try_to_attach(order: &Arc<Order>) -> Result<Attachment> {
     /// Longer than all that has a limit of its own.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -93,9 +94,13 @@ fn try_to_attach(order: &Arc<Order>) -> Result<Attachment> {
     let number = order.pid.as_raw_pid();
     let (sender, receiver) = sync_channel(1);
     let newborns = Newborns::default();
+    let tracer = Arc::<Tracer>::default();
     let work = {
-        let (order, newborns) = (Arc::clone(order), Arc::clone(&newborns));
-        move || care(&order, &janitor, &newborns, &sender)
+        let (order, newborns, tracer) = (Arc::clone(order), Arc::clone(&newborns), Arc::clone(&tracer));
+        move || {
+            tracer.begin();
+            care(&order, &janitor, &newborns, &sender);
+        }
     };
     // A signal for this process is never the caretaker's.
     let caretaker = with_signals_blocked(|| thread::Builder::new().name("pvx-attached".into()).spawn(work))
@@ -113,8 +118,8 @@ fn try_to_attach(order: &Arc<Order>) -> Result<Attachment> {
         return Err(refusal(number, Errno::TIMEDOUT, AttachError::Withheld));
     };
     if result.is_err() {
-        // It traces no more then.
         let _ = caretaker.join();
+        tracer.wait_until_it_traces_nobody();
     }
     result
 }

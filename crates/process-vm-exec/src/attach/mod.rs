@@ -24,10 +24,10 @@ mod region;
 mod removal;
 mod rights;
 mod settle;
-mod stat;
 mod stop;
 pub(crate) mod target;
 pub(crate) mod thread;
+mod tracer;
 pub(crate) mod verdict;
 pub(crate) mod visit;
 
@@ -42,6 +42,7 @@ use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::name::Engine;
 use crate::refusal::AttachError;
+use crate::stat::living_thread;
 use owners::Owners;
 use visit::Visits;
 
@@ -89,7 +90,7 @@ pub(crate) fn attach(
 fn differ_in_memory(pid: i32, other: i32) -> bool {
     // 1, 2 and 3 mean that they differ (kcmp(2)). A main thread that has ended has no memory, but others may live.
     let differs = |tid| compare_memory(tid, other) > 0;
-    differs(pid) && stat::living_thread(pid).is_none_or(|tid| tid == pid || differs(tid))
+    differs(pid) && living_thread(pid).is_none_or(|tid| tid == pid || differs(tid))
 }
 
 /// Are these two tasks known to have the same memory?

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::has_memory_of;
-use super::stat::{Stat, living_thread, numbers};
 use super::stop::Stopped;
 use crate::ptrace::seize;
+use crate::stat::{Stat, living_thread, numbers};
 
 /// Waits until no thread of the process, and no other process that shares its memory, is in the range.
 pub(super) fn wait_until_quiescent(pid: i32, range: Range<u64>) -> Result<(), Errno> {

@@ -6,13 +6,13 @@ use rustix::process::Pid;
 use super::has_memory_of;
 use super::quiescence::wait_until_quiescent;
 use super::rights::refusal;
-use super::stat::numbers;
 use crate::error::Error;
 use crate::executor::region::Region;
 use crate::maps::Map;
 use crate::memory;
 use crate::procfs;
 use crate::refusal::AttachError;
+use crate::stat::numbers;
 
 /// The name of executors, and of the file that their pages are of.
 pub(super) const NAME: &str = "pvx-executor";

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::asleep::Asleep;
-use super::stat::Stat;
 use crate::memory;
 use crate::ptrace::{
     NO_SYSCALL, Stop, get_registers, get_signal_mask, look_for_stop, request, set_registers, set_signal_mask,
 };
+use crate::stat::Stat;
 
 /// What the kernel keeps in `rax` between the end of an interrupted system call and the return to user space
 /// (include/linux/errno.h).

@@ -12,7 +12,6 @@ use syscalls::Sysno;
 
 use super::owners::{Exposure, Owner, Owners};
 use super::rights::Status;
-use super::stat::living_thread;
 use super::visit::Visits;
 use super::{Attachment, Tracing, differ_in_memory};
 use crate::call::{Call, Returned};
@@ -25,6 +24,7 @@ use crate::executor::{layout, machine, setup};
 use crate::name::Engine;
 use crate::ptrace::last_errno;
 use crate::refusal::EngineError;
+use crate::stat::living_thread;
 use crate::sync::lock;
 use crate::{maps, memory, procfs};
 

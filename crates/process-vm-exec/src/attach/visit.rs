@@ -14,9 +14,9 @@ use super::inject::result_of;
 use super::janitor::Line;
 use super::removal::Added;
 use super::rights::Status;
-use super::stat::Stat;
 use super::stop::{Patience, Stopped, go_on_with, rseq_configuration};
 use super::thread::{Rseq, ThreadState, refusal};
+use super::tracer::Tracer;
 use super::verdict::require_allowed;
 use crate::arch::x86_64::USER32_CS;
 use crate::call::Call;
@@ -30,6 +30,7 @@ use crate::exit::WaitStatus;
 use crate::ptrace::{Stop, look_for_stop, seize, set_registers, set_signal_mask};
 use crate::refusal::ThreadError;
 use crate::signal::with_signals_blocked;
+use crate::stat::Stat;
 use crate::sync::lock;
 
 /// The threads of one attached process, which are visited one after the other, and not while everything is removed.
@@ -89,7 +90,7 @@ impl Visits {
         })
     }
 
-    /// Stops the thread for `work`. In a thread of our own: whatever went wrong, it traces nobody when it has ended.
+    /// Stops the thread for `work`, in a thread of our own, which traces.
     fn visit<T: Send>(
         &self,
         life: &Life,
@@ -101,11 +102,13 @@ impl Visits {
         if life.status().is_some() {
             return Err(Error::Dead);
         }
+        let tracer = Tracer::default();
         let visit = || {
+            tracer.begin();
             let thread = self.admit(pid, tid)?;
             work(thread)
         };
-        thread::scope(|scope| {
+        let result = thread::scope(|scope| {
             let visitor = with_signals_blocked(|| {
                 thread::Builder::new().name("pvx-visitor".into()).spawn_scoped(scope, visit)
             });
@@ -114,7 +117,11 @@ impl Visits {
                 errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
             })?;
             visitor.join().unwrap_or(Err(Error::Dead))
-        })
+        });
+        if result.is_err() {
+            tracer.wait_until_it_traces_nobody();
+        }
+        result
     }
 
     fn admit(&self, pid: i32, tid: i32) -> Result<Stopped> {

@@ -226,6 +226,10 @@ impl Home for Inner {
         }
     }
 
+    fn kill(&self) {
+        self.service.life.kill();
+    }
+
     fn is_particular(&self) -> bool {
         self.settings.engine == Engine::Ptrace
     }

@@ -21,7 +21,7 @@ use self::inner::Origin;
 pub use self::live::LiveProcess;
 pub use self::scratch::Scratch;
 use crate::call::Call;
-use crate::context::Context;
+use crate::context::{Context, Home as _};
 use crate::engine::{Called, Event};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
@@ -128,7 +128,7 @@ impl Space {
     /// [`Interrupter`](crate::Interrupter) does not reach, because it has jumped into the executor's code to stay there. In
     /// a live process it removes the executor. Says nothing if it is dead already.
     pub fn kill(&self) {
-        self.0.service.life.kill();
+        self.0.kill();
     }
 
     /// Runs `ctx` until something happens that the supervisor has to know, and says what.

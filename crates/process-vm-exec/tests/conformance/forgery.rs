@@ -1,14 +1,15 @@
 //! A guest that writes what the service task and executors report is not believed, and keeps nobody else.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use iced_x86::code_asm::*;
 use process_vm_exec::{
-    AddressSpace, DEFAULT_REGION, Engine, Error, Exit, Mapping, ServiceCalls, SignalSet, Sysno, WaitStatus,
+    AddressSpace, Context, DEFAULT_REGION, Engine, Error, Exit, Mapping, ServiceCalls, SignalSet, Sysno,
+    WaitStatus,
 };
 use rustix::fs::MemfdFlags;
 use rustix::thread::CpuSet;
@@ -63,7 +64,7 @@ fn hider(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
 /// A `syscall; ret` in the resident code, which is at the same place in each space.
 fn syscall_of_the_executor(engine: Engine) -> u64 {
     let probe = Guest::new(engine, spin);
-    let mut page = [0; PAGE as usize];
+    let mut page = [0; 4096];
     let code: Vec<u8> = (1..)
         .map_while(|n| probe.space.read(REGION + n * PAGE, &mut page).ok().map(|()| page))
         .flatten()
@@ -266,7 +267,7 @@ claims! {
             let attacker = Attacker::start_in(Arc::new(space(engine, &code)));
             let (pid, attacked) = (pid_of(&attacker.space), Arc::clone(&attacker.space));
             let second = thread::spawn(move || {
-                let mut second = process_vm_exec::Context::new(ENTRY, 0);
+                let mut second = Context::new(ENTRY, 0);
                 let _ = attacked.run(&mut second, &SignalSet::all());
             });
             let mut word = [0; 8];
@@ -289,6 +290,93 @@ claims! {
             }
             attacker.end();
             second.join().expect("the second context's thread");
+        }
+    }
+
+    /// The first run of a context waits for its task to begin.
+    fn a_kill_ends_a_first_run_whose_beginning_a_guest_hides(engine) {
+        // The native engine runs contexts in its caller.
+        if engine == Engine::Native {
+            return;
+        }
+        for _ in 0..3 {
+            let attacker = Attacker::start(engine, hider);
+            let mut second = Context::new(CODE, 0);
+            let (interrupter, attacked) = (second.interrupter(), Arc::clone(&attacker.space));
+            let running = thread::spawn(move || attacked.run(&mut second, &SignalSet::all()));
+            // The more often it is hidden, the better: but it may be late.
+            thread::sleep(Duration::from_millis(50));
+            let patience = Instant::now() + Duration::from_secs(20);
+            while !running.is_finished() {
+                assert!(Instant::now() < patience, "the run goes on");
+                interrupter.kill();
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert!(matches!(running.join(), Ok(Ok(Exit::Died(_)))));
+            attacker.end();
+        }
+    }
+
+    /// A process does not end before all have collected its tasks who trace any: its supervisor's threads do, when they run contexts
+    /// the next time. So none of them may wait for the end before it has collected its own.
+    fn a_forged_beginning_ends_the_run_also_of_who_traces_another_task_there(engine) {
+        const CALLS: u64 = CODE + 0x400;
+        const NONSENSE: u32 = 0x7777;
+        /// Where the mailbox of the third context is.
+        const ATTACKED: u64 = MAILBOXES + (64 << 10);
+        if engine == Engine::Native {
+            return;
+        }
+        let mut code = asm(|a| {
+            let (mut top, mut again) = (a.create_label(), a.create_label());
+            a.mov(rdi, ATTACKED)?;
+            a.mov(rbx, DATA)?;
+            a.set_label(&mut top)?;
+            a.inc(qword_ptr(rbx))?;
+            a.cmp(dword_ptr(rdi), 0)?;
+            a.je(top)?;
+            // It is about to begin.
+            a.mov(ecx, 2000)?;
+            a.set_label(&mut again)?;
+            a.mov(dword_ptr(rdi), NONSENSE)?;
+            a.dec(ecx)?;
+            a.jne(again)?;
+            a.syscall()?;
+            a.jmp(top)
+        });
+        code.resize(usize::try_from(CALLS - CODE).expect("small"), 0);
+        code.extend(asm_at(CALLS, call_loop));
+        for _ in 0..5 {
+            let space = Arc::new(space(engine, &code));
+            let (seated, is_seated) = mpsc::channel();
+            let (go, may_go) = mpsc::channel();
+            let (ended, end) = mpsc::channel();
+            let attacked = Arc::clone(&space);
+            let victim = thread::spawn(move || {
+                let run = |ctx: &mut Context| attacked.run(ctx, &SignalSet::all());
+                let mut first = Context::new(CALLS, 0);
+                assert!(matches!(run(&mut first), Ok(Exit::Syscall)));
+                seated.send(()).expect("who waits");
+                may_go.recv().expect("the attacker");
+                ended.send(run(&mut Context::new(CALLS, 0))).expect("who waits");
+            });
+            is_seated.recv().expect("a seat");
+            let mut guest = Guest::in_space(Arc::clone(&space));
+            let attacker = thread::spawn(move || {
+                let exit = guest.run();
+                (exit, guest)
+            });
+            let mut count = [0; 8];
+            while count == [0; 8] {
+                space.read(DATA, &mut count).expect("data");
+            }
+            go.send(()).expect("the victim");
+            // Its tracer is elsewhere from here on, with its task in its hands.
+            let (_, guest) = attacker.join().expect("the attacker");
+            assert!(end.recv_timeout(Duration::from_secs(20)).expect("an end").is_ok());
+            space.kill();
+            victim.join().expect("the victim");
+            drop(guest);
         }
     }
 
@@ -351,7 +439,7 @@ claims! {
             let second = thread::spawn({
                 let space = Arc::clone(&attacker.space);
                 move || {
-                    let mut second = process_vm_exec::Context::new(CALLS, 0);
+                    let mut second = Context::new(CALLS, 0);
                     // A task whose first report is not its own ends the space.
                     (0..3).all(|_| matches!(space.run(&mut second, &SignalSet::all()), Ok(Exit::Syscall)))
                 }
@@ -413,7 +501,7 @@ claims! {
         kill(pid_of(&space), libc::SIGSTOP);
         let error = space.map(Mapping::anonymous(PAGE, READ)).expect_err("it is stopped");
         assert!(matches!(error, Error::TimedOut { limit: LIMIT }), "{error}");
-        let mut ctx = process_vm_exec::Context::new(CODE, 0);
+        let mut ctx = Context::new(CODE, 0);
         assert!(matches!(
             space.run(&mut ctx, &SignalSet::all()),
             Ok(Exit::Died(WaitStatus::Signaled(libc::SIGKILL)))

@@ -8,6 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -20,7 +21,9 @@ use rustix::{
     thread::gettid,
 };
 
-use crate::common::{CODE, DATA, Guest, NR, Numbers, asm, call_loop, claims, pid_of, soak, space_with, spin};
+use crate::common::{
+    CODE, DATA, Guest, NR, Numbers, asm, call_loop, claims, kill, pid_of, soak, space_with, spin,
+};
 
 /// `top: add $1,%rbx; mov $NR,%eax; syscall; cmp %rax,%rbx; jne wrong; jmp top; wrong: ud2`
 fn counted_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -131,6 +134,30 @@ claims! {
             while count() == before {}
             interrupter.kill();
             assert!(matches!(running.join(), Ok(Exit::Died(_))));
+        }
+    }
+
+    /// At any moment of it, from anywhere.
+    fn a_first_run_of_a_space_that_is_killed_ends_and_so_do_later_ones(engine) {
+        let mut numbers = Numbers::new(3);
+        for round in 0..300 {
+            let mut guest = Guest::new(engine, spin);
+            let pid = pid_of(&guest.space);
+            let (ended, end) = mpsc::channel();
+            let running = thread::spawn(move || {
+                for _ in 0..2 {
+                    ended.send(guest.space.run(&mut guest.ctx, &SignalSet::all())).expect("who waits");
+                }
+            });
+            let delay = Duration::from_micros(numbers.below(400));
+            let start = Instant::now();
+            while start.elapsed() < delay {}
+            kill(pid, libc::SIGKILL);
+            for run in ["the first", "the second"] {
+                let exit = end.recv_timeout(Duration::from_secs(20));
+                assert!(matches!(exit, Ok(Ok(Exit::Died(_)))), "round {round}, {run}: {exit:?}");
+            }
+            running.join().expect("its thread");
         }
     }
 

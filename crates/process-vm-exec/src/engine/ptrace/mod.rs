@@ -26,6 +26,7 @@ use crate::ptrace::{
     wait_for_stop,
 };
 use crate::signal::SigInfo;
+use crate::stat::Stat;
 use crate::sync::lock;
 
 /// The traced tasks of one space.
@@ -94,16 +95,45 @@ struct Guest {
 /// on.
 fn seize(executor: &Executor) -> Result<libc::user_regs_struct> {
     let tid = executor.tid.as_raw_pid();
-    crate::ptrace::seize(tid)
-        .map_err(Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)"))?;
-    request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(Error::host("PTRACE_INTERRUPT"))?;
+    crate::ptrace::seize(tid).map_err(|errno| match errno {
+        Errno::SRCH | Errno::PERM if Stat::has_ended(tid) => Error::Dead,
+        errno => Error::host("PTRACE_SEIZE (is the sysctl kernel.yama.ptrace_scope 2 or 3?)")(errno),
+    })?;
+    stop_asleep(tid, &executor.life).map_err(|errno| match errno {
+        // It has been killed, and its process does not end before this thread has waited for it.
+        Errno::SRCH => {
+            collect(tid, &executor.life);
+            Error::Dead
+        }
+        errno => {
+            let _ = request(libc::PTRACE_DETACH, tid, 0, 0);
+            Error::host("stopping a task for the ptrace engine")(errno)
+        }
+    })
+}
+
+/// Stops a task that we have just seized.
+fn stop_asleep(tid: libc::pid_t, life: &Life) -> rustix::io::Result<libc::user_regs_struct> {
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
     match wait_for_stop(tid) {
-        Stop::Gone(_) => return Err(Error::Dead),
+        Stop::Gone(status) => {
+            life.die(status);
+            return Err(Errno::SRCH);
+        }
         Stop::Event | Stop::Group | Stop::Syscall | Stop::Signal(_) => {}
     }
-    let asleep = get_registers(tid).map_err(Error::host("PTRACE_GETREGS"))?;
-    set_signal_mask(tid, 0).map_err(Error::host("PTRACE_SETSIGMASK"))?;
+    let asleep = get_registers(tid)?;
+    set_signal_mask(tid, 0)?;
     Ok(asleep)
+}
+
+/// Waits for the end of a task that we trace and that has been killed.
+fn collect(tid: libc::pid_t, life: &Life) {
+    loop {
+        if let Stop::Gone(status) = wait_for_stop(tid) {
+            return life.die(status);
+        }
+    }
 }
 
 /// An executor that runs nothing, but is there for the signals that somebody sends its process.
@@ -158,11 +188,7 @@ impl Tracee {
     }
 
     fn collect(&self) {
-        loop {
-            if let Stop::Gone(status) = wait_for_stop(self.tid) {
-                return self.life.die(status);
-            }
-        }
+        collect(self.tid, &self.life);
     }
 
     /// Runs the guest to its next stop.

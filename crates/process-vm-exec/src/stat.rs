@@ -6,16 +6,16 @@ use crate::procfs;
 
 /// What it tells.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stat {
+pub(crate) struct Stat {
     state: char,
     flags: u32,
     /// The processor that it runs on or last ran on.
-    pub(super) processor: usize,
+    pub(crate) processor: usize,
 }
 
 impl Stat {
     /// `None` if there is no such task.
-    pub(super) fn of(tid: i32) -> Option<Self> {
+    pub(crate) fn of(tid: i32) -> Option<Self> {
         Self::look(tid).ok()?
     }
 
@@ -41,17 +41,22 @@ impl Stat {
     }
 
     /// Has this thread ended, or is it about to? Not if that cannot be known. Allocates nothing.
-    pub(super) fn has_ended(tid: i32) -> bool {
+    pub(crate) fn has_ended(tid: i32) -> bool {
         Self::look(tid).is_ok_and(|stat| stat.is_none_or(Self::is_over))
     }
 
-    pub(super) fn is_running(self) -> bool {
+    pub(crate) fn is_running(self) -> bool {
         self.state == 'R'
     }
 
     /// Is it a living thread of a program?
-    pub(super) fn lives(self) -> bool {
+    pub(crate) fn lives(self) -> bool {
         !self.is_over() && !self.is_kernels()
+    }
+
+    /// May it trace others? Until it is a zombie (`exit_notify` in kernel/exit.c).
+    pub(crate) fn may_trace(self) -> bool {
+        !"ZX".contains(self.state)
     }
 
     fn is_over(self) -> bool {
@@ -61,13 +66,13 @@ impl Stat {
     }
 
     /// The same, and it is in no uninterruptible sleep, as threads are in a vfork(2).
-    pub(super) fn can_stop(self) -> bool {
+    pub(crate) fn can_stop(self) -> bool {
         self.lives() && self.state != 'D'
     }
 
     /// Does it run the kernel's code only? Programs have such threads too, for io_uring(7) above all: they never come
     /// to where a thread makes calls.
-    pub(super) fn is_kernels(self) -> bool {
+    pub(crate) fn is_kernels(self) -> bool {
         // include/linux/sched.h; PF_USER_WORKER is known since Linux 6.4.
         const PF_IO_WORKER: u32 = 0x10;
         const PF_USER_WORKER: u32 = 0x4000;
@@ -77,18 +82,18 @@ impl Stat {
 }
 
 /// The entries of a directory of /proc that are numbers: processes, or the threads of one.
-pub(super) fn numbers(path: &str) -> impl Iterator<Item = i32> + use<> {
+pub(crate) fn numbers(path: &str) -> impl Iterator<Item = i32> + use<> {
     let entries = std::fs::read_dir(path).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
 /// A thread of the process that lives: the main thread, unless that has ended before others.
-pub(super) fn living_thread(pid: i32) -> Option<i32> {
+pub(crate) fn living_thread(pid: i32) -> Option<i32> {
     find_thread(pid, Stat::lives)
 }
 
 /// A thread of the process that can be stopped, or at least lives.
-pub(super) fn thread_to_stop(pid: i32) -> Option<i32> {
+pub(crate) fn thread_to_stop(pid: i32) -> Option<i32> {
     find_thread(pid, Stat::can_stop).or_else(|| living_thread(pid))
 }
 
