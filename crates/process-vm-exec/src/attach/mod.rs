@@ -42,7 +42,7 @@ use crate::executor::region::Region;
 use crate::executor::service::Service;
 use crate::name::Engine;
 use crate::refusal::AttachError;
-use crate::stat::living_thread;
+use crate::stat::{Stat, living_thread};
 use owners::Owners;
 use visit::Visits;
 
@@ -90,12 +90,28 @@ pub(crate) fn attach(
 fn differ_in_memory(pid: i32, other: i32) -> bool {
     // 1, 2 and 3 mean that they differ (kcmp(2)). A main thread that has ended has no memory, but others may live.
     let differs = |tid| compare_memory(tid, other) > 0;
-    differs(pid) && living_thread(pid).is_none_or(|tid| tid == pid || differs(tid))
+    differs(pid) && living_thread(pid).is_none_or(|tid| tid == pid || differs(tid) && lives(tid))
 }
 
 /// Are these two tasks known to have the same memory?
 fn has_memory_of(tid: i32, other: i32) -> bool {
-    compare_memory(tid, other) == 0
+    compare_memory(tid, other) == 0 && lives(tid)
+}
+
+/// Are the memory of this process and that of the task `other` known to be the same?
+fn share_memory(pid: i32, other: i32) -> bool {
+    while let Some(thread) = living_thread(pid) {
+        let is_same = compare_memory(thread, other) == 0;
+        if lives(thread) {
+            return is_same;
+        }
+    }
+    false
+}
+
+/// A thread that has ended has no memory, so it has the same as zombies and the kernel's tasks.
+fn lives(tid: i32) -> bool {
+    Stat::of(tid).is_some_and(Stat::lives)
 }
 
 fn compare_memory(pid: i32, other: i32) -> libc::c_long {
@@ -113,4 +129,31 @@ pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
         Errno::INVAL | Errno::NOENT => rights::refusal(pid, errno, AttachError::Thread),
         errno => refusal(errno),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    fn ended() -> Child {
+        let child = Command::new("true").spawn().expect("a child");
+        while !Stat::has_ended(child.id().cast_signed()) {
+            std::thread::yield_now();
+        }
+        child
+    }
+
+    /// A thread that is about to end is like them.
+    #[test]
+    fn zombies_are_not_known_to_have_the_same_memory() {
+        let (mut one, mut other) = (ended(), ended());
+        let [a, b] = [&one, &other].map(|child| child.id().cast_signed());
+        assert!(!has_memory_of(a, b) && !share_memory(a, b));
+        one.wait().expect("its status");
+        other.wait().expect("its status");
+        let own = std::process::id().cast_signed();
+        assert!(has_memory_of(own, own) && share_memory(own, own));
+    }
 }

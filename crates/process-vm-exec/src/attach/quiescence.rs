@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::has_memory_of;
+use super::share_memory;
 use super::stop::Stopped;
 use crate::ptrace::seize;
-use crate::stat::{Stat, living_thread, numbers};
+use crate::stat::{Stat, numbers};
 
 /// Waits until no thread of the process, and no other process that shares its memory, is in the range.
 pub(super) fn wait_until_quiescent(pid: i32, range: Range<u64>) -> Result<(), Errno> {
@@ -27,7 +27,6 @@ pub(super) fn wait_until_quiescent(pid: i32, range: Range<u64>) -> Result<(), Er
 }
 
 fn is_quiescent(pid: i32, range: &Range<u64>) -> bool {
-    let Some(thread) = living_thread(pid) else { return true };
     let is_free_of = |tid: i32, running: &dyn Fn() -> bool| match whereabouts(tid) {
         Where::At(ip) => !range.contains(&ip),
         Where::Gone => true,
@@ -37,7 +36,7 @@ fn is_quiescent(pid: i32, range: &Range<u64>) -> bool {
         .filter(|&tid| Stat::of(tid).is_some_and(Stat::lives))
         .all(|tid| is_free_of(tid, &|| stopped_in(tid, range)))
         && numbers("/proc")
-            .filter(|&other| other != pid && has_memory_of(other, thread))
+            .filter(|&other| other != pid && share_memory(pid, other))
             // An executor that has not run yet, say.
             .all(|other| is_free_of(other, &|| true))
 }
