@@ -99,6 +99,11 @@ pub(crate) fn look_for_stop(tid: libc::pid_t) -> Option<Stop> {
     look_for(libc::P_PID, tid, tid).map_or(Some(gone), |found| found.map(|(_, stop)| stop))
 }
 
+/// Takes the end of a thread that leads no process, which [`look_for_stop`] leaves: nobody else waits for that.
+pub(crate) fn reap(tid: libc::pid_t) {
+    let _ = wait(tid, libc::__WNOTHREAD | libc::WNOHANG);
+}
+
 /// The next task of those that this thread traces to stop or end, if there is one. If that is `thread`, a thread of
 /// somebody's process that has ended, it is found again and again.
 pub(crate) fn look_for_any_beside(thread: libc::pid_t) -> rustix::io::Result<Option<(libc::pid_t, Stop)>> {

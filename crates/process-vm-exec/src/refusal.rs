@@ -71,6 +71,9 @@ pub enum AttachError {
     /// It ended meanwhile.
     #[error("it has just ended")]
     Ended,
+    /// Whichever thread was chosen ended meanwhile.
+    #[error("its threads end before one can be stopped; try again")]
+    ThreadsEnd,
     /// It has ended, and its parent has not waited for it.
     #[error("it has ended already (a zombie)")]
     Zombie,
@@ -147,8 +150,10 @@ pub enum AttachError {
     /// The instructions are 64-bit ones.
     #[error("it runs 32-bit code, which cannot be helped here")]
     Code32,
-    /// The executor would be one more.
-    #[error("it may have no more tasks (RLIMIT_NPROC, or pids.max of its control group)")]
+    /// The executor would be one more. The kernel says the same while a thread executes another program.
+    #[error(
+        "it may have no more tasks (RLIMIT_NPROC, or pids.max of its control group); try again if it was in execve(2)"
+    )]
     TooManyTasks,
     /// The executor could not be made, for another reason.
     #[error("a task could not be made in it")]

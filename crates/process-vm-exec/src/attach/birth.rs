@@ -14,7 +14,9 @@ use super::inject::{self, result_of};
 use super::place::Place;
 use super::stop::{ERESTARTNOINTR, Patience, Stopped, go_on_with, wait_until};
 use crate::arch::x86_64::USER32_CS;
-use crate::ptrace::{Stop, get_registers, look_for_any_beside, request, set_registers, set_signal_mask};
+use crate::ptrace::{
+    Stop, get_registers, look_for_any_beside, reap, request, set_registers, set_signal_mask,
+};
 use crate::stat::Stat;
 
 /// Executors that have just been born: stopped, traced by this thread, about to end if nobody tells them otherwise.
@@ -30,8 +32,8 @@ pub(super) struct Born {
 /// For how long tasks that need only run may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Has `tid`, which we have seized, make executors with these flags for their clones.
-pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result<Born, Errno> {
+/// Has `tid`, a thread of `pid` that we have seized, make executors with these flags for their clones.
+pub(super) fn give_birth(pid: i32, tid: i32, place: &Place, executors: [i32; 2]) -> Result<Born, Errno> {
     let asleep = Asleep::look_at(tid);
     let awake = Awake::processor_of(tid);
     let thread = Stopped::stop(tid, asleep.as_ref())?;
@@ -45,7 +47,7 @@ pub(super) fn give_birth(tid: i32, place: &Place, executors: [i32; 2]) -> Result
         thread.release()?;
         made.and_then(|()| collect_executors(None, place, executors))
     } else {
-        let mut passer = Passer { thread: &thread, place, is_traced: true };
+        let mut passer = Passer { pid, thread: &thread, place, is_traced: true };
         passer.go_on()?;
         let born = collect_executors(Some(&mut passer), place, executors);
         passer.finish()?;
@@ -104,6 +106,7 @@ fn step_over_clone(tid: i32, place: &Place) -> Result<(), Errno> {
 /// A thread that goes through the bootstrap by itself, from its commit on, and back to where it was. It is traced
 /// meanwhile, so that a signal does not find it there.
 struct Passer<'a> {
+    pid: i32,
     thread: &'a Stopped,
     place: &'a Place,
     is_traced: bool,
@@ -131,7 +134,7 @@ impl Passer<'_> {
             }
             Stop::Gone(_) => {
                 self.is_traced = false;
-                Err(Errno::SRCH)
+                self.take_end()
             }
         }
     }
@@ -143,6 +146,17 @@ impl Passer<'_> {
             self.leave_the_bootstrap()?;
         }
         go_on_with(self.thread.tid, signal)
+    }
+
+    /// It has ended: by itself, for it is not kept from that any more when it has cloned, or with its process.
+    fn take_end(&self) -> Result<(), Errno> {
+        let tid = self.thread.tid;
+        // The process's own end is for its parent, which may be this process.
+        if tid == self.pid {
+            return Err(Errno::SRCH);
+        }
+        reap(tid);
+        Ok(())
     }
 
     fn has_yet_to_clone(&self) -> Result<bool, Errno> {
@@ -167,7 +181,10 @@ impl Passer<'_> {
         }
         let tid = self.thread.tid;
         let asleep = Asleep::look_at(tid);
-        let again = Stopped::stop_after(tid, asleep.as_ref(), &mut |signal| self.meet(signal))?;
+        let again = match Stopped::stop_after(tid, asleep.as_ref(), &mut |signal| self.meet(signal)) {
+            Err(Errno::SRCH) => return self.take_end(),
+            again => again?,
+        };
         if self.place.range().contains(&again.registers().rip) {
             self.thread.release()
         } else {
@@ -185,13 +202,20 @@ fn collect_executors(
     /// How long a task that has been made may take to be seen.
     const SOON: Duration = Duration::from_secs(3);
     let mut patience = Patience::until(Instant::now() + PATIENCE);
-    let thread = passer.as_ref().map_or(0, |passer| passer.thread.tid);
     // The helper, then the parent.
     let mut elders = Vec::new();
     let mut born = [None; 2];
     let mut helper_is_there = true;
     while helper_is_there || born.map(|tid| tid.is_some()) != executors.map(|flags| flags != 0) {
-        match look_for_any_beside(thread)? {
+        const NOBODY: i32 = 0;
+        let traced = passer.as_ref().filter(|passer| passer.is_traced);
+        let thread = traced.map_or(NOBODY, |passer| passer.thread.tid);
+        let found = look_for_any_beside(thread).map_err(|errno| match errno {
+            // All have ended with the process.
+            Errno::CHILD => Errno::SRCH,
+            errno => errno,
+        })?;
+        match found {
             Some((tid, stop)) if tid == thread => {
                 if let Some(passer) = &mut passer {
                     passer.attend(stop)?;

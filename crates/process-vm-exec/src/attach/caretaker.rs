@@ -35,7 +35,7 @@ use crate::name::Engine;
 use crate::ptrace::request;
 use crate::refusal::{AttachError, Capability};
 use crate::signal::with_signals_blocked;
-use crate::stat::thread_to_stop;
+use crate::stat::{Stat, thread_to_stop};
 use crate::sync::lock;
 
 /// What to attach to, and how.
@@ -56,27 +56,20 @@ type Newborns = Arc<Mutex<Vec<i32>>>;
 
 /// Attaches, by another thread of the target or at another moment if the first one was a bad one.
 pub(super) fn attach(order: Order) -> Result<Attachment> {
-    const TRIES: usize = 3;
+    /// Each try holds the process up.
+    const MOST_TRIES: u32 = 3;
+    /// Threads may end as fast as they are chosen.
+    const PATIENCE: Duration = Duration::from_secs(1);
     let order = Arc::new(order);
-    let pid = order.pid.as_raw_pid();
-    for _ in 1..TRIES {
-        let thread = thread_to_stop(pid);
+    let end = Instant::now() + PATIENCE;
+    let mut tries = 1;
+    loop {
         match try_to_attach(&order) {
-            Err(error) if may_pass(&error, thread_to_stop(pid) != thread) && !has_ended(&order.pidfd) => {}
+            Err(Error::Attach { why: AttachError::ThreadsEnd, .. }) if Instant::now() < end => {}
+            // A signal that cannot be blocked has come between.
+            Err(Error::Attach { why: AttachError::NoTask, .. }) if tries < MOST_TRIES => tries += 1,
             result => return result,
         }
-    }
-    try_to_attach(&order)
-}
-
-/// May this pass? A signal that cannot be blocked has come between, or the thread has ended, of which its memory, rights and state may
-/// be the first to tell. Nothing is left there.
-fn may_pass(error: &Error, is_another_thread: bool) -> bool {
-    match error {
-        Error::Attach { why: AttachError::NoTask, .. } => true,
-        // Whoever works on it still does.
-        Error::Attach { why: AttachError::Withheld, .. } => false,
-        _ => is_another_thread,
     }
 }
 
@@ -153,30 +146,32 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn start(order: &'a Order, newborns: &Newborns, line: Line) -> Result<(Self, Attachment)> {
+        // Not the process itself: if its main thread has ended, that has no memory.
+        let (room, place) = by_thread_of(order, |thread, status| look(order, thread, status))?;
+        // Where threads come and go, the one that was looked at may have ended meanwhile.
+        by_thread_of(order, |thread, status| {
+            Self::start_by(thread, status, order, (room, place), newborns, line)
+        })
+    }
+
+    fn start_by(
+        thread: i32,
+        status: &Status,
+        order: &'a Order,
+        (room, place): (Room, Place),
+        newborns: &Newborns,
+        line: Line,
+    ) -> Result<(Self, Attachment)> {
         let pid = order.pid.as_raw_pid();
-        let thread = thread_to_stop(pid).unwrap_or(pid);
-        let status = Status::of_thread(pid, thread)?;
-        status.require_possible()?;
         let tracing = if status.is_under_seccomp() { Tracing::GoesOn } else { Tracing::Ends };
-        // Not the process's own: if its main thread has ended, that has no memory.
-        let maps = maps::of_task(thread).map_err(|error| match error.errno() {
-            Errno::ACCESS | Errno::PERM => status.not_permitted(),
-            _ => error,
-        })?;
-        let room = Room::find(order.pid, thread, &maps, order.region)?;
-        let place = find_place(pid, thread, &status)?;
-        if place.is_left_over {
-            wait_until_quiescent(pid, place.range())
-                .map_err(|errno| refusal(pid, errno, why_not_born(errno)))?;
-        }
         let keys = [Key::new()?, Key::new()?];
-        let options = seize(pid, thread, &status, tracing)?;
+        let options = seize(pid, thread, status, tracing)?;
         // From here on the number stays its own.
         if has_ended(&order.pidfd) {
             return Err(refusal(pid, Errno::SRCH, AttachError::Ended));
         }
         line.added().options.store(options, Ordering::Relaxed);
-        let born = birth::give_birth(thread, &place, order.executors);
+        let born = birth::give_birth(pid, thread, &place, order.executors);
         let settled = born.map_err(|errno| refusal(pid, errno, why_not_born(errno))).and_then(|born| {
             let parent = 0;
             let params = Params { engine: order.engine, spin_budget_ns: order.spin_budget_ns, parent };
@@ -238,6 +233,39 @@ impl<'a> Session<'a> {
         drop(self.executor);
         self.visits.end(&self.life, self.line);
     }
+}
+
+/// Does something by a thread of the process that can be stopped.
+fn by_thread_of<T>(order: &Order, work: impl FnOnce(i32, &Status) -> Result<T>) -> Result<T> {
+    let pid = order.pid.as_raw_pid();
+    let thread = thread_to_stop(pid).unwrap_or(pid);
+    let result = Status::of_thread(pid, thread).and_then(|status| {
+        status.require_possible()?;
+        work(thread, &status)
+    });
+    result.map_err(|error| {
+        // Its memory, its rights or its state may be the first to tell.
+        if Stat::has_ended(thread) && !has_ended(&order.pidfd) {
+            refusal(pid, Errno::SRCH, AttachError::ThreadsEnd)
+        } else {
+            error
+        }
+    })
+}
+
+/// Where everything is to be, as a thread sees the memory.
+fn look(order: &Order, thread: i32, status: &Status) -> Result<(Room, Place)> {
+    let pid = order.pid.as_raw_pid();
+    let maps = maps::of_task(thread).map_err(|error| match error.errno() {
+        Errno::ACCESS | Errno::PERM => status.not_permitted(),
+        _ => error,
+    })?;
+    let room = Room::find(order.pid, thread, &maps, order.region)?;
+    let place = find_place(pid, thread, status)?;
+    if place.is_left_over {
+        wait_until_quiescent(pid, place.range()).map_err(|errno| refusal(pid, errno, why_not_born(errno)))?;
+    }
+    Ok((room, place))
 }
 
 fn find_place(pid: i32, thread: i32, status: &Status) -> Result<Place> {

@@ -5,6 +5,7 @@
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -53,6 +54,32 @@ static void without_main_thread(void)
     self = pthread_self();
     if (pthread_create(&other, NULL, outlive, &self) != 0)
         exit(1);
+    pthread_exit(NULL);
+}
+
+// Ends within milliseconds, when there is another one like it.
+static void *pass_on(void *number)
+{
+    unsigned int seed = (unsigned int)(size_t)number * 2654435761u + 1;
+    struct pollfd end = { .fd = STDIN_FILENO };
+    pthread_attr_t detached;
+    pthread_t next;
+
+    usleep(rand_r(&seed) % 2000);
+    if (poll(&end, 1, 0) > 0)
+        exit(0);
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    if (pthread_create(&next, &detached, pass_on, (char *)number + 1) != 0)
+        exit(1);
+    pthread_attr_destroy(&detached);
+    return NULL;
+}
+
+static void without_a_lasting_thread(void)
+{
+    ready();
+    pass_on(NULL);
     pthread_exit(NULL);
 }
 
@@ -301,6 +328,8 @@ int main(int argc, char **argv)
             return 1;
     } else if (strcmp(kind, "leaderless") == 0) {
         without_main_thread();
+    } else if (strcmp(kind, "restless") == 0) {
+        without_a_lasting_thread();
     } else if (strcmp(kind, "leaving") == 0) {
         leave_after(argc > 2 ? atol(argv[2]) : 0);
     } else if (strcmp(kind, "io_uring") == 0) {

@@ -15,7 +15,9 @@ use process_vm_exec::{
 };
 
 use crate::{
-    common::{Execute as _, Killed, attached, attached_with, executor_of, kill, scratch, skip, soon, turn},
+    common::{
+        Execute as _, Killed, attached, attached_with, executor_of, kill, rounds, scratch, skip, soon, turn,
+    },
     target::compile,
     trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent, traces},
 };
@@ -167,6 +169,18 @@ fn whose_main_thread_is_just_ending() {
         space.detach().expect("detaching");
         assert_unharmed(process);
     }
+}
+
+#[test]
+fn whose_threads_all_end_soon() {
+    let _turn = turn();
+    let Some(process) = process("restless") else { return };
+    for round in rounds(30) {
+        let space = LiveProcess::attach_pid(process.pid()).unwrap_or_else(|error| panic!("{round}: {error}"));
+        space.execute(Sysno::getpid, [0; 6]).expect("a call");
+        space.detach().expect("detaching");
+    }
+    assert_unharmed(process);
 }
 
 #[test]
