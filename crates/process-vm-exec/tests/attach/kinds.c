@@ -57,6 +57,22 @@ static void without_main_thread(void)
     pthread_exit(NULL);
 }
 
+// Is back as soon as it has been stopped, or 2 ms have passed.
+static void run_until_stopped(void)
+{
+    const long stopped = 20 * 1000, enough = 2 * 1000 * 1000;
+    struct timespec before, now;
+    long left = enough, gap;
+
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    do {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        gap = (now.tv_sec - before.tv_sec) * 1000000000 + now.tv_nsec - before.tv_nsec;
+        before = now;
+        left -= gap;
+    } while (gap < stopped && left > 0);
+}
+
 // Ends within milliseconds, when there is another one like it.
 static void *pass_on(void *number)
 {
@@ -65,7 +81,10 @@ static void *pass_on(void *number)
     pthread_attr_t detached;
     pthread_t next;
 
-    usleep(rand_r(&seed) % 2000);
+    if ((size_t)number % 2 == 0)
+        run_until_stopped();
+    else
+        usleep(rand_r(&seed) % 2000);
     if (poll(&end, 1, 0) > 0)
         exit(0);
     pthread_attr_init(&detached);
