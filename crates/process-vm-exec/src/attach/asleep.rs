@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use rustix::time::ClockId;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 
 use super::stop::Timeout;
 use crate::procfs;
@@ -14,35 +14,45 @@ use crate::stat::Stat;
 #[derive(Debug)]
 pub(super) struct Asleep {
     tid: i32,
-    /// How often it had gone to sleep by then.
-    sleeps: u64,
-    elapsed: Duration,
-    seen: Instant,
+    scheduled: Scheduled,
+    /// When it fell asleep, or later.
+    since: Instant,
+    /// The clocks of the processors where it may wake up: where it fell asleep, and where we have gone from there.
+    clocks: Vec<Clock>,
 }
 
 impl Asleep {
-    /// If the thread sleeps in a call whose timeout we would have to shorten. For how long, its scheduler knows, and
-    /// the same of ourselves as we begin to run on its processor, whose clock that is. `None` where the kernel does not
-    /// tell (CONFIG_SCHED_DEBUG).
+    /// If the thread sleeps in a call whose timeout we would have to shorten. Since when, its scheduler knows, by its
+    /// processor's clock, to which we go. `None` where the kernel does not tell (CONFIG_SCHED_DEBUG), and where it has
+    /// forgotten: since Linux 6.12 a task may fall asleep and still be moved to another processor.
     pub(super) fn look_at(tid: i32) -> Option<Self> {
         let call = procfs::read(format!("/proc/{tid}/syscall")).ok()?;
         Timeout::of(call.split(' ').next()?.parse().ok()?)?;
-        let theirs = Scheduled::of(&tid.to_string())?;
-        let (home, mut there) = (sched_getaffinity(None).ok()?, CpuSet::new());
-        there.set(Stat::of(tid)?.processor);
-        sched_setaffinity(None, &there).ok()?;
-        let (ours, seen) = (Scheduled::of("thread-self"), Instant::now());
-        let _ = sched_setaffinity(None, &home);
-        let elapsed = Duration::try_from_secs_f64((ours?.began_ms - theirs.began_ms) / 1e3).ok()?;
-        let elapsed = elapsed.saturating_sub(error_of_schedulers_clock());
-        Some(Self { tid, sleeps: theirs.sleeps, elapsed, seen })
+        let scheduled =
+            Scheduled::of(&tid.to_string()).filter(|it| it.last_ran_ns != Scheduled::FORGOTTEN)?;
+        let processor = Stat::of(tid)?.processor;
+        // If it has not run since, it was there that it did.
+        if Scheduled::of(&tid.to_string())? != scheduled {
+            return None;
+        }
+        let clocks = Clock::of_processors_around(processor)?;
+        let since = clocks[0].latest(scheduled.last_ran_ns)? + error_of_schedulers_clock();
+        Some(Self { tid, scheduled, since, clocks })
     }
 
-    /// How long it had slept when we stopped it; `None` if that was another sleep.
-    pub(super) fn until_stopped(&self) -> Option<Duration> {
+    /// How long it had slept when we stopped it, as we did at `interrupted` or later; `None` unless that was this sleep
+    /// for certain. It was if the thread ran only once since, to stop, and did not begin before we interrupted it. Else it may
+    /// have been in the next call already, and on its way to sleep.
+    pub(super) fn until_stopped(&self, interrupted: Instant) -> Option<Duration> {
+        let (then, now) = (&self.scheduled, Scheduled::of(&self.tid.to_string())?);
+        let processor = Stat::of(self.tid)?.processor;
+        let clock = self.clocks.iter().find(|clock| clock.processor == processor)?;
+        let woke_up_ns = now.last_ran_ns.checked_sub(now.ran_ns.checked_sub(then.ran_ns)?)?;
         // To stop is to sleep once more.
-        let is_same = Scheduled::of(&self.tid.to_string())?.sleeps == self.sleeps + 1;
-        is_same.then(|| self.elapsed + self.seen.elapsed())
+        let ran_once = now.sleeps == then.sleeps + 1 && now.preemptions == then.preemptions;
+        let woke_up = clock.earliest(woke_up_ns)?;
+        let is_same = ran_once && woke_up >= interrupted + error_of_schedulers_clock();
+        is_same.then(|| self.since.elapsed())
     }
 }
 
@@ -56,7 +66,7 @@ fn error_of_schedulers_clock() -> Duration {
         let source = procfs::read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
         if source.is_ok_and(|source| OTHERS.contains(&source.trim())) {
             // The coarse clocks step once a tick. A span has two ends.
-            let tick = rustix::time::clock_getres(ClockId::MonotonicCoarse);
+            let tick = clock_getres(ClockId::MonotonicCoarse);
             2 * Duration::try_from(tick).unwrap_or_default()
         } else {
             Duration::ZERO
@@ -64,23 +74,157 @@ fn error_of_schedulers_clock() -> Duration {
     })
 }
 
+/// What the scheduler's clock of a processor said, beside ours. It stands while a hypervisor, or an interrupt, has the
+/// processor: spans that it measures are never too long, but may be too short.
+#[derive(Debug)]
+struct Clock {
+    processor: usize,
+    now_ns: u64,
+    before: Instant,
+    after: Instant,
+}
+
+impl Clock {
+    /// The clock of this processor, and of another, on which we are afterwards if there is one.
+    fn of_processors_around(processor: usize) -> Option<Vec<Self>> {
+        let home = sched_getaffinity(None).ok()?;
+        let (mut there, mut elsewhere) = (CpuSet::new(), home);
+        there.set(processor);
+        elsewhere.unset(processor);
+        sched_setaffinity(None, &there).ok()?;
+        let clock = Self::here();
+        let other = sched_setaffinity(None, &elsewhere).ok().and_then(|()| Self::here());
+        let _ = sched_setaffinity(None, &home);
+        Some([clock?].into_iter().chain(other).collect())
+    }
+
+    fn here() -> Option<Self> {
+        let (processor, before) = (sched_getcpu(), Instant::now());
+        // That has the scheduler write down its time (`task_sched_runtime` in kernel/sched/core.c).
+        let _ = clock_gettime(ClockId::ThreadCPUTime);
+        let now_ns = Scheduled::of("thread-self")?.last_ran_ns;
+        let after = Instant::now();
+        (sched_getcpu() == processor).then_some(Self { processor, now_ns, before, after })
+    }
+
+    /// When it was `past_ns` on this clock, at the latest.
+    fn latest(&self, past_ns: u64) -> Option<Instant> {
+        self.after.checked_sub(Duration::from_nanos(self.now_ns.checked_sub(past_ns)?))
+    }
+
+    /// When it was `later_ns` on this clock, at the earliest.
+    fn earliest(&self, later_ns: u64) -> Option<Instant> {
+        self.before.checked_add(Duration::from_nanos(later_ns.checked_sub(self.now_ns)?))
+    }
+}
+
 /// What /proc/PID/sched tells.
+#[derive(Debug, PartialEq, Eq)]
 struct Scheduled {
-    /// When it last began to run, or was last seen to run, by its processor's clock.
-    began_ms: f64,
+    /// When it last ran, or was last seen to, by its processor's clock.
+    last_ran_ns: u64,
+    /// For how long altogether.
+    ran_ns: u64,
     sleeps: u64,
+    preemptions: u64,
 }
 
 impl Scheduled {
+    /// When a task last ran that has been moved since and has not run there yet (`migrate_task_rq_fair` in
+    /// kernel/sched/fair.c).
+    const FORGOTTEN: u64 = 0;
+
     fn of(task: &str) -> Option<Self> {
         let text = procfs::read(format!("/proc/{task}/sched")).ok()?;
         let field = |name: &str| {
             let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(name))?;
-            line.rsplit(' ').next()
+            // Milliseconds have six decimal places.
+            line.rsplit(' ').next()?.replace('.', "").parse().ok()
         };
         Some(Self {
-            began_ms: field("se.exec_start")?.parse().ok()?,
-            sleeps: field("nr_voluntary_switches")?.parse().ok()?,
+            last_ran_ns: field("se.exec_start")?,
+            ran_ns: field("se.sum_exec_runtime")?,
+            sleeps: field("nr_voluntary_switches")?,
+            preemptions: field("nr_involuntary_switches")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread;
+
+    use rustix::event::epoll::{Event, EventData, EventFlags};
+    use rustix::event::{EventfdFlags, epoll, eventfd};
+    use rustix::io::write;
+    use rustix::thread::gettid;
+    use rustix::time::Timespec;
+
+    use super::*;
+
+    fn wait_for(event: &OwnedFd) {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll_create(2)");
+        epoll::add(&poll, event, EventData::new_u64(0), EventFlags::IN).expect("epoll_ctl(2)");
+        let timeout = Timespec { tv_sec: 1000, tv_nsec: 0 };
+        let mut events: [Event; 1] = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
+        epoll::wait(&poll, &mut events, Some(&timeout)).expect("epoll_wait(2)");
+    }
+
+    /// What is known of the sleep of a thread that wakes up, goes on for `busy`, and sleeps again, as one does that
+    /// stops. `wake` wakes it, sees it awake or not, and says when it interrupted it.
+    fn sleep_of_one_that(
+        busy: Duration,
+        wake: impl FnOnce(&OwnedFd, &Receiver<()>) -> Instant,
+    ) -> Option<Duration> {
+        let event = eventfd(0, EventfdFlags::empty()).expect("eventfd(2)");
+        let ((say_tid, tid), (say_awake, awake)) = (channel(), channel());
+        thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                say_tid.send(gettid().as_raw_nonzero().get()).expect("a receiver");
+                wait_for(&event);
+                say_awake.send(()).expect("a receiver");
+                let woken = Instant::now();
+                while woken.elapsed() < busy {}
+                thread::park();
+            });
+            let tid = tid.recv().expect("its number");
+            thread::sleep(Duration::from_millis(2));
+            let asleep = Asleep::look_at(tid);
+            let interrupted = wake(&event, &awake);
+            while Stat::of(tid).is_some_and(Stat::is_running) {}
+            let elapsed = asleep.and_then(|asleep| asleep.until_stopped(interrupted));
+            sleeper.thread().unpark();
+            elapsed
+        })
+    }
+
+    #[test]
+    fn a_sleep_that_lasts_until_it_is_interrupted_is_known() {
+        let began = Instant::now();
+        let look = || {
+            sleep_of_one_that(Duration::ZERO, |event, _| {
+                let interrupted = Instant::now();
+                write(event, &1u64.to_ne_bytes()).expect("write(2)");
+                interrupted
+            })
+        };
+        // Others may need the processor in between.
+        let elapsed =
+            std::iter::repeat_with(look).take(1000).flatten().next().expect("a sleep that is known");
+        assert!(elapsed > Duration::from_millis(1) && elapsed < began.elapsed());
+    }
+
+    #[test]
+    fn a_sleep_that_ended_before_is_not_taken_for_one_that_lasts() {
+        for _ in 0..50 {
+            let elapsed = sleep_of_one_that(Duration::from_millis(1), |event, awake| {
+                write(event, &1u64.to_ne_bytes()).expect("write(2)");
+                awake.recv().expect("it wakes up");
+                Instant::now()
+            });
+            assert_eq!(elapsed, None);
+        }
     }
 }

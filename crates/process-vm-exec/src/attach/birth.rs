@@ -34,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Has `tid`, a thread of `pid` that we have seized, make executors with these flags for their clones.
 pub(super) fn give_birth(pid: i32, tid: i32, place: &Place, executors: [i32; 2]) -> Result<Born, Errno> {
-    let asleep = Asleep::look_at(tid);
     let awake = Awake::processor_of(tid);
+    let asleep = Asleep::look_at(tid);
     let thread = Stopped::stop(tid, asleep.as_ref())?;
     if let Err(errno) = commit(&thread, place, executors) {
         thread.release()?;

@@ -62,6 +62,7 @@ impl Stopped {
     ) -> Result<Self, Errno> {
         let deadline = Instant::now() + PATIENCE;
         let interrupt = || request(libc::PTRACE_INTERRUPT, tid, 0, 0);
+        let interrupted = Instant::now();
         interrupt()?;
         let is_group_stopped = loop {
             let stop = next_stop(tid, deadline)?;
@@ -79,7 +80,8 @@ impl Stopped {
             }
         };
         let mut registers = get_registers(tid)?;
-        if go_on_waiting(tid, &mut registers, asleep) || leave_critical_section(tid, &mut registers) {
+        let elapsed = || asleep?.until_stopped(interrupted);
+        if go_on_waiting(tid, &mut registers, elapsed) || leave_critical_section(tid, &mut registers) {
             // At once: if we die before this, the thread sees that its call was interrupted.
             set_registers(tid, &registers)?;
         }
@@ -273,14 +275,18 @@ fn shorter_timespec(tid: i32, registers: &libc::user_regs_struct, addr: u64, ela
 
 /// Some calls say `EINTR` when a thread is stopped, whatever the disposition of signals (signal(7), "Interruption of
 /// system calls and library functions by stop signals"). These are made anew, unless a handler runs first, with the
-/// time that is left. Says whether it was such a call.
-fn go_on_waiting(tid: i32, registers: &mut libc::user_regs_struct, asleep: Option<&Asleep>) -> bool {
+/// time that is left, or with all of it if it is not known how much has `elapsed`. Says whether it was such a call.
+fn go_on_waiting(
+    tid: i32,
+    registers: &mut libc::user_regs_struct,
+    elapsed: impl FnOnce() -> Option<Duration>,
+) -> bool {
     if registers.orig_rax == NO_SYSCALL || registers.rax.cast_signed() != -i64::from(libc::EINTR) {
         return false;
     }
     registers.rax = (-ERESTARTNOHAND).cast_unsigned();
     if let Some(timeout) = Timeout::of(registers.orig_rax.cast_signed())
-        && let Some(elapsed) = asleep.and_then(Asleep::until_stopped)
+        && let Some(elapsed) = elapsed()
     {
         timeout.shorten(tid, registers, elapsed);
     }

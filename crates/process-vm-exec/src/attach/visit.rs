@@ -136,7 +136,6 @@ impl Visits {
         if !self.added.recall() {
             return Err(refusal(tid, Errno::BUSY, ThreadError::Busy));
         }
-        let asleep = Asleep::look_at(tid);
         seize(tid).map_err(|errno| match errno {
             Errno::PERM => refusal(tid, errno, status.why_not_permitted().into()),
             _ => no_thread(),
@@ -145,7 +144,7 @@ impl Visits {
         if !Status::of(tid).is_ok_and(|status| status.is_thread_of(pid)) {
             return Err(no_thread());
         }
-        Stopped::stop(tid, asleep.as_ref()).map_err(|errno| refusal(tid, errno, why_not(errno)))
+        Stopped::stop(tid, Asleep::look_at(tid).as_ref()).map_err(|errno| refusal(tid, errno, why_not(errno)))
     }
 
     /// That a stopped thread can make these calls. Its process may have executed another program just now.
