@@ -61,17 +61,14 @@ fn whereabouts(tid: i32) -> Where {
     }
 }
 
-/// Stops a thread to see whether it is in the range.
+/// Stops a thread to see whether it is in the range. One that cannot be stopped may be.
 fn stopped_in(tid: i32, range: &Range<u64>) -> bool {
-    if seize(tid).is_err() {
-        return false;
-    }
-    match Stopped::stop(tid, None) {
+    match seize(tid).and_then(|()| Stopped::stop(tid, None)) {
         Ok(thread) => {
             let is_there = range.contains(&thread.registers().rip);
             let _ = thread.leave_alone();
             is_there
         }
-        Err(_) => false,
+        Err(_) => !Stat::has_ended(tid),
     }
 }

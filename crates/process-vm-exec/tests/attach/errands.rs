@@ -329,10 +329,7 @@ fn a_thread_that_nobody_brings_back_comes_back_by_itself() {
         let child = i32::try_from(supervisor.id()).expect("a pid");
         soon("it has attached", || has_region(pid));
         thread::sleep(Duration::from_millis(20));
-        let janitor = descendants(child).into_iter().find(|&pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "pvx-janitor\n")
-        });
-        kill(janitor.expect("a janitor"), libc::SIGKILL);
+        kill_janitor_of(child);
         thread::sleep(Duration::from_micros(numbers.below(500)));
         supervisor.kill().expect("SIGKILL");
         supervisor.wait().expect("its status");
@@ -340,11 +337,53 @@ fn a_thread_that_nobody_brings_back_comes_back_by_itself() {
         target.check_goes_on(&before);
         let is_left = |trace: &Trace| matches!(trace, Trace::Mapping(_) | Trace::SameMemory(_));
         assert_no_trace_but(pid, is_left);
-        for trace in traces(pid) {
-            if let Trace::SameMemory(executor) = trace {
-                kill(executor, libc::SIGKILL);
-            }
-        }
+        kill_executors_of(pid);
         target.quit();
     }
+}
+
+fn kill_janitor_of(supervisor: i32) {
+    let janitor = descendants(supervisor).into_iter().find(|&pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "pvx-janitor\n")
+    });
+    kill(janitor.expect("a janitor"), libc::SIGKILL);
+}
+
+fn kill_executors_of(pid: i32) {
+    for trace in traces(pid) {
+        if let Trace::SameMemory(executor) = trace {
+            kill(executor, libc::SIGKILL);
+        }
+    }
+}
+
+/// What is left of an attachment may still be needed by a thread that a debugger, say, keeps from being looked at.
+#[test]
+fn what_is_left_stays_while_a_thread_may_be_in_it() {
+    let _turn = turn();
+    let Some(target) = Target::start(&["--threads=2", "--workers=spin"]) else { return };
+    let pid = target.pid();
+    let mut supervisor = send(pid, "often");
+    soon("it has attached", || has_region(pid));
+    kill_janitor_of(i32::try_from(supervisor.id()).expect("a pid"));
+    supervisor.kill().expect("SIGKILL");
+    supervisor.wait().expect("its status");
+    kill_executors_of(pid);
+    soon("its executors have ended", || {
+        !traces(pid).iter().any(|trace| matches!(trace, Trace::SameMemory(_)))
+    });
+    let others: Vec<_> = tasks(pid).into_iter().filter(|&tid| tid != pid).collect();
+    thread::scope(|scope| {
+        let debugger = scope.spawn(|| {
+            for &tid in &others {
+                // SAFETY: PTRACE_SEIZE needs no memory of ours; the tracees go on when this thread ends.
+                assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) }, 0);
+            }
+            LiveProcess::attach_pid(pid).map(drop).map_err(|error| error.errno())
+        });
+        assert_eq!(debugger.join().expect("no panic"), Err(Errno::BUSY));
+    });
+    attached(pid).detach().expect("detaching");
+    assert_no_trace(pid);
+    target.quit();
 }
