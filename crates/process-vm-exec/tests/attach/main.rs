@@ -6,6 +6,7 @@
 //! `PVX_SOAK_SECONDS` lengthens each storm to so many seconds; `PVX_SLACK_MS` (5000) is how late a target's waits may
 //! end.
 
+mod allocator;
 mod common;
 mod target;
 mod trace;
