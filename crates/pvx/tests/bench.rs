@@ -37,6 +37,16 @@ fn check_lines(report: &Value) -> Vec<(String, String, String)> {
                 line["placement"] == "two-cpus",
                 "{line}"
             );
+            let classes = line["by_line"].as_array().expect("by_line");
+            assert_eq!(!classes.is_empty(), line["placement"] == "two-cpus", "{line}");
+            for class in classes {
+                let [line_ns, ns, lines] =
+                    ["line_ns", "ns", "lines"].map(|key| class[key].as_f64().expect(key));
+                assert!(
+                    line_ns > 0.0 && ns > 0.0 && lines > 0.0 && class["batches"].as_u64() > Some(0),
+                    "{line}"
+                );
+            }
             (text(line, "case"), text(line, "engine"), text(line, "placement"))
         })
         .collect()

@@ -235,7 +235,15 @@ mod tests {
 
     fn line(engine: &'static str, min: f64, median: f64, max: f64) -> Line {
         let ns = Spread { min, median, max };
-        Line { case: "syscall", engine, placement: "one-cpu", ns, line_ns: None, ratio_to_ptrace: None }
+        Line {
+            case: "syscall",
+            engine,
+            placement: "one-cpu",
+            ns,
+            line_ns: None,
+            by_line: Vec::new(),
+            ratio_to_ptrace: None,
+        }
     }
 
     fn chart(cases: Vec<Line>) -> String {

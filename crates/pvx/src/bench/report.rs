@@ -25,9 +25,46 @@ pub(super) struct Line {
     pub(super) ns: Spread,
     /// The median of what a cache line took there and back before each batch, on the same two CPUs.
     pub(super) line_ns: Option<f64>,
+    /// The same batches, classed by what the line took: none on one CPU.
+    pub(super) by_line: Vec<Class>,
     /// The best median of `ptrace` in this case (for a baseline: in `syscall`; for live processes: in
     /// `inject-ptrace`) divided by this median.
     pub(super) ratio_to_ptrace: Option<f64>,
+}
+
+/// Batches beside a cache line that took about as long: hosts move virtual CPUs, and two may be one core for a while.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Class {
+    /// `one-core` or `two-cores`.
+    cores: &'static str,
+    batches: usize,
+    /// Medians: of the line, of a round, and of a round beside the line of its batch.
+    line_ns: f64,
+    ns: f64,
+    lines: f64,
+}
+
+impl Class {
+    /// What a cache line takes there and back within a core, at most.
+    const ONE_CORE_NS: f64 = 60.0;
+
+    /// Of each batch, what a round and what the line took.
+    fn all(batches: &[(f64, f64)]) -> Vec<Self> {
+        let (one, two) = batches.iter().partition(|(_, line)| *line <= Self::ONE_CORE_NS);
+        [("one-core", one), ("two-cores", two)]
+            .into_iter()
+            .filter_map(|(cores, class)| Self::of(cores, class))
+            .collect()
+    }
+
+    fn of(cores: &'static str, batches: Vec<&(f64, f64)>) -> Option<Self> {
+        let median = |value: fn(&(f64, f64)) -> f64| {
+            Spread::of(batches.iter().map(|&batch| value(batch)).collect()).median
+        };
+        let (ns, line_ns, lines) =
+            (median(|batch| batch.0), median(|batch| batch.1), median(|batch| batch.0 / batch.1));
+        (!batches.is_empty()).then_some(Self { cores, batches: batches.len(), line_ns, ns, lines })
+    }
 }
 
 /// Of the averages of all batches.
@@ -39,18 +76,20 @@ pub(super) struct Spread {
 }
 
 /// What came out for one subject.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Measured {
     subject: Subject,
     ns: Spread,
     line_ns: Option<f64>,
+    by_line: Vec<Class>,
 }
 
 impl Measured {
     /// `line_ns` is empty where there is no such line.
     pub(super) fn of(subject: Subject, ns: Vec<f64>, line_ns: Vec<f64>) -> Self {
+        let batches: Vec<_> = ns.iter().copied().zip(line_ns.iter().copied()).collect();
         let line_ns = (!line_ns.is_empty()).then(|| Spread::of(line_ns).median);
-        Self { subject, ns: Spread::of(ns), line_ns }
+        Self { subject, ns: Spread::of(ns), line_ns, by_line: Class::all(&batches) }
     }
 }
 
@@ -72,17 +111,16 @@ impl Report {
                 .map(|one| one.ns.median);
             medians.min_by(f64::total_cmp)
         };
-        let cases = measured
-            .iter()
-            .map(|&Measured { subject, ns, line_ns }| Line {
-                case: subject.case.name(),
-                engine: subject.engine_name(),
-                placement: subject.placement.name(),
-                ns,
-                line_ns,
-                ratio_to_ptrace: ptrace_ns(subject.case).map(|ptrace| ptrace / ns.median),
-            })
-            .collect();
+        let line = |Measured { subject, ns, line_ns, by_line }: &Measured| Line {
+            case: subject.case.name(),
+            engine: subject.engine_name(),
+            placement: subject.placement.name(),
+            ns: *ns,
+            line_ns: *line_ns,
+            by_line: by_line.clone(),
+            ratio_to_ptrace: ptrace_ns(subject.case).map(|ptrace| ptrace / ns.median),
+        };
+        let cases = measured.iter().map(line).collect();
         Self { machine, hogs: false, cases }
     }
 
@@ -102,7 +140,31 @@ impl Report {
         });
         let Machine { cpu, cpus, kernel, .. } = &self.machine;
         let beside = if self.hogs { ", a hog on each" } else { "" };
-        format!("{cpu}, {cpus} CPUs{beside}, {kernel}\n{}", table(&heading, 3, rows))
+        format!("{cpu}, {cpus} CPUs{beside}, {kernel}\n{}{}", table(&heading, 3, rows), self.text_by_line())
+    }
+
+    fn text_by_line(&self) -> String {
+        let rows: Vec<_> = self
+            .cases
+            .iter()
+            .flat_map(|line| line.by_line.iter().map(move |class| (line, class)))
+            .map(|(line, class)| {
+                vec![
+                    line.case.to_owned(),
+                    line.engine.to_owned(),
+                    class.cores.to_owned(),
+                    class.batches.to_string(),
+                    human_ns(class.line_ns),
+                    human_ns(class.ns),
+                    format!("{:.2}", class.lines),
+                ]
+            })
+            .collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        let heading = ["two CPUs", "engine", "which are", "batches", "line", "median", "in lines"];
+        format!("\n{}", table(&heading, 3, rows.into_iter()))
     }
 }
 
@@ -157,6 +219,19 @@ mod tests {
     fn the_spread_of_batches_is_their_least_middle_and_greatest() {
         let spread = Spread::of(vec![3.0, 1.0, 9.0, 2.0, 4.0]);
         assert_eq!((spread.min, spread.median, spread.max), (1.0, 3.0, 9.0));
+    }
+
+    #[test]
+    fn batches_are_classed_by_the_line_beside_each() {
+        let classes =
+            Class::all(&[(90.0, 30.0), (260.0, 130.0), (120.0, 60.0), (300.0, 100.0), (270.0, 90.0)]);
+        let class = |cores, batches, line_ns, ns, lines| Class { cores, batches, line_ns, ns, lines };
+        assert_eq!(
+            classes,
+            [class("one-core", 2, 60.0, 120.0, 3.0), class("two-cores", 3, 100.0, 270.0, 3.0)]
+        );
+        assert_eq!(Class::all(&[(90.0, 30.0)]).len(), 1);
+        assert_eq!(Class::all(&[]), []);
     }
 
     #[test]
