@@ -1,5 +1,6 @@
 //! How long a thread has been asleep in a system call.
 
+use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -28,11 +29,10 @@ impl Asleep {
     pub(super) fn look_at(tid: i32) -> Option<Self> {
         let call = procfs::read(format!("/proc/{tid}/syscall")).ok()?;
         Timeout::of(call.split(' ').next()?.parse().ok()?)?;
-        let scheduled =
-            Scheduled::of(&tid.to_string()).filter(|it| it.last_ran_ns != Scheduled::FORGOTTEN)?;
+        let scheduled = Scheduled::of(tid).filter(|it| it.last_ran_ns != Scheduled::FORGOTTEN)?;
         let processor = Stat::of(tid)?.processor;
         // If it has not run since, it was there that it did.
-        if Scheduled::of(&tid.to_string())? != scheduled {
+        if Scheduled::of(tid)? != scheduled {
             return None;
         }
         let clocks = Clock::of_processors_around(processor)?;
@@ -44,7 +44,7 @@ impl Asleep {
     /// for certain. It was if the thread ran only once since, to stop, and did not begin before we interrupted it. Else it may
     /// have been in the next call already, and on its way to sleep.
     pub(super) fn until_stopped(&self, interrupted: Instant) -> Option<Duration> {
-        let (then, now) = (&self.scheduled, Scheduled::of(&self.tid.to_string())?);
+        let (then, now) = (&self.scheduled, Scheduled::of(self.tid)?);
         let processor = Stat::of(self.tid)?.processor;
         let clock = self.clocks.iter().find(|clock| clock.processor == processor)?;
         let woke_up_ns = now.last_ran_ns.checked_sub(now.ran_ns.checked_sub(then.ran_ns)?)?;
@@ -134,7 +134,7 @@ impl Scheduled {
     /// kernel/sched/fair.c).
     const FORGOTTEN: u64 = 0;
 
-    fn of(task: &str) -> Option<Self> {
+    fn of(task: impl fmt::Display) -> Option<Self> {
         let text = procfs::read(format!("/proc/{task}/sched")).ok()?;
         let field = |name: &str| {
             let line = text.lines().find(|line| line.split_ascii_whitespace().next() == Some(name))?;

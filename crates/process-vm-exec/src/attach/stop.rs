@@ -80,9 +80,17 @@ impl Stopped {
             }
         };
         let mut registers = get_registers(tid)?;
-        let elapsed = || asleep?.until_stopped(interrupted);
-        if go_on_waiting(tid, &mut registers, elapsed) || leave_critical_section(tid, &mut registers) {
+        let was_waiting = go_on_waiting(&mut registers);
+        if was_waiting || leave_critical_section(tid, &mut registers) {
             // At once: if we die before this, the thread sees that its call was interrupted.
+            set_registers(tid, &registers)?;
+        }
+        if was_waiting
+            && let Some(timeout) = Timeout::of(registers.orig_rax.cast_signed())
+            && let Some(elapsed) = asleep.and_then(|asleep| asleep.until_stopped(interrupted))
+        {
+            // It takes a while to find out; if we die before this, the thread waits for too long.
+            timeout.shorten(tid, &mut registers, elapsed);
             set_registers(tid, &registers)?;
         }
         let signal_mask = get_signal_mask(tid)?;
@@ -274,22 +282,13 @@ fn shorter_timespec(tid: i32, registers: &libc::user_regs_struct, addr: u64, ela
 }
 
 /// Some calls say `EINTR` when a thread is stopped, whatever the disposition of signals (signal(7), "Interruption of
-/// system calls and library functions by stop signals"). These are made anew, unless a handler runs first, with the
-/// time that is left, or with all of it if it is not known how much has `elapsed`. Says whether it was such a call.
-fn go_on_waiting(
-    tid: i32,
-    registers: &mut libc::user_regs_struct,
-    elapsed: impl FnOnce() -> Option<Duration>,
-) -> bool {
+/// system calls and library functions by stop signals"). These are made anew, unless a handler runs first. Says whether it was
+/// such a call.
+fn go_on_waiting(registers: &mut libc::user_regs_struct) -> bool {
     if registers.orig_rax == NO_SYSCALL || registers.rax.cast_signed() != -i64::from(libc::EINTR) {
         return false;
     }
     registers.rax = (-ERESTARTNOHAND).cast_unsigned();
-    if let Some(timeout) = Timeout::of(registers.orig_rax.cast_signed())
-        && let Some(elapsed) = elapsed()
-    {
-        timeout.shorten(tid, registers, elapsed);
-    }
     true
 }
 
