@@ -18,7 +18,7 @@ use std::{
 use process_vm_exec::{Call, LiveProcess, LiveProcessBuilder, Result, Returned, Sysno};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::trace::has_region;
+use crate::trace::{Trace, has_region, traces};
 
 /// The time without a new round after which a claim counts as hung.
 const WATCHDOG: Duration = Duration::from_secs(200);
@@ -158,6 +158,15 @@ pub(crate) fn this_program(test: &str) -> Command {
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
     command.stdin(Stdio::null());
     command
+}
+
+/// Ends all that have the memory of a process: executors that nobody else removes, say.
+pub(crate) fn kill_sharers_of_memory(pid: i32) {
+    for trace in traces(pid) {
+        if let Trace::SameMemory(tid) = trace {
+            kill(tid, libc::SIGKILL);
+        }
+    }
 }
 
 /// Waits for something that takes a little.

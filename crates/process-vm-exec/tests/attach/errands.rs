@@ -11,10 +11,13 @@ use std::{
 use process_vm_exec::{Call, Errno, Error, LiveProcess, Sysno};
 
 use crate::{
-    common::{Killed, Numbers, attached, kill, rounds, scratch, skip, soon, this_program, turn},
+    common::{
+        Killed, Numbers, attached, kill, kill_sharers_of_memory, rounds, scratch, skip, soon, this_program,
+        turn,
+    },
     target::{Report, Target, compile},
     threads::{GETTID, gettid_in, tasks},
-    trace::{Trace, assert_no_trace, assert_no_trace_but, descendants, has_region, state_and_parent, traces},
+    trace::{Trace, assert_no_trace, assert_no_trace_but, descendants, has_region, state_and_parent},
 };
 
 /// Set in a supervisor that is to send a process's main thread on errands: its number, and how.
@@ -337,7 +340,7 @@ fn a_thread_that_nobody_brings_back_comes_back_by_itself() {
         target.check_goes_on(&before);
         let is_left = |trace: &Trace| matches!(trace, Trace::Mapping(_) | Trace::SameMemory(_));
         assert_no_trace_but(pid, is_left);
-        kill_executors_of(pid);
+        kill_sharers_of_memory(pid);
         target.quit();
     }
 }
@@ -347,14 +350,6 @@ fn kill_janitor_of(supervisor: i32) {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "pvx-janitor\n")
     });
     kill(janitor.expect("a janitor"), libc::SIGKILL);
-}
-
-fn kill_executors_of(pid: i32) {
-    for trace in traces(pid) {
-        if let Trace::SameMemory(executor) = trace {
-            kill(executor, libc::SIGKILL);
-        }
-    }
 }
 
 /// What is left of an attachment may still be needed by a thread that a debugger, say, keeps from being looked at.
@@ -368,10 +363,8 @@ fn what_is_left_stays_while_a_thread_may_be_in_it() {
     kill_janitor_of(i32::try_from(supervisor.id()).expect("a pid"));
     supervisor.kill().expect("SIGKILL");
     supervisor.wait().expect("its status");
-    kill_executors_of(pid);
-    soon("its executors have ended", || {
-        !traces(pid).iter().any(|trace| matches!(trace, Trace::SameMemory(_)))
-    });
+    kill_sharers_of_memory(pid);
+    assert_no_trace_but(pid, |trace| matches!(trace, Trace::Mapping(_)));
     let others: Vec<_> = tasks(pid).into_iter().filter(|&tid| tid != pid).collect();
     thread::scope(|scope| {
         let debugger = scope.spawn(|| {

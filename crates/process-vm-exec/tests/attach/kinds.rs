@@ -16,10 +16,11 @@ use process_vm_exec::{
 
 use crate::{
     common::{
-        Execute as _, Killed, attached, attached_with, executor_of, kill, rounds, scratch, skip, soon, turn,
+        Execute as _, Killed, attached, attached_with, executor_of, kill, kill_sharers_of_memory, rounds,
+        scratch, skip, soon, turn,
     },
     target::compile,
-    trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent, traces},
+    trace::{Trace, assert_no_trace, assert_no_trace_but, has_region, numbers, state_and_parent},
 };
 
 fn program() -> Option<PathBuf> {
@@ -381,9 +382,5 @@ fn that_overwrites_the_executors_instructions() {
     // It comes back at all; the target may also be too late to spoil it.
     drop(LiveProcess::attach_pid(process.pid()));
     // What it has made of the tasks that were to become executors goes round in circles.
-    for trace in traces(process.pid()) {
-        if let Trace::SameMemory(tid) = trace {
-            kill(tid, libc::SIGKILL);
-        }
-    }
+    kill_sharers_of_memory(process.pid());
 }
